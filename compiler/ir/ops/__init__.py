@@ -1,0 +1,18 @@
+"""Every operation of the IR. `REGISTRY[name]` has the type rule, the documentation and the meaning."""
+
+from compiler.ir.ops import attention, elementwise, linear, movement, norm, structure
+from compiler.ir.ops.registry import REGISTRY, Attribute, Op, Operand, TypeRuleError
+
+__all__ = [
+    "REGISTRY",
+    "Attribute",
+    "Op",
+    "Operand",
+    "TypeRuleError",
+    "attention",
+    "elementwise",
+    "linear",
+    "movement",
+    "norm",
+    "structure",
+]

@@ -1,0 +1,123 @@
+"""Rotary embedding and attention: what position and attention parts become, before and after the KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.ir.ops.registry import op
+
+
+@op("x: F[*N,H,D], cos: f32[*N,R], sin: f32[*N,R] -> F[*N,H,D]")
+def rotate(x: Any, cos: Any, sin: Any, *, style: str) -> Any:
+    """Rotary embedding (arXiv:2104.09864, eq. 34) of the first 2R of D dims, in float32; the rest pass through.
+
+    Pairs are (j, j + R) in style `half` and (2j, 2j + 1) in style `interleaved`; (a, b) becomes
+    (a cos - b sin, b cos + a sin).
+    """
+    import torch
+
+    size = cos.shape[-1]
+    wide, rest = x[..., : 2 * size].float(), x[..., 2 * size :]
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    if style == "half":
+        a, b = wide[..., :size], wide[..., size:]
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    else:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    return torch.cat((turned.to(x.dtype), rest), -1)
+
+
+def attend(
+    q: Any, k: Any, v: Any, query_at: Any, key_at: Any, prefix: Any, sinks: Any, *, scale: float, causal: bool,
+    window: int | None, softcap: float | None, slopes: tuple[float, ...] | None,
+) -> Any:
+    """Attention of q[B,S,H,D] over k[B,P,K,D] and v[B,P,K,Dv] in float32; query_at[B,S] and key_at[B,P] are positions.
+
+    scores = softcap(q k' scale) + slope key_at, masked; out = softmax(scores) v (arXiv:1706.03762, eq. 1; grouped
+    heads arXiv:2305.13245; linear biases arXiv:2108.12409). A key at a position below 0 is padding.
+    """
+    import torch
+
+    batch, length, heads, dim = q.shape
+    groups = k.shape[2]
+    q = q.float().reshape(batch, length, groups, heads // groups, dim).permute(0, 2, 3, 1, 4)
+    k = k.float().permute(0, 2, 3, 1)[:, :, None]
+    scores = (q @ k) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    at, keys = query_at[:, None, None, :, None], key_at[:, None, None, None, :]
+    if slopes is not None:
+        scores = scores + torch.tensor(slopes).reshape(1, groups, -1, 1, 1) * keys
+    mask = keys >= 0
+    if causal:
+        seen = keys <= at
+        if prefix is not None:
+            seen = seen | (keys < prefix[:, None, None, None, None])
+        mask = mask & seen
+    if window is not None:
+        mask = mask & (at - keys < window)
+    scores = torch.where(mask, scores, torch.finfo(torch.float32).min)
+    if sinks is not None:
+        column = sinks.float().reshape(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.softmax(torch.cat((scores, column), -1), -1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, -1)
+    out = weights @ v.float().permute(0, 2, 1, 3)[:, :, None]
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, v.shape[-1])
+
+
+@op("q: F[B,S,H,D], k: F[B,S,K,D], v: F[B,S,K,E], positions: i32[B,S], prefix?: i32[B], sinks?: F[H] -> F[B,S,H,E]")
+def attention(
+    q: Any, k: Any, v: Any, positions: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,
+    window: int | None = None, softcap: float | None = None, slopes: tuple[float, ...] | None = None,
+) -> Any:
+    """Attention without a cache: every sequence is a row, `positions` below 0 are padding.
+
+    K divides H: query head h reads key head h // (H/K). `causal` hides later keys, `window` w keys w or more back,
+    `prefix` shows keys before it to all; `softcap` c is c tanh(s/c) before the mask; `slopes` are ALiBi's, times the
+    key's position; `sinks` are logits that join each softmax and are dropped.
+    """
+    options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
+    return attend(q, k, v, positions, positions, prefix, sinks, **options).to(q.dtype)
+
+
+@op(
+    "q: F[*N,H,D], k: F[*N,K,D], v: F[*N,K,E], k_cache: T[C,K,W,D], v_cache: T[C,K,W,E], past_lens: i32[B], "
+    "seq_begins: i32[Z], block_ids: i32[P], block_begins: i32[Z], max_context: i32[], prefix?: i32[B], sinks?: F[H] "
+    "-> F[*N,H,E]",
+    effect=True,
+)
+def paged_attention(
+    q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, past_lens: Any, seq_begins: Any, block_ids: Any,
+    block_begins: Any, max_context: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,
+    window: int | None = None, softcap: float | None = None, slopes: tuple[float, ...] | None = None,
+) -> Any:
+    """Append k and v to the paged cache, then attend to the whole sequence (arXiv:2309.06180, section 4.2).
+
+    The leading dims are the packed tokens of B sequences, one after the other: sequence b has the tokens
+    seq_begins[b]:seq_begins[b+1], follows past_lens[b] cached ones, and owns the cache blocks
+    block_ids[block_begins[b]:block_begins[b+1]], W tokens each. max_context is the longest past + new length, for kernels
+    that size buffers by it. Changes k_cache and v_cache in place. The attributes are those of `attention`.
+    """
+    import torch
+
+    heads, dim, wide = q.shape[-2], q.shape[-1], v.shape[-1]
+    flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    out = flat_q.new_empty(flat_q.shape[0], heads, wide)
+    size = k_cache.shape[2]
+    options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
+    for row, past in enumerate(past_lens.tolist()):
+        start, stop = int(seq_begins[row]), int(seq_begins[row + 1])
+        blocks = block_ids[int(block_begins[row]) : int(block_begins[row + 1])].long()
+        at = torch.arange(past, past + stop - start)
+        k_cache[blocks[at // size], :, at % size] = flat_k[start:stop].to(k_cache.dtype)
+        v_cache[blocks[at // size], :, at % size] = flat_v[start:stop].to(v_cache.dtype)
+        keys_at = torch.arange(past + stop - start)
+        keys = k_cache[blocks[keys_at // size], :, keys_at % size]
+        values = v_cache[blocks[keys_at // size], :, keys_at % size]
+        before = None if prefix is None else prefix[row : row + 1]
+        out[start:stop] = attend(
+            flat_q[None, start:stop], keys[None], values[None], at[None], keys_at[None], before, sinks, **options
+        )[0].to(out.dtype)
+    return out.reshape(*q.shape[:-2], heads, wide)

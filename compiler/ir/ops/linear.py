@@ -1,0 +1,63 @@
+"""Matrix products, lookups and reductions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.ir.ops.registry import TypeRuleError, broadcast, op
+from compiler.ir.types import INTEGERS, TensorType
+
+
+def _matmul(a: TensorType, b: TensorType, *, transpose_b: bool = False) -> tuple[TensorType, ...]:
+    if a.dtype != b.dtype or not a.is_float:
+        raise TypeRuleError(f"`matmul` takes two tensors of one float type, got {a.dtype} and {b.dtype}")
+    if a.rank < 2 or b.rank < 2:
+        raise TypeRuleError(f"`matmul` takes ranks of 2 and more, got {a} and {b}")
+    inner, columns = (b.shape[-1], b.shape[-2]) if transpose_b else (b.shape[-2], b.shape[-1])
+    if a.shape[-1] != inner:
+        raise TypeRuleError(f"inner dims differ: {a} by {b}{' transposed' if transpose_b else ''}")
+    return (TensorType(a.dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], columns)),)
+
+
+@op("a: F[*N,I,J], b: F[*N,J,K] -> F[*N,I,K]", infer=_matmul)
+def matmul(a: Any, b: Any, *, transpose_b: bool = False) -> Any:
+    """a b over the last two dims, the others broadcast; `transpose_b` reads b as [*N,K,J] (a linear layer's [out, in])."""
+    return a @ (b.transpose(-1, -2) if transpose_b else b)
+
+
+def _gather(table: TensorType, index: TensorType) -> tuple[TensorType, ...]:
+    if index.dtype not in INTEGERS or table.rank < 1:
+        raise TypeRuleError(f"`gather` takes a table and integers, got {table} and {index}")
+    return (TensorType(table.dtype, (*index.shape, *table.shape[1:])),)
+
+
+@op("table: T[V,*M], index: I[*N] -> T[*N,*M]", infer=_gather)
+def gather(table: Any, index: Any) -> Any:
+    """The rows of `table` that `index` names; indices are in [0, V)."""
+    return table[index.long()]
+
+
+def _reduce(x: TensorType) -> tuple[TensorType, ...]:
+    if x.rank < 1:
+        raise TypeRuleError("reduction of a scalar")
+    return (TensorType(x.dtype, (*x.shape[:-1], 1)),)
+
+
+@op("x: F[*N,M] -> F[*N,1]", infer=_reduce)
+def mean(x: Any) -> Any:
+    """Mean over the last dim, kept as 1."""
+    return x.mean(-1, keepdim=True)
+
+
+@op("x: F[*N,M] -> F[*N,1]", infer=_reduce)
+def sum_(x: Any) -> Any:
+    """Sum over the last dim, kept as 1."""
+    return x.sum(-1, keepdim=True)
+
+
+@op("x: F[*N,M] -> F[*N,M]")
+def softmax(x: Any) -> Any:
+    """exp(x - max x) / sum exp(x - max x) over the last dim, computed in float32."""
+    import torch
+
+    return torch.softmax(x.float(), -1).to(x.dtype)
