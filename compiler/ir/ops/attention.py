@@ -78,7 +78,7 @@ def attention(
     `prefix` shows keys before it to all; `softcap` c is c tanh(s/c) before the mask; `slopes` are ALiBi's, times the
     key's position; `sinks` are logits that join each softmax and are dropped.
     """
-    options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
+    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
     return attend(q, k, v, positions, positions, prefix, sinks, **options).to(q.dtype)
 
 
@@ -106,7 +106,7 @@ def paged_attention(
     flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     out = flat_q.new_empty(flat_q.shape[0], heads, wide)
     size = k_cache.shape[2]
-    options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
+    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
     for row, past in enumerate(past_lens.tolist()):
         start, stop = int(seq_begins[row]), int(seq_begins[row + 1])
         blocks = block_ids[int(block_begins[row]) : int(block_begins[row + 1])].long()
