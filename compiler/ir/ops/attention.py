@@ -102,7 +102,7 @@ def paged_attention(
     """
     import torch
 
-    heads, dim, wide = q.shape[-2], q.shape[-1], v.shape[-1]
+    heads, wide = q.shape[-2], v.shape[-1]
     flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     out = flat_q.new_empty(flat_q.shape[0], heads, wide)
     size = k_cache.shape[2]
