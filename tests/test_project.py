@@ -21,7 +21,7 @@ ALL_PYTHON = sorted(
     path for folder in (*PACKAGES, "bench", "tools", "tests") for path in (ROOT / folder).rglob("*.py")
 )
 
-# What each package may import of ours beside itself; the longest matching name holds. `compiler` joins the parts.
+# What each package may import of ours beside itself; the longest matching name holds.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "specs": (),
     "runtime": ("specs.errors",),
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compiler": ("specs", "compiler"),
 }
 
-# Families whose name must not decide anything: a model is data. Names that are also words (opt, phi) are left out.
+# A model is data: no family's name may decide anything. Names that are also words (opt, phi) are left out.
 # Found: llama, Llama3, tiny_llama, LlamaForCausalLM.
 FAMILY = re.compile(
     r"(?<![A-Za-z])(?i:alpaca|aquila|baichuan|bart|bert|bloom|chatglm|codegen|cohere|dbrx|deepseek|falcon|gemma|glm"
