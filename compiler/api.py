@@ -1,0 +1,247 @@
+"""`compile`: a model written as data in, a bundle out; `prepare`: the same up to the backend, for reading only."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compiler.build import Built, Limits, build
+from compiler.ir import Graph
+from compiler.source import Source, resolve
+from specs.errors import SpecRTError
+
+if TYPE_CHECKING:
+    from compiler.passes.runner import PassReport
+    from compiler.weights import Weights
+
+Progress = Callable[[str, int, int], None]
+TARGETS = ("cpu",)
+PRECISIONS = ("fp32", "bf16")
+DEFAULT_SEQUENCE = 2048  # tokens, where neither the caller nor the model states a longest sequence
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a bundle; a deployment spec has a key for each."""
+
+    source: Path
+    checkpoint: Path | None = None
+    size: str | None = None
+    target: str = "cpu"
+    precision: str = "fp32"
+    max_batch: int = 8
+    max_sequence: int | None = None
+    weights: str = "checkpoint"
+    seed: int = 0
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model after all passes: no weight was read and no backend asked."""
+
+    request: Request
+    source: Source
+    built: Built
+    graph: Graph
+    reports: tuple[PassReport, ...]
+    limits: Limits
+    role: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def request(source: str | Path, **options: Any) -> Request:
+    """Options over the keys of a deployment spec (where `source` is one) over the defaults; None leaves a key alone."""
+    from specs.deployment import is_deployment, load_deployment
+
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in ("checkpoint", "out"):
+        if key in given:
+            given[key] = Path(given[key])
+    path = Path(source)
+    if not path.is_file() or not is_deployment(path):
+        return _checked(Request(path, **given))
+    deployment = load_deployment(path)
+    stated: dict[str, Any] = {
+        key: getattr(deployment, key) for key in ("size", "target", "precision", "weights", "seed")
+    }
+    if deployment.limits is not None:
+        stated |= {key: getattr(deployment.limits, key) for key in ("max_batch", "max_sequence")}
+    for key in ("model", "checkpoint", "out"):
+        value = getattr(deployment, key)
+        stated[key] = None if value is None else path.parent / value
+    model = stated.pop("model") or stated.pop("checkpoint")
+    return _checked(Request(model, **{**{key: value for key, value in stated.items() if value is not None}, **given}))
+
+
+def _checked(request: Request) -> Request:
+    for name, value, known in (
+        ("target", request.target, TARGETS),
+        ("precision", request.precision, PRECISIONS),
+        ("weights", request.weights, ("checkpoint", "random")),
+    ):
+        if value not in known:
+            raise SpecRTError("CLI-010", f"unknown {name} `{value}`", hint=f"known: {', '.join(known)}")
+    for name, number in (("max_batch", request.max_batch), ("max_sequence", request.max_sequence)):
+        if number is not None and number < 1:
+            raise SpecRTError("CLI-011", f"`{name}` is {number}, expected 1 or more")
+    return request
+
+
+def prepare(source: str | Path, checkpoint: str | Path | None = None, *, dump: Path | None = None, **options: Any) -> Prepared:
+    """Resolve, build and run the passes; `dump` names a folder for the graph after each pass. Raises SpecRTError."""
+    return prepare_request(request(source, checkpoint=checkpoint, **options), dump)
+
+
+def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
+    """`prepare` for options already collected."""
+    from compiler.passes.pipelines import pipeline
+    from compiler.passes.runner import run_passes
+
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        seconds[name], clock = time.perf_counter() - clock, time.perf_counter()
+
+    found = resolve(asked.source, asked.checkpoint, asked.size)
+    longest = asked.max_sequence or found.config.get("context") or DEFAULT_SEQUENCE
+    limits = Limits(asked.max_batch, int(longest))
+    lap("spec")
+    built = build(found.spec, found.config, limits)
+    if found.parameters is not None and built.parameters != found.parameters:
+        message = f"size `{asked.size}` states {found.parameters} parameters, its shapes have {built.parameters}"
+        raise SpecRTError("SPEC-044", message, where=found.spec.sizes[str(asked.size)].where)
+    lap("build")
+    role = role_of(built.graph)
+    result = run_passes(built.graph, pipeline(asked.target, role, asked.precision), dump)
+    lap("passes")
+    return Prepared(asked, found, built, result.graph, result.reports, limits, role, seconds)
+
+
+def role_of(graph: Graph) -> str:
+    """`decoder` where the model gives logits for the next token, else `encoder`."""
+    from compiler.passes.insert_kv_cache import is_decoder
+
+    return "decoder" if is_decoder(graph) else "encoder"
+
+
+def compile(
+    source: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    size: str | None = None,
+    target: str | None = None,
+    precision: str | None = None,
+    out: str | Path | None = None,
+    max_batch: int | None = None,
+    max_sequence: int | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile a spec (with `checkpoint`), a checkpoint folder or a deployment spec into the bundle `out`; gives its path.
+
+    `target` is cpu; `precision` fp32 or bf16 (fp32 where nothing says otherwise); `weights` checkpoint or random.
+    Raises SpecRTError for every mistake in what was given; nothing is left behind then.
+    """
+    asked = request(
+        source, checkpoint=checkpoint, size=size, target=target, precision=precision, out=out, max_batch=max_batch,
+        max_sequence=max_sequence, weights=weights, seed=seed,
+    )  # fmt: skip
+    return compile_prepared(prepare_request(asked, dump), progress)
+
+
+def default_out(prepared: Prepared) -> Path:
+    """Where a bundle goes when nothing says so."""
+    return Path("build") / f"{prepared.source.label}-{prepared.request.target}-{prepared.request.precision}"
+
+
+def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Path:
+    """Give a prepared model its weights, lower it and write the bundle; see `compile`."""
+    from compiler.bundle import new_bundle, write_manifest
+    from compiler.lower import lower
+
+    asked = prepared.request
+    out = asked.out or default_out(prepared)
+    weights = _weights(prepared)
+    with new_bundle(out) as work:
+        (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
+        lowered = lower(prepared.graph, weights, work, target=asked.target, precision=asked.precision, progress=progress)
+        tokenizer = _copy_tokenizer(prepared.source, work)
+        write_manifest(work, _manifest(prepared, lowered.toolchain, tokenizer))
+    return out
+
+
+def _weights(prepared: Prepared) -> Weights:
+    from compiler.weights import checkpoint_weights, random_weights
+    from specs.weight_map import map_weights
+
+    asked, source = prepared.request, prepared.source
+    if asked.weights == "random":
+        return random_weights(prepared.built.weights, asked.seed)
+    if source.checkpoint is None:
+        message = f"no checkpoint to take the weights of `{source.label}` from"
+        raise SpecRTError("CKPT-020", message, hint="name a checkpoint folder, or give `--weights random`")
+    return checkpoint_weights(map_weights(source.spec, source.config, prepared.built.weights, source.checkpoint))
+
+
+def _copy_tokenizer(source: Source, work: Path) -> bool:
+    if source.checkpoint is None or not (path := Path(source.checkpoint.dir) / "tokenizer.json").is_file():
+        return False
+    (work / "tokenizer.json").write_bytes(path.read_bytes())
+    return True
+
+
+def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) -> dict[str, Any]:
+    import specs
+
+    asked, source = prepared.request, prepared.source
+    spec_file = Path(source.spec.where.file)
+    head = source.config.get("vocab")
+    return {
+        "specrt": specs.__version__,
+        "name": source.label,
+        "architecture": source.spec.name,
+        "role": prepared.role,
+        "target": asked.target,
+        "precision": asked.precision,
+        "parameters": prepared.built.parameters,
+        "vocab": head,
+        "config": dict(source.config),
+        "limits": {
+            "max_batch": prepared.limits.batch,
+            "max_sequence": prepared.limits.sequence,
+        },
+        "generation": _generation(source),
+        "tokenizer": "tokenizer.json" if tokenizer else None,
+        "toolchain": toolchain,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "source": {
+            "spec": spec_file.name,
+            "spec_sha256": hashlib.sha256(spec_file.read_bytes()).hexdigest(),
+            "weights": asked.weights if source.checkpoint is None or asked.weights == "random" else source.label,
+        },
+        "passes": [{"name": report.name, "hits": report.hits} for report in prepared.reports],
+    }
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    """Stop tokens of the checkpoint: `eos_token_id` of generation_config.json, else of config.json."""
+    import json
+
+    if source.checkpoint is None:
+        return {"stop": []}
+    content = dict(source.checkpoint.config)
+    path = Path(source.checkpoint.dir) / "generation_config.json"
+    if path.is_file():
+        content.update(json.loads(path.read_text(encoding="utf-8")))
+    stop = content.get("eos_token_id")
+    return {"stop": stop if isinstance(stop, list) else [] if stop is None else [stop]}

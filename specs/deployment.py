@@ -1,0 +1,62 @@
+"""A deployment spec: YAML that says what to compile for what, with one key for every flag of `compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from specs.errors import SpecRTError
+from specs.node import Node, Text
+from specs.yaml_loader import Scalar, YamlMap, load_yaml, plain
+
+VERSION = 1
+
+
+def _scalar(node: object) -> object:
+    return plain(node) if isinstance(node, Scalar) else node
+
+
+Int = Annotated[int, BeforeValidator(_scalar), Field(strict=True)]
+
+
+class Limits(Node):
+    """How much one bundle serves at once."""
+
+    title: ClassVar[str] = "`limits`"
+    max_batch: Int | None = Field(None, description="sequences served at once")
+    max_sequence: Int | None = Field(None, description="longest sequence, prompt and new tokens together")
+
+
+class Deployment(Node):
+    """What to compile, for which target, within which limits; paths are relative to the file."""
+
+    title: ClassVar[str] = "a deployment spec"
+    deployment: Int = Field(description=f"version of this schema: {VERSION}")
+    model: Text | None = Field(None, description="an architecture file; left out: found by the checkpoint's config.json")
+    size: Text | None = Field(None, description="one of the architecture's `sizes`")
+    checkpoint: Text | None = Field(None, description="a checkpoint folder")
+    target: Text | None = Field(None, description="cpu")
+    precision: Text | None = Field(None, description="fp32 or bf16")
+    weights: Text | None = Field(None, description="checkpoint, or random")
+    seed: Int | None = Field(None, description="seed of random weights")
+    limits: Limits | None = None
+    out: Text | None = Field(None, description="the bundle's directory")
+
+
+def is_deployment(path: Path) -> bool:
+    """Whether a YAML file has the key `deployment` at its top; raises SpecRTError SPEC-0xx for text that is no YAML."""
+    node = load_yaml(path)
+    return isinstance(node, YamlMap) and "deployment" in node
+
+
+def load_deployment(path: Path) -> Deployment:
+    """Read a deployment spec; raises SpecRTError SPEC-004 to SPEC-006 for keys, SPEC-050 for its version or content."""
+    deployment = Deployment.model_validate(load_yaml(path))
+    if deployment.deployment != VERSION:
+        message = f"deployment version {deployment.deployment}, expected {VERSION}"
+        raise SpecRTError("SPEC-050", message, where=deployment.where)
+    if deployment.model is None and deployment.checkpoint is None:
+        raise SpecRTError("SPEC-050", "a deployment names a `model`, a `checkpoint` or both", where=deployment.where)
+    return deployment
