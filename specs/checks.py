@@ -1,0 +1,238 @@
+"""What can be checked of a spec without a checkpoint: names, uses, arities, and that every fact it reads has an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from specs.equations import FUNCTIONS, INPUTS, LAYER, OUTPUTS, Call, Constant, Equation, IfExp, Name, Repeat, Value, equations, walk
+from specs.errors import SpecRTError, Where
+from specs.expressions import CONSTANTS, Expr
+from specs.expressions import FUNCTIONS as SCALAR_FUNCTIONS
+from specs.layouts import parse_layout
+from specs.names import did_you_mean
+from specs.node import Dimension, Options
+from specs.parts import PART_CLASSES
+from specs.schema import Spec
+
+WELL_KNOWN = {"d_model": "width of the model", "vocab": "rows of the token table", "context": "longest sequence it was trained for"}
+"""Config names that have a meaning of their own; the builder and the compiler read them."""
+
+
+def check_spec(spec: Spec) -> None:
+    """Run every check; raises SPEC-0xx at the first mistake."""
+    _check_config_names(spec)
+    _check_graph(spec)
+    _check_parts(spec)
+    _check_uses(spec)
+    _check_checkpoint(spec)
+    _check_sizes(spec)
+    _check_config_used(spec)
+
+
+def layered_parts(spec: Spec) -> set[str]:
+    """The parts used inside `repeat`: they have one set of weights per layer."""
+    return {call.func for step in spec.graph if isinstance(step, Repeat) for call in _calls(step.body) if call.func in spec.parts}
+
+
+def leaves(spec: Spec) -> list[str]:
+    """Every weight name the parts may have: `embed`, `attn.q`, ..."""
+    return [f"{name}.{leaf}" if leaf else name for name, part in spec.parts.items() for leaf in part.leaves]
+
+
+def _calls(steps: Iterable[Equation]) -> Iterator[Call]:
+    for step in steps:
+        yield from (node for node in walk(step.value) if isinstance(node, Call))
+
+
+def _place(spec: Spec, mapping: str, key: str) -> Where:
+    return spec.key_where(mapping, key)
+
+
+def _check_config_names(spec: Spec) -> None:
+    options = {option for cls in PART_CLASSES for _, marks in cls.field_marks() for m in marks if isinstance(m, Options) for option in m.values}
+    taken = {**dict.fromkeys(options, "a value of a part's field"), **dict.fromkeys(INPUTS, "an input of the model"),
+             **dict.fromkeys(OUTPUTS, "an output of the model"), **dict.fromkeys(CONSTANTS, "a constant"), LAYER: "the layer's number",
+             **dict.fromkeys([*FUNCTIONS, *SCALAR_FUNCTIONS], "a function")}  # fmt: skip
+    for block, names in (("config", spec.config), ("parts", spec.parts)):
+        for name in names:
+            if not name.isidentifier():
+                raise SpecRTError("SPEC-021", f"`{name}` cannot be a name", where=_place(spec, block, name),
+                                  hint="names are letters, digits and _")
+            if name in taken:
+                raise SpecRTError("SPEC-021", f"`{name}` is already {taken[name]}", where=_place(spec, block, name),
+                                  hint="choose another name")
+            if block == "parts" and name in spec.config:
+                raise SpecRTError("SPEC-021", f"`{name}` is both a part and a config name", where=_place(spec, block, name))
+    if "d_model" not in spec.config:
+        raise SpecRTError("SPEC-006", "`config` lacks the name `d_model`, the width of the model", where=spec.where)
+
+
+def _undefined(name: str, where: Where, known: Iterable[str]) -> SpecRTError:
+    return SpecRTError("SPEC-011", f"`{name}` is not defined", where=where, hint=did_you_mean(name, known))
+
+
+def _check_names(spec: Spec, expr: Expr, extra: Iterable[str] = ()) -> None:
+    known = {*spec.config, *extra}
+    for name in sorted(expr.names()):
+        if name.split(".")[0] not in known:
+            raise _undefined(name, expr.where, known)
+
+
+def _check_graph(spec: Spec) -> None:
+    tensors = set(INPUTS)
+    for step in spec.graph:
+        if isinstance(step, Repeat):
+            _check_names(spec, step.count)
+            inner = set(tensors)
+            for equation in step.body:
+                _check_equation(spec, equation, inner, (LAYER,))
+        else:
+            _check_equation(spec, step, tensors, ())
+    if not spec.outputs:
+        raise SpecRTError("SPEC-023", "the graph has no output", where=spec.key_where("graph"),
+                          hint="name the result one of: " + ", ".join(f"`{name}`" for name in OUTPUTS))
+    _check_live(spec)
+
+
+def _check_equation(spec: Spec, equation: Equation, tensors: set[str], extra: tuple[str, ...]) -> None:
+    for node in walk(equation.value):
+        if isinstance(node, Constant):
+            known = {*tensors, *spec.config, *extra}
+            for name in sorted(node.expr.names()):
+                if name.split(".")[0] not in {*spec.config, *extra}:
+                    raise _undefined(name, node.where, known)
+        elif isinstance(node, IfExp):
+            _check_names(spec, node.test, extra)
+        elif isinstance(node, Name) and node.id not in tensors:
+            raise _undefined(node.id, node.where, {*tensors, *spec.config, *extra})
+        elif isinstance(node, Call):
+            part = spec.parts.get(node.func)
+            expected = part.inputs if part else FUNCTIONS[node.func]
+            if len(node.args) != expected:
+                what = "part" if part else "function"
+                raise SpecRTError("SPEC-024", f"{what} `{node.func}` takes {_count(expected, 'value')}, got {len(node.args)}", where=node.where)
+    given = _results(spec, equation.value)
+    if len(equation.targets) != given:
+        raise SpecRTError("SPEC-024", f"the right side gives {_count(given, 'value')}, the left side names {len(equation.targets)}",
+                          where=equation.where)
+    for target in equation.targets:
+        if target in spec.config or target in spec.parts:
+            what = "config name" if target in spec.config else "part"
+            raise SpecRTError("SPEC-021", f"`{target}` is a {what} and cannot be assigned", where=equation.where)
+    tensors.update(equation.targets)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def _results(spec: Spec, value: Value) -> int:
+    part = spec.parts.get(value.func) if isinstance(value, Call) else None
+    return part.outputs if part else 1
+
+
+def _check_live(spec: Spec) -> None:
+    """Every assigned value is read later, or is an output. A loop's body is followed twice: what the next layer reads counts."""
+    order: list[Equation] = []
+    for step in spec.graph:
+        order += [*step.body, *step.body] if isinstance(step, Repeat) else [step]
+    live: dict[str, tuple[Equation, ...]] = {}
+    read: set[tuple[int, str]] = set()
+    for equation in order:
+        for node in walk(equation.value):
+            if isinstance(node, Name):
+                read |= {(id(source), node.id) for source in live.get(node.id, ())}
+        for target in equation.targets:
+            live[target] = (equation,)
+    for equation in order:
+        for target in equation.targets:
+            if target not in OUTPUTS and (id(equation), target) not in read:
+                raise SpecRTError("SPEC-025", f"value `{target}` is never used", where=equation.where,
+                                  hint="remove the equation, or use its result; outputs are " + ", ".join(f"`{name}`" for name in OUTPUTS))
+
+
+def _check_parts(spec: Spec) -> None:
+    layered = layered_parts(spec)
+    for name, part in spec.parts.items():
+        extra = (LAYER,) if name in layered else ()
+        for field, expr, marks in part.expressions():
+            options = {option for mark in marks if isinstance(mark, Options) for option in mark.values}
+            inherited = any(isinstance(mark, Dimension) for mark in marks) and expr.where == part.where
+            if inherited and expr.text not in spec.config:
+                raise SpecRTError("SPEC-016", f"part `{name}` needs `{field}`, and `config` does not define it", where=part.where,
+                                  hint=f"write `{field}: ...` in the part, or define `{field}` in `config`")
+            if expr.names() - options == {LAYER} and not extra and LAYER in expr.names():
+                raise SpecRTError("SPEC-011", f"`layer` is not defined: part `{name}` is not used inside `repeat`", where=expr.where)
+            _check_names(spec, expr, {*extra, *options})
+        tied = getattr(part, "tied", None)
+        if tied is not None and (tied.to == name or tied.to not in spec.parts or "" not in spec.parts[tied.to].leaves):
+            raise SpecRTError("SPEC-017", f"part `{name}` is tied to `{tied.to}`, which is not a part with one weight", where=tied.where,
+                              hint=did_you_mean(tied.to, [other for other in spec.parts if other != name]))
+
+
+def _check_uses(spec: Spec) -> None:
+    counts = dict.fromkeys(spec.parts, 0)
+    for call in _calls(equations(spec.graph)):
+        if call.func in counts:
+            counts[call.func] += 1
+    for name, count in counts.items():
+        if count == 0:
+            raise SpecRTError("SPEC-018", f"part `{name}` is used 0 times in `graph`, expected 1", where=_place(spec, "parts", name),
+                              hint=f"remove `{name}`, or call it: `x = {name}(x)`")
+        if count > 1:
+            raise SpecRTError("SPEC-018", f"part `{name}` is used {count} times in `graph`, expected 1", where=_place(spec, "parts", name),
+                              hint=f"if the model computes it once, reuse its result: `h = {name}(x)`")
+
+
+def _check_checkpoint(spec: Spec) -> None:
+    known = leaves(spec)
+    layered = layered_parts(spec)
+    seen: dict[str, str] = {}
+    for key, entry in spec.checkpoint.items():
+        where = spec.key_where("checkpoint", key)
+        if (entry.source is None) == (entry.weight is None and entry.bias is None):
+            raise SpecRTError("SPEC-030", f"`{key}` needs either `from` or the full names `weight`, `bias`", where=where)
+        members = [key]
+        if entry.layout is not None:
+            layout = parse_layout(entry.layout, entry.where)
+            for expr in layout.expressions():
+                _check_names(spec, expr)
+            prefix = key.rpartition(".")[0]
+            members = [f"{prefix}.{piece.name}" if prefix else piece.name for piece in layout.pieces]
+        for member in members:
+            if member not in known:
+                raise SpecRTError("SPEC-030", f"`{member}` is not a weight of any part", where=where, hint=did_you_mean(member, known))
+            if member in seen:
+                raise SpecRTError("SPEC-030", f"`{member}` is given twice, by `{seen[member]}` and `{key}`", where=where)
+            seen[member] = key
+            for name in (entry.source, entry.weight, entry.bias):
+                if name is not None and ("{i}" in name) != (member.split(".")[0] in layered):
+                    problem = "needs `{i}` for the layer" if "{i}" not in name else "has `{i}`, but the part is not in `repeat`"
+                    raise SpecRTError("SPEC-030", f"`{name}` {problem}", where=where)
+
+
+def _check_sizes(spec: Spec) -> None:
+    for size, entry in spec.sizes.items():
+        for name in entry.values:
+            if name not in spec.config:
+                raise SpecRTError("SPEC-019", f"size `{size}` gives `{name}`, which `config` does not define",
+                                  where=spec.key_where("sizes", size, name), hint=did_you_mean(name, spec.config))
+
+
+def _check_config_used(spec: Spec) -> None:
+    """A config name that nothing uses would swallow a flag of config.json without effect."""
+    used = set(WELL_KNOWN)
+    exprs = [expr for part in spec.parts.values() for _, expr, _ in part.expressions()]
+    exprs += spec.config.values()
+    exprs += [step.count for step in spec.graph if isinstance(step, Repeat)]
+    for equation in equations(spec.graph):
+        for node in walk(equation.value):
+            exprs += [node.expr] if isinstance(node, Constant) else [node.test] if isinstance(node, IfExp) else []
+    for entry in spec.checkpoint.values():
+        if entry.layout is not None:
+            exprs += parse_layout(entry.layout, entry.where).expressions()
+    for name, own in spec.config.items():
+        others = (expr for expr in exprs if expr is not own)
+        if name not in used and not any(name in {path.split(".")[0] for path in expr.names()} for expr in others):
+            raise SpecRTError("SPEC-026", f"config name `{name}` has no effect", where=own.where,
+                              hint="use it in a part or an equation, or list the key under `ignore: {config: [...]}` if it changes nothing")

@@ -1,0 +1,205 @@
+"""The kinds of parts a model is made of: a closed union. A new kind is one class here, one entry in `Part`, one builder.
+
+Every field is an expression over the names of `config:` and, for parts used inside `repeat`, `layer` (from 0). What a field leaves out, the
+model does not have; no default hides a fact.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, get_args
+
+from pydantic import Field, PlainValidator
+
+from specs.errors import SpecRTError
+from specs.names import did_you_mean
+from specs.node import BoolExpr, Dim, FloatExpr, IntExpr, Node, Options, StrExpr, Text, ValueExpr
+from specs.yaml_loader import Scalar, YamlMap
+
+Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu"))]
+Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
+RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
+Gain = Annotated[StrExpr, Options(("weight", "one_plus"))]
+
+
+class _Kind(Node):
+    """A node chosen by its `kind` key."""
+
+    kind: Text
+
+    @classmethod
+    def kind_name(cls) -> str:
+        return str(cls.model_fields["kind"].default)
+
+
+def _pick(what: str, classes: tuple[type[_Kind], ...]) -> PlainValidator:
+    kinds = {cls.kind_name(): cls for cls in classes}
+
+    def pick(data: Any) -> Any:
+        if isinstance(data, _Kind):
+            return data
+        if not isinstance(data, YamlMap):
+            raise SpecRTError("SPEC-005", f"expected a mapping with a `kind` for a {what}", where=getattr(data, "where", None))
+        kind = data.get("kind")
+        if not isinstance(kind, Scalar):
+            raise SpecRTError("SPEC-006", f"{what} lacks the key `kind`", where=data.where,
+                              hint="known: " + ", ".join(f"`{name}`" for name in kinds))
+        if kind.value not in kinds:
+            raise SpecRTError("SPEC-015", f"unknown {what} kind `{kind.value}`", where=kind.where,
+                              hint=did_you_mean(str(kind.value), kinds))
+        return kinds[str(kind.value)].model_validate(data)
+
+    return PlainValidator(pick)
+
+
+# ---- positions -------------------------------------------------------------------------------------------------------------
+
+
+class NoPosition(_Kind):
+    """The attention knows no positions (they enter elsewhere, or not at all)."""
+
+    title: ClassVar[str] = "position"
+    kind: Text = "none"
+
+
+class Rope(_Kind):
+    """Rotary embedding of queries and keys: angle(p, i) = p * theta^(-2i/dims) for i < dims/2, on the first `dims` of each head."""
+
+    title: ClassVar[str] = "rope position"
+    kind: Text = "rope"
+    style: RopeStyle = Field(description="half pairs i with i + dims/2; interleaved pairs 2i with 2i + 1")
+    dims: IntExpr = Field(description="rotated dimensions of each head; the rest pass through")
+    theta: FloatExpr = Field(description="base of the frequencies")
+    scaling: ValueExpr | None = Field(None, description="the checkpoint's rope scaling mapping or none; formulas in rope_scaling.yaml")
+    context: IntExpr | None = Field(None, description="trained context, for scalings whose mapping leaves it to the model's maximum")
+
+
+class Alibi(_Kind):
+    """A bias slope[head] * key position added to the scores (ALiBi)."""
+
+    title: ClassVar[str] = "alibi position"
+    kind: Text = "alibi"
+    scaled: BoolExpr = Field(description="true: the bias is added before the scale is applied; false: after")
+
+
+Position = Annotated[NoPosition | Rope | Alibi, _pick("position", (NoPosition, Rope, Alibi))]
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------------
+
+
+class PartBase(_Kind):
+    """What all parts share; `inputs` and `outputs` are how many values a call takes and gives, `leaves` its weights' names."""
+
+    inputs: ClassVar[int] = 1
+    outputs: ClassVar[int] = 1
+    leaves: ClassVar[tuple[str, ...]] = ("",)
+
+
+class Tied(Node):
+    """The part uses another part's weight when `when` holds."""
+
+    title: ClassVar[str] = "`tied`"
+    to: Text = Field(description="the part whose weight it is")
+    when: BoolExpr
+
+
+class Embedding(PartBase):
+    """A table lookup: int ids [B, S] to rows [B, S, d_model]. Weight [rows, d_model]."""
+
+    title: ClassVar[str] = "embedding"
+    kind: Text = "embedding"
+    rows: IntExpr = Field(description="rows of the table")
+
+
+class Linear(PartBase):
+    """y = x W^T (+ b). Weight [out, in]."""
+
+    title: ClassVar[str] = "linear"
+    kind: Text = "linear"
+    out: IntExpr = Field(description="width of the result")
+    bias: BoolExpr | None = Field(None, description="whether it adds a bias; left out: no")
+    tied: Tied | None = Field(None, description="shares an embedding's table as its weight")
+
+
+class RmsNorm(PartBase):
+    """y = x / sqrt(mean(x^2) + eps) * gain, statistics in float32 (arXiv:1910.07467). Weight [d]."""
+
+    title: ClassVar[str] = "rms_norm"
+    kind: Text = "rms_norm"
+    eps: FloatExpr
+    gain: Gain | None = Field(None, description="weight: gain = w; one_plus: gain = 1 + w; left out: weight")
+
+
+class LayerNorm(PartBase):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * gain (+ b), statistics in float32 (arXiv:1607.06450). Weight [d]."""
+
+    title: ClassVar[str] = "layer_norm"
+    kind: Text = "layer_norm"
+    eps: FloatExpr
+    bias: BoolExpr | None = Field(None, description="whether it adds a bias; left out: no")
+    gain: Gain | None = Field(None, description="weight: gain = w; one_plus: gain = 1 + w; left out: weight")
+
+
+class AttentionBias(Node):
+    """Which projections of an attention add a bias."""
+
+    title: ClassVar[str] = "attention bias"
+    qkv: BoolExpr = Field(description="biases on the q, k and v projections")
+    out: BoolExpr = Field(description="bias on the output projection")
+
+
+class QkNorm(Node):
+    """An RMS norm over each query and key head, before the rotation."""
+
+    title: ClassVar[str] = "qk_norm"
+    eps: FloatExpr
+    gain: Gain | None = Field(None, description="weight: gain = w; one_plus: gain = 1 + w; left out: weight")
+
+
+class Attention(PartBase):
+    """softmax(scale * q k^T + mask) v, heads sharing keys and values in groups (arXiv:1706.03762, arXiv:2305.13245).
+
+    Leaves q [heads d_head, d], k and v [kv_heads d_head, d], o [d, heads d_head]; q_norm and k_norm [d_head]; sinks [heads].
+    """
+
+    title: ClassVar[str] = "attention"
+    kind: Text = "attention"
+    leaves: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "q_norm", "k_norm", "sinks")
+    heads: Dim
+    kv_heads: Dim
+    d_head: Dim
+    mask: Mask = Field(description="causal; full: every token sees every token; prefix: full inside the prompt's prefix, causal after it")
+    window: IntExpr | None = Field(None, description="query i sees keys j with i - window < j <= i; left out or none: no window")
+    position: Position
+    bias: AttentionBias | None = Field(None, description="left out: no biases")
+    scale: FloatExpr | None = Field(None, description="factor on q k^T; left out: d_head ** -0.5, the paper's")
+    softcap: FloatExpr | None = Field(None, description="scores become c * tanh(scores / c); left out or none: no cap")
+    qk_norm: QkNorm | None = None
+    sinks: BoolExpr | None = Field(None, description="one learned logit per head joins the softmax and is dropped; left out: no")
+
+
+class Mlp(PartBase):
+    """y = down(act(up(x))). Leaves up [d_ffn, d], down [d, d_ffn]."""
+
+    title: ClassVar[str] = "mlp"
+    kind: Text = "mlp"
+    leaves: ClassVar[tuple[str, ...]] = ("up", "down")
+    d_ffn: Dim
+    act: Activation
+    bias: BoolExpr | None = Field(None, description="biases on both; left out: no")
+
+
+class GatedMlp(PartBase):
+    """y = down(act(gate(x)) * up(x)) (arXiv:2002.05202). Leaves gate and up [d_ffn, d], down [d, d_ffn]."""
+
+    title: ClassVar[str] = "gated_mlp"
+    kind: Text = "gated_mlp"
+    leaves: ClassVar[tuple[str, ...]] = ("gate", "up", "down")
+    d_ffn: Dim
+    act: Activation
+    bias: BoolExpr | None = Field(None, description="biases on all three; left out: no")
+
+
+Part = Embedding | Linear | RmsNorm | LayerNorm | Attention | Mlp | GatedMlp
+PART_CLASSES: tuple[type[PartBase], ...] = get_args(Part)
+AnyPart = Annotated[Part, _pick("part", PART_CLASSES)]

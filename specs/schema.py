@@ -1,0 +1,144 @@
+"""The schema of an architecture file (specs/models/*.yaml) and `load_spec`, which reads and checks one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, PlainValidator
+
+from specs.equations import OUTPUTS, Step, equations, parse_graph
+from specs.errors import SpecRTError, Where
+from specs.node import BoolExpr, Node, Plain, Text, ValueExpr
+from specs.parts import AnyPart, Part
+from specs.yaml_loader import Scalar, YamlList, YamlMap, load_yaml, plain
+
+SCHEMA_VERSION = 1
+
+
+def _text_list(node: Any) -> Any:
+    """One text or a list of texts."""
+    values = plain(node) if isinstance(node, Scalar | YamlList | YamlMap) else node
+    values = values if isinstance(values, list | tuple) else [values]
+    if not all(isinstance(value, str) for value in values):
+        raise SpecRTError("SPEC-005", "expected text, or a list of texts", where=getattr(node, "where", None))
+    return tuple(values)
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_text_list)]
+
+
+class Match(Node):
+    """Which checkpoints the spec is for, told from their config.json."""
+
+    title: ClassVar[str] = "`match`"
+    model_type: TextList = Field(description="the value of `model_type`, or several")
+    when: BoolExpr | None = Field(None, description="a condition on other keys; a key that may be absent is written `key | none`")
+
+
+class Ignore(Node):
+    """What a checkpoint may hold that does not change the result."""
+
+    title: ClassVar[str] = "`ignore`"
+    config: TextList = Field((), description="keys of config.json")
+    tensors: TextList = Field((), description="names of tensors; `{i}` stands for a layer number")
+
+
+class WeightFrom(Node):
+    """Where a weight lies in the checkpoint, when a plain module name does not say it."""
+
+    title: ClassVar[str] = "`checkpoint` entry"
+    source: Text | None = Field(None, alias="from", description="module name; its tensors are `<module>.weight` and `<module>.bias`")
+    weight: Text | None = Field(None, description="full name of the weight tensor, instead of `from`")
+    bias: Text | None = Field(None, description="full name of the bias tensor")
+    layout: Text | None = Field(None, description="how the rows of a fused tensor are made up, say `[q: heads, k: kv_heads, v: kv_heads] d_head`")
+    transpose: Annotated[bool, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)] = Field(
+        False, description="the tensor is stored [in, out]"
+    )
+
+
+def _weight_from(node: Any) -> Any:
+    if isinstance(node, Scalar):
+        entry = YamlMap(node.where)
+        entry["from"], entry.key_where["from"] = node, node.where
+        return WeightFrom.model_validate(entry)
+    return node
+
+
+class Size(Node):
+    """A published size: our config names and their values, and the number of parameters."""
+
+    title: ClassVar[str] = "size"
+    parameters: Annotated[int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)]
+    values: dict[str, Plain]
+
+
+def _size(node: Any) -> Any:
+    """Splits `parameters` from the free names."""
+    if not isinstance(node, YamlMap):
+        return node
+    inner, outer = YamlMap(node.where), YamlMap(node.where)
+    for key, value in node.items():
+        target = outer if key == "parameters" else inner
+        target[key], target.key_where[key] = value, node.key_where[key]
+    outer["values"], outer.key_where["values"] = inner, node.where
+    return Size.model_validate(outer)
+
+
+class Spec(Node):
+    """One architecture: its names, parts, wiring, weights and published sizes."""
+
+    title: ClassVar[str] = "a spec"
+    places: dict[tuple[str, ...], Where] = Field(exclude=True, repr=False)
+    schema_version: Annotated[int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)] = Field(
+        alias="schema", description=f"version of this schema: {SCHEMA_VERSION}"
+    )
+    name: Text
+    match: Match
+    source: dict[str, Text] = Field(description="where the facts come from: `paper`, `code`, ...")
+    config: dict[str, ValueExpr] = Field(description="our names: an expression over keys of config.json and earlier names")
+    require: dict[str, Plain] = Field({}, description="keys of config.json that, when present, must have this value (or one of a list)")
+    parts: dict[str, AnyPart]
+    graph: Annotated[tuple[Step, ...], PlainValidator(lambda steps: steps)] = Field(description="the wiring: equations, and `repeat COUNT:` with equations below it")
+    checkpoint: dict[str, Annotated[WeightFrom, BeforeValidator(_weight_from)]] = Field(description="our weight: their module")
+    ignore: Ignore | None = None
+    sizes: dict[str, Annotated[Size, BeforeValidator(_size)]] = Field({}, description="published sizes by name")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The results of the model, in the order of their equations."""
+        return tuple(target for step in equations(self.graph) for target in step.targets if target in OUTPUTS)
+
+    def key_where(self, *path: str) -> Where:
+        """The place of a key of the file, say `key_where("parts", "attn")`."""
+        return self.places.get(path, self.where)
+
+    def part(self, name: str) -> Part:
+        """The part of that name; it must exist (the graph was checked)."""
+        return self.parts[name]
+
+    def part_of_leaf(self, leaf: str) -> str:
+        """`attn` for the leaf `attn.q`."""
+        return leaf.split(".")[0]
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read and check one architecture file; raises SpecRTError SPEC-0xx with file:line:column."""
+    from specs.checks import check_spec
+
+    data = load_yaml(path)
+    version = data.get("schema")
+    if isinstance(version, Scalar) and version.value != SCHEMA_VERSION:
+        raise SpecRTError("SPEC-007", f"this file is of schema {version.value}, this version of specrt reads schema {SCHEMA_VERSION}",
+                          where=version.where)
+    parts = data.get("parts")
+    values: Any = data
+    if "graph" in data and isinstance(parts, YamlMap):
+        # The wiring can only be read with the part names known, so it is parsed before the schema looks at it.
+        values = YamlMap(data.where)
+        values.update(data)
+        values.key_where = data.key_where
+        values["graph"] = parse_graph(data["graph"], set(parts))
+    spec: Spec = Spec.model_validate(values)
+    check_spec(spec)
+    return spec
