@@ -100,7 +100,7 @@ def prepare(source: str | Path, checkpoint: str | Path | None = None, *, dump: P
 
 def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     """`prepare` for options already collected."""
-    from compiler.passes.pipelines import pipeline
+    from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
 
     seconds: dict[str, float] = {}
@@ -117,19 +117,22 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     built = build(found.spec, found.config, limits)
     if found.parameters is not None and built.parameters != found.parameters:
         message = f"size `{asked.size}` states {found.parameters} parameters, its shapes have {built.parameters}"
-        raise SpecRTError("SPEC-044", message, where=found.spec.sizes[str(asked.size)].where)
+        raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
-    role = role_of(built.graph)
-    result = run_passes(built.graph, pipeline(asked.target, role, asked.precision), dump)
+    role = role_of(found)
+    pipeline = pipelines.decoder if role == "decoder" else pipelines.encoder
+    graph, reports = run_passes(built.graph, pipeline(asked.precision), dump=dump)
     lap("passes")
-    return Prepared(asked, found, built, result.graph, result.reports, limits, role, seconds)
+    return Prepared(asked, found, built, graph, reports, limits, role, seconds)
 
 
-def role_of(graph: Graph) -> str:
-    """`decoder` where the model gives logits for the next token, else `encoder`."""
-    from compiler.passes.insert_kv_cache import is_decoder
+def role_of(source: Source) -> str:
+    """`encoder` where every token sees every other, else `decoder`: it can go on from a cache, token by token."""
+    from specs.parts import Attention
 
-    return "decoder" if is_decoder(graph) else "encoder"
+    env = {**source.config, "layer": 0}
+    parts = (part for part in source.spec.parts.values() if isinstance(part, Attention))
+    return "encoder" if all(part.choice("mask", env) == "full" for part in parts) else "decoder"
 
 
 def compile(

@@ -28,7 +28,7 @@ class Source:
 def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None) -> Source:
     """Find the spec and its configuration.
 
-    Raises SpecRTError SPEC-xxx for a wrong spec, CKPT-xxx for a wrong checkpoint, and SPEC-051 where neither a checkpoint nor a
+    Raises SpecRTError SPEC-xxx for a wrong spec, CKPT-xxx for a wrong checkpoint, and SPEC-066 where neither a checkpoint nor a
     size says how large the model is.
     """
     from specs.checkpoint import Checkpoint
@@ -39,21 +39,21 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
     path = Path(source)
     if not path.exists():
         hint = "give an architecture file (specs/models/*.yaml), a deployment spec or a checkpoint folder"
-        raise SpecRTError("SPEC-052", f"`{path}` does not exist", hint=hint)
+        raise SpecRTError("SPEC-067", f"`{path}` does not exist", hint=hint)
     if path.is_dir():
         if checkpoint is not None:
-            raise SpecRTError("SPEC-052", f"`{path}` is a folder, and a checkpoint is given too", hint="give one of them")
+            raise SpecRTError("SPEC-067", f"`{path}` is a folder, and a checkpoint is given too", hint="give one of them")
         checkpoint = path
     opened = Checkpoint.open(Path(checkpoint)) if checkpoint is not None else None
     config_where = Where(str(Path(checkpoint) / "config.json")) if checkpoint is not None else None
     spec = load_spec(path) if path.is_file() else match_spec(opened.config, config_where)  # type: ignore[union-attr]
     if opened is not None:
         if size is not None:
-            raise SpecRTError("SPEC-051", "a checkpoint has its own size", hint=f"leave out `--size {size}`")
+            raise SpecRTError("SPEC-066", "a checkpoint has its own size", hint=f"leave out `--size {size}`")
         config = resolve_config(spec, opened.config, config_where)
         return Source(spec, config, opened, Path(str(checkpoint)).resolve().name, None)
     if size is None:
         known = ", ".join(spec.sizes) or "none"
         message = f"`{path}` describes an architecture: name a checkpoint, or a size and `--weights random`"
-        raise SpecRTError("SPEC-051", message, hint=f"sizes: {known}")
+        raise SpecRTError("SPEC-066", message, hint=f"sizes: {known}")
     return Source(spec, resolve_size(spec, size), None, f"{spec.name}-{size}", spec.sizes[size].parameters)

@@ -48,10 +48,12 @@ class Builder:
         self.equations.append(Equation(op, args, (value,), tuple(attrs.items()), None, self.where))
         return value
 
-    def repeat(self, count: int, carried: Sequence[Value], body: Callable[..., Sequence[Value]]) -> tuple[Value, ...]:
-        """Append a `repeat` whose body is built by `body(*params) -> results`."""
+    def repeat(
+        self, count: int, carried: Sequence[Value], names: Sequence[str], body: Callable[..., Sequence[Value]]
+    ) -> tuple[Value, ...]:
+        """Append a `repeat` whose body is built by `body(*params) -> results`; `names` are what the carried are called."""
         place = self.where
-        params = tuple(Value(self.unique(value.name), value.type) for value in carried)
+        params = tuple(Value(self.unique(f"{name}.in"), value.type) for name, value in zip(names, carried, strict=True))
         with self._block() as equations:
             results = tuple(body(*params))
         self.where = place
@@ -59,7 +61,7 @@ class Builder:
             if param.type != result.type:
                 message = f"`{param}` is carried as {param.type} and comes back as {result.type}"
                 raise SpecRTError("IR-002", message, where=place)
-        outs = tuple(Value(self.unique(value.name), value.type) for value in carried)
+        outs = tuple(Value(self.unique(f"{name}.out"), value.type) for name, value in zip(names, carried, strict=True))
         block = Block(params, tuple(equations), results)
         self.equations.append(Equation("repeat", tuple(carried), outs, (("count", count),), block, place))
         return outs
