@@ -52,8 +52,12 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
-            raise SpecRTError("CKPT-001", f"the checkpoint folder {what}", where=Where(str(folder)),
-                              hint="give the folder that holds config.json and model.safetensors")
+            raise SpecRTError(
+                "CKPT-001",
+                f"the checkpoint folder {what}",
+                where=Where(str(folder)),
+                hint="give the folder that holds config.json and model.safetensors",
+            )
         config = read_json(_existing(folder, "config.json"))
         return cls(folder, config, read_tensors(folder))
 
@@ -64,11 +68,20 @@ def _existing(folder: Path, name: str) -> Path:
         return path
     names = sorted(entry.name for entry in folder.iterdir())
     if not names:
-        raise SpecRTError("CKPT-002", "the checkpoint folder is empty", where=Where(str(folder)),
-                          hint="was the download interrupted? it needs config.json and model.safetensors")
+        raise SpecRTError(
+            "CKPT-002",
+            "the checkpoint folder is empty",
+            where=Where(str(folder)),
+            hint="was the download interrupted? it needs config.json and model.safetensors",
+        )
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    raise SpecRTError("CKPT-002", f"the checkpoint folder has no {name}", where=Where(str(folder)), notes=(f"it holds {shown}",),
-                      hint=did_you_mean(name, names) if name in ("config.json",) else None)
+    raise SpecRTError(
+        "CKPT-002",
+        f"the checkpoint folder has no {name}",
+        where=Where(str(folder)),
+        notes=(f"it holds {shown}",),
+        hint=did_you_mean(name, names) if name in ("config.json",) else None,
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,7 +91,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
-        raise SpecRTError("CKPT-003", f"not valid JSON: {error.msg}", where=Where(str(path), error.lineno, error.colno)) from error
+        raise SpecRTError(
+            "CKPT-003", f"not valid JSON: {error.msg}", where=Where(str(path), error.lineno, error.colno)
+        ) from error
     except UnicodeDecodeError as error:
         raise SpecRTError("CKPT-003", "not valid JSON: not UTF-8 text", where=Where(str(path))) from error
     if not isinstance(value, dict):
@@ -97,8 +112,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 def _reject_lfs(path: Path, start: bytes) -> None:
     if start.startswith(_LFS):
-        raise SpecRTError("CKPT-004", "this is a git-lfs pointer, not the file itself", where=Where(str(path)),
-                          hint="in the checkpoint's repository, run `git lfs install` and `git lfs pull`")
+        raise SpecRTError(
+            "CKPT-004",
+            "this is a git-lfs pointer, not the file itself",
+            where=Where(str(path)),
+            hint="in the checkpoint's repository, run `git lfs install` and `git lfs pull`",
+        )
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------------
@@ -108,16 +127,24 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     """All tensors of a folder by name, from `model.safetensors` or the shards of its index; raises CKPT-002, CKPT-004 to CKPT-008."""
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() and index.is_file():
-        raise SpecRTError("CKPT-008", f"the folder holds both {SINGLE} and {INDEX}", where=Where(str(folder)),
-                          hint="they may differ; remove the one that is not the model")
+        raise SpecRTError(
+            "CKPT-008",
+            f"the folder holds both {SINGLE} and {INDEX}",
+            where=Where(str(folder)),
+            hint="they may differ; remove the one that is not the model",
+        )
     if single.is_file():
         return read_header(single)
     if index.is_file():
         return _read_shards(folder, index)
     pickles = [entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickles:
-        raise SpecRTError("CKPT-002", f"the checkpoint folder has no {SINGLE}, only {sorted(pickles)[0]}", where=Where(str(folder)),
-                          hint="pickled weights can run code and are not read; convert them to safetensors")
+        raise SpecRTError(
+            "CKPT-002",
+            f"the checkpoint folder has no {SINGLE}, only {sorted(pickles)[0]}",
+            where=Where(str(folder)),
+            hint="pickled weights can run code and are not read; convert them to safetensors",
+        )
     _existing(folder, SINGLE)
     return {}
 
@@ -125,17 +152,26 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
 def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise SpecRTError("CKPT-007", "the index has no `weight_map` of tensor names to file names", where=Where(str(index)))
+        raise SpecRTError(
+            "CKPT-007", "the index has no `weight_map` of tensor names to file names", where=Where(str(index))
+        )
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         path = folder / shard
         if Path(shard).name != shard:
-            raise SpecRTError("CKPT-007", f"the index names a file outside the folder: {shard}", where=Where(str(index)))
+            raise SpecRTError(
+                "CKPT-007", f"the index names a file outside the folder: {shard}", where=Where(str(index))
+            )
         expected = {name for name, file in weight_map.items() if file == shard}
         if not path.is_file():
             there = sorted(entry.name for entry in folder.glob("*.safetensors"))
-            raise SpecRTError("CKPT-007", f"the index names {shard}, which is not in the folder", where=Where(str(index)),
-                              notes=(f"{len(expected)} tensors should be in it",), hint=did_you_mean(shard, there))
+            raise SpecRTError(
+                "CKPT-007",
+                f"the index names {shard}, which is not in the folder",
+                where=Where(str(index)),
+                notes=(f"{len(expected)} tensors should be in it",),
+                hint=did_you_mean(shard, there),
+            )
         found = read_header(path)
         for name in sorted(expected ^ set(found)):
             problem = "does not hold" if name in expected else "holds, but the index does not list there,"
@@ -157,14 +193,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise _truncated(where, size, "a header")
         (length,) = struct.unpack("<Q", prefix)
         if length > MAX_HEADER:
-            raise SpecRTError("CKPT-006", f"not a safetensors file: it announces a header of {length} bytes", where=where)
+            raise SpecRTError(
+                "CKPT-006", f"not a safetensors file: it announces a header of {length} bytes", where=where
+            )
         if 8 + length > size:
             raise _truncated(where, size, f"a header of {8 + length} bytes")
         text = file.read(length)
     try:
         header = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SpecRTError("CKPT-006", "not a safetensors file: its header is not JSON", where=where) from error
+        raise SpecRTError(
+            "CKPT-006", "not a safetensors file: its header is not JSON", where=where
+        ) from error
     if not isinstance(header, dict):
         raise SpecRTError("CKPT-006", "not a safetensors file: its header is not an object", where=where)
     header.pop("__metadata__", None)
@@ -174,8 +214,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _truncated(where: Where, size: int, expected: str) -> SpecRTError:
-    return SpecRTError("CKPT-005", f"the file is cut off: it has {size} bytes, expected {expected}", where=where,
-                       hint="download it again; the transfer did not finish")
+    return SpecRTError(
+        "CKPT-005",
+        f"the file is cut off: it has {size} bytes, expected {expected}",
+        where=where,
+        hint="download it again; the transfer did not finish",
+    )
 
 
 def _tensor(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
@@ -186,10 +230,15 @@ def _tensor(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
             bits *= dim
         sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and 8 * (end - begin) == bits
     except (KeyError, TypeError, ValueError) as error:
-        raise SpecRTError("CKPT-006", f"the header's entry of `{name}` cannot be read: {entry}", where=Where(str(path))) from error
+        raise SpecRTError(
+            "CKPT-006", f"the header's entry of `{name}` cannot be read: {entry}", where=Where(str(path))
+        ) from error
     if not sound:
-        raise SpecRTError("CKPT-006", f"the header's entry of `{name}` is inconsistent: {dtype} {list(shape)} in bytes {begin} to {end}",
-                          where=Where(str(path)))
+        raise SpecRTError(
+            "CKPT-006",
+            f"the header's entry of `{name}` is inconsistent: {dtype} {list(shape)} in bytes {begin} to {end}",
+            where=Where(str(path)),
+        )
     return TensorInfo(name, dtype, shape, path, base + begin, base + end)
 
 
@@ -198,7 +247,9 @@ def _check_extent(where: Where, size: int, base: int, tensors: dict[str, TensorI
     at = base
     for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
         if info.begin != at:
-            raise SpecRTError("CKPT-006", f"the tensor `{info.name}` overlaps another or leaves a gap", where=where)
+            raise SpecRTError(
+                "CKPT-006", f"the tensor `{info.name}` overlaps another or leaves a gap", where=where
+            )
         at = info.end
     if at > size:
         raise _truncated(where, size, f"{at} bytes")

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from specs.equations import FUNCTIONS, INPUTS, LAYER, OUTPUTS, Call, Constant, Equation, IfExp, Name, Repeat, Value, equations, walk
+from specs.equations import (
+    FUNCTIONS,
+    INPUTS,
+    LAYER,
+    OUTPUTS,
+    Call,
+    Constant,
+    Equation,
+    IfExp,
+    Name,
+    Repeat,
+    Value,
+    equations,
+    walk,
+)
 from specs.errors import SpecRTError, Where
 from specs.expressions import CONSTANTS, Expr
 from specs.expressions import FUNCTIONS as SCALAR_FUNCTIONS
@@ -14,7 +28,11 @@ from specs.node import Dimension, Options
 from specs.parts import PART_CLASSES
 from specs.schema import Spec
 
-WELL_KNOWN = {"d_model": "width of the model", "vocab": "rows of the token table", "context": "longest sequence it was trained for"}
+WELL_KNOWN = {
+    "d_model": "width of the model",
+    "vocab": "rows of the token table",
+    "context": "longest sequence it was trained for",
+}
 """Config names that have a meaning of their own; the builder and the compiler read them."""
 
 
@@ -31,7 +49,13 @@ def check_spec(spec: Spec) -> None:
 
 def layered_parts(spec: Spec) -> set[str]:
     """The parts used inside `repeat`: they have one set of weights per layer."""
-    return {call.func for step in spec.graph if isinstance(step, Repeat) for call in _calls(step.body) if call.func in spec.parts}
+    return {
+        call.func
+        for step in spec.graph
+        if isinstance(step, Repeat)
+        for call in _calls(step.body)
+        if call.func in spec.parts
+    }
 
 
 def leaves(spec: Spec) -> list[str]:
@@ -49,22 +73,41 @@ def _place(spec: Spec, mapping: str, key: str) -> Where:
 
 
 def _check_config_names(spec: Spec) -> None:
-    options = {option for cls in PART_CLASSES for _, marks in cls.field_marks() for m in marks if isinstance(m, Options) for option in m.values}
+    options = {
+        option
+        for cls in PART_CLASSES
+        for _, marks in cls.field_marks()
+        for m in marks
+        if isinstance(m, Options)
+        for option in m.values
+    }
     taken = {**dict.fromkeys(options, "a value of a part's field"), **dict.fromkeys(INPUTS, "an input of the model"),
              **dict.fromkeys(OUTPUTS, "an output of the model"), **dict.fromkeys(CONSTANTS, "a constant"), LAYER: "the layer's number",
              **dict.fromkeys([*FUNCTIONS, *SCALAR_FUNCTIONS], "a function")}  # fmt: skip
     for block, names in (("config", spec.config), ("parts", spec.parts)):
         for name in names:
             if not name.isidentifier():
-                raise SpecRTError("SPEC-021", f"`{name}` cannot be a name", where=_place(spec, block, name),
-                                  hint="names are letters, digits and _")
+                raise SpecRTError(
+                    "SPEC-021",
+                    f"`{name}` cannot be a name",
+                    where=_place(spec, block, name),
+                    hint="names are letters, digits and _",
+                )
             if name in taken:
-                raise SpecRTError("SPEC-021", f"`{name}` is already {taken[name]}", where=_place(spec, block, name),
-                                  hint="choose another name")
+                raise SpecRTError(
+                    "SPEC-021",
+                    f"`{name}` is already {taken[name]}",
+                    where=_place(spec, block, name),
+                    hint="choose another name",
+                )
             if block == "parts" and name in spec.config:
-                raise SpecRTError("SPEC-021", f"`{name}` is both a part and a config name", where=_place(spec, block, name))
+                raise SpecRTError(
+                    "SPEC-021", f"`{name}` is both a part and a config name", where=_place(spec, block, name)
+                )
     if "d_model" not in spec.config:
-        raise SpecRTError("SPEC-006", "`config` lacks the name `d_model`, the width of the model", where=spec.where)
+        raise SpecRTError(
+            "SPEC-006", "`config` lacks the name `d_model`, the width of the model", where=spec.where
+        )
 
 
 def _undefined(name: str, where: Where, known: Iterable[str]) -> SpecRTError:
@@ -89,8 +132,12 @@ def _check_graph(spec: Spec) -> None:
         else:
             _check_equation(spec, step, tensors, ())
     if not spec.outputs:
-        raise SpecRTError("SPEC-023", "the graph has no output", where=spec.key_where("graph"),
-                          hint="name the result one of: " + ", ".join(f"`{name}`" for name in OUTPUTS))
+        raise SpecRTError(
+            "SPEC-023",
+            "the graph has no output",
+            where=spec.key_where("graph"),
+            hint="name the result one of: " + ", ".join(f"`{name}`" for name in OUTPUTS),
+        )
     _check_live(spec)
 
 
@@ -110,15 +157,24 @@ def _check_equation(spec: Spec, equation: Equation, tensors: set[str], extra: tu
             expected = part.inputs if part else FUNCTIONS[node.func]
             if len(node.args) != expected:
                 what = "part" if part else "function"
-                raise SpecRTError("SPEC-024", f"{what} `{node.func}` takes {_count(expected, 'value')}, got {len(node.args)}", where=node.where)
+                raise SpecRTError(
+                    "SPEC-024",
+                    f"{what} `{node.func}` takes {_count(expected, 'value')}, got {len(node.args)}",
+                    where=node.where,
+                )
     given = _results(spec, equation.value)
     if len(equation.targets) != given:
-        raise SpecRTError("SPEC-024", f"the right side gives {_count(given, 'value')}, the left side names {len(equation.targets)}",
-                          where=equation.where)
+        raise SpecRTError(
+            "SPEC-024",
+            f"the right side gives {_count(given, 'value')}, the left side names {len(equation.targets)}",
+            where=equation.where,
+        )
     for target in equation.targets:
         if target in spec.config or target in spec.parts:
             what = "config name" if target in spec.config else "part"
-            raise SpecRTError("SPEC-021", f"`{target}` is a {what} and cannot be assigned", where=equation.where)
+            raise SpecRTError(
+                "SPEC-021", f"`{target}` is a {what} and cannot be assigned", where=equation.where
+            )
     tensors.update(equation.targets)
 
 
@@ -147,8 +203,13 @@ def _check_live(spec: Spec) -> None:
     for equation in order:
         for target in equation.targets:
             if target not in OUTPUTS and (id(equation), target) not in read:
-                raise SpecRTError("SPEC-025", f"value `{target}` is never used", where=equation.where,
-                                  hint="remove the equation, or use its result; outputs are " + ", ".join(f"`{name}`" for name in OUTPUTS))
+                raise SpecRTError(
+                    "SPEC-025",
+                    f"value `{target}` is never used",
+                    where=equation.where,
+                    hint="remove the equation, or use its result; outputs are "
+                    + ", ".join(f"`{name}`" for name in OUTPUTS),
+                )
 
 
 def _check_parts(spec: Spec) -> None:
@@ -159,15 +220,29 @@ def _check_parts(spec: Spec) -> None:
             options = {option for mark in marks if isinstance(mark, Options) for option in mark.values}
             inherited = any(isinstance(mark, Dimension) for mark in marks) and expr.where == part.where
             if inherited and expr.text not in spec.config:
-                raise SpecRTError("SPEC-016", f"part `{name}` needs `{field}`, and `config` does not define it", where=part.where,
-                                  hint=f"write `{field}: ...` in the part, or define `{field}` in `config`")
+                raise SpecRTError(
+                    "SPEC-016",
+                    f"part `{name}` needs `{field}`, and `config` does not define it",
+                    where=part.where,
+                    hint=f"write `{field}: ...` in the part, or define `{field}` in `config`",
+                )
             if expr.names() - options == {LAYER} and not extra and LAYER in expr.names():
-                raise SpecRTError("SPEC-011", f"`layer` is not defined: part `{name}` is not used inside `repeat`", where=expr.where)
+                raise SpecRTError(
+                    "SPEC-011",
+                    f"`layer` is not defined: part `{name}` is not used inside `repeat`",
+                    where=expr.where,
+                )
             _check_names(spec, expr, {*extra, *options})
         tied = getattr(part, "tied", None)
-        if tied is not None and (tied.to == name or tied.to not in spec.parts or "" not in spec.parts[tied.to].leaves):
-            raise SpecRTError("SPEC-017", f"part `{name}` is tied to `{tied.to}`, which is not a part with one weight", where=tied.where,
-                              hint=did_you_mean(tied.to, [other for other in spec.parts if other != name]))
+        if tied is not None and (
+            tied.to == name or tied.to not in spec.parts or "" not in spec.parts[tied.to].leaves
+        ):
+            raise SpecRTError(
+                "SPEC-017",
+                f"part `{name}` is tied to `{tied.to}`, which is not a part with one weight",
+                where=tied.where,
+                hint=did_you_mean(tied.to, [other for other in spec.parts if other != name]),
+            )
 
 
 def _check_uses(spec: Spec) -> None:
@@ -177,11 +252,19 @@ def _check_uses(spec: Spec) -> None:
             counts[call.func] += 1
     for name, count in counts.items():
         if count == 0:
-            raise SpecRTError("SPEC-018", f"part `{name}` is used 0 times in `graph`, expected 1", where=_place(spec, "parts", name),
-                              hint=f"remove `{name}`, or call it: `x = {name}(x)`")
+            raise SpecRTError(
+                "SPEC-018",
+                f"part `{name}` is used 0 times in `graph`, expected 1",
+                where=_place(spec, "parts", name),
+                hint=f"remove `{name}`, or call it: `x = {name}(x)`",
+            )
         if count > 1:
-            raise SpecRTError("SPEC-018", f"part `{name}` is used {count} times in `graph`, expected 1", where=_place(spec, "parts", name),
-                              hint=f"if the model computes it once, reuse its result: `h = {name}(x)`")
+            raise SpecRTError(
+                "SPEC-018",
+                f"part `{name}` is used {count} times in `graph`, expected 1",
+                where=_place(spec, "parts", name),
+                hint=f"if the model computes it once, reuse its result: `h = {name}(x)`",
+            )
 
 
 def _check_checkpoint(spec: Spec) -> None:
@@ -191,7 +274,9 @@ def _check_checkpoint(spec: Spec) -> None:
     for key, entry in spec.checkpoint.items():
         where = spec.key_where("checkpoint", key)
         if (entry.source is None) == (entry.weight is None and entry.bias is None):
-            raise SpecRTError("SPEC-030", f"`{key}` needs either `from` or the full names `weight`, `bias`", where=where)
+            raise SpecRTError(
+                "SPEC-030", f"`{key}` needs either `from` or the full names `weight`, `bias`", where=where
+            )
         members = [key]
         if entry.layout is not None:
             layout = parse_layout(entry.layout, entry.where)
@@ -201,13 +286,24 @@ def _check_checkpoint(spec: Spec) -> None:
             members = [f"{prefix}.{piece.name}" if prefix else piece.name for piece in layout.pieces]
         for member in members:
             if member not in known:
-                raise SpecRTError("SPEC-030", f"`{member}` is not a weight of any part", where=where, hint=did_you_mean(member, known))
+                raise SpecRTError(
+                    "SPEC-030",
+                    f"`{member}` is not a weight of any part",
+                    where=where,
+                    hint=did_you_mean(member, known),
+                )
             if member in seen:
-                raise SpecRTError("SPEC-030", f"`{member}` is given twice, by `{seen[member]}` and `{key}`", where=where)
+                raise SpecRTError(
+                    "SPEC-030", f"`{member}` is given twice, by `{seen[member]}` and `{key}`", where=where
+                )
             seen[member] = key
             for name in (entry.source, entry.weight, entry.bias):
                 if name is not None and ("{i}" in name) != (member.split(".")[0] in layered):
-                    problem = "needs `{i}` for the layer" if "{i}" not in name else "has `{i}`, but the part is not in `repeat`"
+                    problem = (
+                        "needs `{i}` for the layer"
+                        if "{i}" not in name
+                        else "has `{i}`, but the part is not in `repeat`"
+                    )
                     raise SpecRTError("SPEC-030", f"`{name}` {problem}", where=where)
 
 
@@ -215,8 +311,12 @@ def _check_sizes(spec: Spec) -> None:
     for size, entry in spec.sizes.items():
         for name in entry.values:
             if name not in spec.config:
-                raise SpecRTError("SPEC-019", f"size `{size}` gives `{name}`, which `config` does not define",
-                                  where=spec.key_where("sizes", size, name), hint=did_you_mean(name, spec.config))
+                raise SpecRTError(
+                    "SPEC-019",
+                    f"size `{size}` gives `{name}`, which `config` does not define",
+                    where=spec.key_where("sizes", size, name),
+                    hint=did_you_mean(name, spec.config),
+                )
 
 
 def _check_config_used(spec: Spec) -> None:
@@ -227,12 +327,20 @@ def _check_config_used(spec: Spec) -> None:
     exprs += [step.count for step in spec.graph if isinstance(step, Repeat)]
     for equation in equations(spec.graph):
         for node in walk(equation.value):
-            exprs += [node.expr] if isinstance(node, Constant) else [node.test] if isinstance(node, IfExp) else []
+            exprs += (
+                [node.expr] if isinstance(node, Constant) else [node.test] if isinstance(node, IfExp) else []
+            )
     for entry in spec.checkpoint.values():
         if entry.layout is not None:
             exprs += parse_layout(entry.layout, entry.where).expressions()
     for name, own in spec.config.items():
         others = (expr for expr in exprs if expr is not own)
-        if name not in used and not any(name in {path.split(".")[0] for path in expr.names()} for expr in others):
-            raise SpecRTError("SPEC-026", f"config name `{name}` has no effect", where=own.where,
-                              hint="use it in a part or an equation, or list the key under `ignore: {config: [...]}` if it changes nothing")
+        if name not in used and not any(
+            name in {path.split(".")[0] for path in expr.names()} for expr in others
+        ):
+            raise SpecRTError(
+                "SPEC-026",
+                f"config name `{name}` has no effect",
+                where=own.where,
+                hint="use it in a part or an equation, or list the key under `ignore: {config: [...]}` if it changes nothing",
+            )

@@ -45,8 +45,12 @@ def resolve_size(spec: Spec, name: str) -> Resolved:
         except SpecRTError as error:
             if error.code != "SPEC-011":
                 raise
-            raise SpecRTError("SPEC-045", f"size `{name}` must give `{key}`", where=size.where,
-                              hint=f"`{expr.text}` has no value without a config.json") from error
+            raise SpecRTError(
+                "SPEC-045",
+                f"size `{name}` must give `{key}`",
+                where=size.where,
+                hint=f"`{expr.text}` has no value without a config.json",
+            ) from error
     _check_ranges(spec, resolved, size.where)
     return resolved
 
@@ -54,8 +58,12 @@ def resolve_size(spec: Spec, name: str) -> Resolved:
 def find_size(spec: Spec, name: str) -> Size:
     """The size of that name; raises SPEC-044."""
     if name not in spec.sizes:
-        raise SpecRTError("SPEC-044", f"`{spec.name}` has no size `{name}`", where=spec.key_where("sizes"),
-                          hint=did_you_mean(name, spec.sizes))
+        raise SpecRTError(
+            "SPEC-044",
+            f"`{spec.name}` has no size `{name}`",
+            where=spec.key_where("sizes"),
+            hint=did_you_mean(name, spec.sizes),
+        )
     return spec.sizes[name]
 
 
@@ -73,8 +81,12 @@ def _evaluate(spec: Spec, name: str, expr: Expr, env: _Layers, where: Where) -> 
     except SpecRTError as error:
         if error.code != "SPEC-011":
             raise
-        raise SpecRTError("SPEC-040", f"{where.file} does not give `{name}`: it has none of the keys in `{expr.text}`",
-                          where=expr.where, hint=error.hint) from error
+        raise SpecRTError(
+            "SPEC-040",
+            f"{where.file} does not give `{name}`: it has none of the keys in `{expr.text}`",
+            where=expr.where,
+            hint=error.hint,
+        ) from error
 
 
 def _alternatives(tree: ast.expr) -> list[ast.expr]:
@@ -95,8 +107,13 @@ def _check_agreement(expr: Expr, env: _Layers, where: Where) -> None:
             present[path] = value
     if any(value != other for value in present.values() for other in present.values()):
         said = ", ".join(f"`{path}` is {show(value)}" for path, value in present.items())
-        raise SpecRTError("SPEC-041", f"{where.file} contradicts itself: {said}", where=where, notes=(f"both are read at {expr.where}",),
-                          hint="keep the one that the model was trained with")
+        raise SpecRTError(
+            "SPEC-041",
+            f"{where.file} contradicts itself: {said}",
+            where=where,
+            notes=(f"both are read at {expr.where}",),
+            hint="keep the one that the model was trained with",
+        )
 
 
 def _check_required(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
@@ -106,9 +123,13 @@ def _check_required(spec: Spec, config: Mapping[str, Any], where: Where) -> None
             continue
         allowed = expected if isinstance(expected, list) else [expected]
         if value not in allowed:
-            raise SpecRTError("SPEC-042", f"{where.file} has `{path}: {show(value)}`, but `{spec.name}` is only right for "
-                              + " or ".join(show(item) for item in allowed), where=where,
-                              notes=(f"required at {spec.key_where('require', path)}",))
+            raise SpecRTError(
+                "SPEC-042",
+                f"{where.file} has `{path}: {show(value)}`, but `{spec.name}` is only right for "
+                + " or ".join(show(item) for item in allowed),
+                where=where,
+                notes=(f"required at {spec.key_where('require', path)}",),
+            )
 
 
 # ---- coverage --------------------------------------------------------------------------------------------------------------
@@ -133,14 +154,22 @@ def _read_paths(spec: Spec) -> set[str]:
 def _check_covered(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
     groups = ignored_keys()
     by_name = groups["named_only"]
-    known = _read_paths(spec) | frozenset().union(*(keys for group, keys in groups.items() if group != "named_only"))
+    known = _read_paths(spec) | frozenset().union(
+        *(keys for group, keys in groups.items() if group != "named_only")
+    )
     for path, value in _uncovered(config, known, by_name):
-        raise SpecRTError("SPEC-043", f"{where.file} has `{path}: {show(value)}`, which `{spec.name}` does not cover", where=where,
-                          notes=(f"the spec is {spec.where.file}",),
-                          hint="it may change the result: read it in `config`, or list it under `require` or `ignore` if it does not")
+        raise SpecRTError(
+            "SPEC-043",
+            f"{where.file} has `{path}: {show(value)}`, which `{spec.name}` does not cover",
+            where=where,
+            notes=(f"the spec is {spec.where.file}",),
+            hint="it may change the result: read it in `config`, or list it under `require` or `ignore` if it does not",
+        )
 
 
-def _uncovered(config: Mapping[str, Any], known: set[str], by_name: frozenset[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _uncovered(
+    config: Mapping[str, Any], known: set[str], by_name: frozenset[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Paths with a value that is switched on and that nothing reads. A mapping read whole covers its keys, except those in `by_name`."""
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -165,8 +194,14 @@ def _check_ranges(spec: Spec, resolved: Resolved, where: Where) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise SpecRTError("SPEC-046", f"`{name}` is {show(value)}, but must be a whole number above 0", where=where,
-                              notes=(f"computed by `{spec.config[name].text}` at {spec.config[name].where}",))
+            raise SpecRTError(
+                "SPEC-046",
+                f"`{name}` is {show(value)}, but must be a whole number above 0",
+                where=where,
+                notes=(f"computed by `{spec.config[name].text}` at {spec.config[name].where}",),
+            )
     heads, kv_heads = resolved.get("heads"), resolved.get("kv_heads")
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise SpecRTError("SPEC-046", f"`heads` is {heads}, which is not a multiple of `kv_heads`, {kv_heads}", where=where)
+        raise SpecRTError(
+            "SPEC-046", f"`heads` is {heads}, which is not a multiple of `kv_heads`, {kv_heads}", where=where
+        )

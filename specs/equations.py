@@ -1,9 +1,9 @@
 """The equations of `graph:`: how the parts are wired. Parsed with `ast` against a whitelist into a few frozen node types.
 
-    x = embed(tokens)                      a call of a part, or of a function from FUNCTIONS
-    x = x + attn(norm_1(x))                + - * / of values and scalars
-    x = x * sqrt(d_model)                  a scalar: any expression of config names, `layer` and numbers
-    x = x + (moe(h) if layer >= 1 else mlp(h))    a choice made when the model is built, not when it runs
+x = embed(tokens)                      a call of a part, or of a function from FUNCTIONS
+x = x + attn(norm_1(x))                + - * / of values and scalars
+x = x * sqrt(d_model)                  a scalar: any expression of config names, `layer` and numbers
+x = x + (moe(h) if layer >= 1 else mlp(h))    a choice made when the model is built, not when it runs
 """
 
 from __future__ import annotations
@@ -117,13 +117,17 @@ def _parse_repeat(item: YamlMap, parts: set[str], tensors: set[str]) -> Repeat:
     keys = list(item)
     key = keys[0] if keys else ""
     if len(keys) != 1 or not key.startswith("repeat "):
-        raise SpecRTError("SPEC-020", "expected an equation or `repeat COUNT:`", where=item.where,
-                          hint="an equation that holds `: ` must be in double quotes")
+        raise SpecRTError(
+            "SPEC-020",
+            "expected an equation or `repeat COUNT:`",
+            where=item.where,
+            hint="an equation that holds `: ` must be in double quotes",
+        )
     where = item.key_where[key]
     body = item[key]
     if not isinstance(body, YamlList) or not body:
         raise SpecRTError("SPEC-020", "`repeat` needs a list of equations below it", where=where)
-    count = parse_expr(key[len("repeat "):], shift(where, len("repeat ")))
+    count = parse_expr(key[len("repeat ") :], shift(where, len("repeat ")))
     # Names first assigned inside the loop are not known after it.
     inner = set(tensors)
     return Repeat(count, tuple(_parse_equation(line, parts, inner) for line in body), where)
@@ -132,7 +136,9 @@ def _parse_repeat(item: YamlMap, parts: set[str], tensors: set[str]) -> Repeat:
 def _parse_equation(item: Node, parts: set[str], tensors: set[str]) -> Equation:
     if not isinstance(item, Scalar) or not isinstance(item.value, str):
         hint = "`repeat` cannot be nested" if isinstance(item, YamlMap) else None
-        raise SpecRTError("SPEC-020", "expected an equation such as `x = x + attn(h)`", where=item.where, hint=hint)
+        raise SpecRTError(
+            "SPEC-020", "expected an equation such as `x = x + attn(h)`", where=item.where, hint=hint
+        )
     text, where = item.value, item.where
     if item.quoted:
         where = shift(where, 1)
@@ -140,8 +146,14 @@ def _parse_equation(item: Node, parts: set[str], tensors: set[str]) -> Equation:
         module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = (getattr(error, "offset", None) or 1) - 1
-        raise SpecRTError("SPEC-020", f"cannot read the equation `{text}`", where=shift(where, column)) from error
-    if len(module.body) != 1 or not isinstance(module.body[0], ast.Assign) or len(module.body[0].targets) != 1:
+        raise SpecRTError(
+            "SPEC-020", f"cannot read the equation `{text}`", where=shift(where, column)
+        ) from error
+    if (
+        len(module.body) != 1
+        or not isinstance(module.body[0], ast.Assign)
+        or len(module.body[0].targets) != 1
+    ):
         raise SpecRTError("SPEC-020", f"`{text}` is not an equation `name = value`", where=where)
     assign = module.body[0]
     targets = _targets(assign.targets[0], text, where)
@@ -156,8 +168,16 @@ def _targets(tree: ast.expr, text: str, where: Where) -> tuple[str, ...]:
     if len(names) != len(elements) or len(set(names)) != len(names) or not names:
         raise SpecRTError("SPEC-020", f"the left side of `{text}` must be one or more names", where=where)
     for name in names:
-        if name in INPUTS or name == LAYER or name in CONSTANTS or name in FUNCTIONS or name in SCALAR_FUNCTIONS:
-            raise SpecRTError("SPEC-021", f"`{name}` has a meaning of its own and cannot be assigned", where=where)
+        if (
+            name in INPUTS
+            or name == LAYER
+            or name in CONSTANTS
+            or name in FUNCTIONS
+            or name in SCALAR_FUNCTIONS
+        ):
+            raise SpecRTError(
+                "SPEC-021", f"`{name}` has a meaning of its own and cannot be assigned", where=where
+            )
     return names
 
 
@@ -173,36 +193,64 @@ class _Reader:
     def read(self, tree: ast.expr, depth: int = 0) -> Value:
         where = shift(self.where, tree.col_offset)
         if depth > 40:
-            raise SpecRTError("SPEC-020", "too many nested parts in one equation", where=where, hint="name an intermediate value")
+            raise SpecRTError(
+                "SPEC-020",
+                "too many nested parts in one equation",
+                where=where,
+                hint="name an intermediate value",
+            )
         if self._is_constant(tree):
             return Constant(self._expr(tree), where)
         if isinstance(tree, ast.Name):
             return Name(tree.id, where)
         if isinstance(tree, ast.BinOp) and type(tree.op) in _OPS:
-            return BinOp(_OPS[type(tree.op)], self.read(tree.left, depth + 1), self.read(tree.right, depth + 1), where)
+            return BinOp(
+                _OPS[type(tree.op)], self.read(tree.left, depth + 1), self.read(tree.right, depth + 1), where
+            )
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             minus_one = parse_expr(-1, where)
             return BinOp("*", Constant(minus_one, where), self.read(tree.operand, depth + 1), where)
         if isinstance(tree, ast.IfExp):
             if not self._is_constant(tree.test):
-                raise SpecRTError("SPEC-020", "a condition may only use config names, `layer` and numbers",
-                                  where=shift(self.where, tree.test.col_offset), hint="it is decided when the model is built")
-            return IfExp(self._expr(tree.test), self.read(tree.body, depth + 1), self.read(tree.orelse, depth + 1), where)
+                raise SpecRTError(
+                    "SPEC-020",
+                    "a condition may only use config names, `layer` and numbers",
+                    where=shift(self.where, tree.test.col_offset),
+                    hint="it is decided when the model is built",
+                )
+            return IfExp(
+                self._expr(tree.test),
+                self.read(tree.body, depth + 1),
+                self.read(tree.orelse, depth + 1),
+                where,
+            )
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
             func = tree.func.id
             if func not in self.parts and func not in FUNCTIONS:
-                raise SpecRTError("SPEC-022", f"`{func}` is neither a part nor a function", where=where,
-                                  hint=did_you_mean(func, [*self.parts, *FUNCTIONS]))
+                raise SpecRTError(
+                    "SPEC-022",
+                    f"`{func}` is neither a part nor a function",
+                    where=where,
+                    hint=did_you_mean(func, [*self.parts, *FUNCTIONS]),
+                )
             return Call(func, tuple(self.read(arg, depth + 1) for arg in tree.args), where)
-        raise SpecRTError("SPEC-020", f"`{ast.unparse(tree)}` is not allowed in an equation", where=where,
-                          hint="allowed: names, numbers, + - * /, part(x), function(x), a if condition else b")
+        raise SpecRTError(
+            "SPEC-020",
+            f"`{ast.unparse(tree)}` is not allowed in an equation",
+            where=where,
+            hint="allowed: names, numbers, + - * /, part(x), function(x), a if condition else b",
+        )
 
     def _is_constant(self, tree: ast.expr) -> bool:
         """Whether nothing in it is a tensor. A lone unknown name is left to the name check, which knows what is near."""
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and (node.id in self.tensors or node.id in self.parts):
                 return False
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in SCALAR_FUNCTIONS:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id not in SCALAR_FUNCTIONS
+            ):
                 return False
         return True
 

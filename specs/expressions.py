@@ -77,12 +77,18 @@ class Expr:
         return value
 
     def _wrong_type(self, expected: str, value: Value) -> SpecRTError:
-        return SpecRTError("SPEC-013", f"`{self.text}` must be {expected}, but is {show(value)}", where=self.where)
+        return SpecRTError(
+            "SPEC-013", f"`{self.text}` must be {expected}, but is {show(value)}", where=self.where
+        )
 
 
 def show(value: Value) -> str:
     """A value as a spec would write it, shortened."""
-    text = {None: "none", True: "true", False: "false"}.get(value, "") if isinstance(value, bool | None) else repr(value)
+    text = (
+        {None: "none", True: "true", False: "false"}.get(value, "")
+        if isinstance(value, bool | None)
+        else repr(value)
+    )
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -168,7 +174,9 @@ def parse_tree(text: str, where: Where) -> ast.expr:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = getattr(error, "offset", None) or 1
-        raise SpecRTError("SPEC-010", f"cannot read the expression `{text}`", where=shift(where, column - 1)) from error
+        raise SpecRTError(
+            "SPEC-010", f"cannot read the expression `{text}`", where=shift(where, column - 1)
+        ) from error
 
 
 def shift(where: Where, columns: int) -> Where:
@@ -181,7 +189,11 @@ def shift(where: Where, columns: int) -> Where:
 def parse_expr(source: str | int | float | bool | None, where: Where) -> Expr:
     """Parse one expression, or wrap a literal that YAML already read; raises SPEC-010."""
     if not isinstance(source, str):
-        text = {None: "none", True: "true", False: "false"}[source] if isinstance(source, bool | None) else repr(source)
+        text = (
+            {None: "none", True: "true", False: "false"}[source]
+            if isinstance(source, bool | None)
+            else repr(source)
+        )
         return Expr(text, where, ast.parse(text, mode="eval").body)
     tree = parse_tree(source, where)
     check_tree(tree, source, where)
@@ -192,7 +204,12 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
     """Whitelist a syntax tree; raises SPEC-010 naming the first construct that is not allowed."""
 
     def refuse(what: str, hint: str | None = None) -> SpecRTError:
-        return SpecRTError("SPEC-010", f"{what} in the expression `{text.strip()}`", where=shift(where, tree.col_offset), hint=hint)
+        return SpecRTError(
+            "SPEC-010",
+            f"{what} in the expression `{text.strip()}`",
+            where=shift(where, tree.col_offset),
+            hint=hint,
+        )
 
     if depth > MAX_DEPTH:
         raise refuse("too many nested parts")
@@ -230,7 +247,9 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
             raise refuse(f"unknown function `{tree.func.id}`", did_you_mean(tree.func.id, FUNCTIONS))
         expected = FUNCTIONS[tree.func.id][1]
         if len(tree.args) != expected:
-            raise refuse(f"`{tree.func.id}` takes {expected} argument{'s'[:expected > 1]}, got {len(tree.args)}")
+            raise refuse(
+                f"`{tree.func.id}` takes {expected} argument{'s'[: expected > 1]}, got {len(tree.args)}"
+            )
         children = tree.args
     else:
         raise refuse(f"`{ast.unparse(tree)}` is not allowed")
@@ -267,9 +286,13 @@ def evaluate(expr: Expr, env: Mapping[str, Value]) -> Value:
     try:
         value = _evaluate(expr.tree, env)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, KeyError, IndexError) as error:
-        raise SpecRTError("SPEC-012", f"`{expr.text}` cannot be computed: {_reason(error)}", where=expr.where) from error
+        raise SpecRTError(
+            "SPEC-012", f"`{expr.text}` cannot be computed: {_reason(error)}", where=expr.where
+        ) from error
     if isinstance(value, Missing):
-        raise SpecRTError("SPEC-011", f"`{value.name}` is not defined", where=expr.where, hint=did_you_mean(value.name, env))
+        raise SpecRTError(
+            "SPEC-011", f"`{value.name}` is not defined", where=expr.where, hint=did_you_mean(value.name, env)
+        )
     return value
 
 
@@ -303,7 +326,9 @@ def _evaluate(tree: ast.expr, env: Mapping[str, Value]) -> Value:
         return tree.value
     if isinstance(tree, ast.IfExp):
         test = _evaluate(tree.test, env)
-        return test if isinstance(test, Missing) else _evaluate(tree.body if _truth(test) else tree.orelse, env)
+        return (
+            test if isinstance(test, Missing) else _evaluate(tree.body if _truth(test) else tree.orelse, env)
+        )
     if isinstance(tree, ast.BoolOp):
         value: Value = None
         for child in tree.values:

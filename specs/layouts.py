@@ -49,7 +49,11 @@ class Layout:
         for piece in self.pieces:
             count = piece.count.as_int(env)
             if count <= 0:
-                raise SpecRTError("SPEC-032", f"`{piece.name}` has {count} rows in the layout `{self.text}`", where=self.where)
+                raise SpecRTError(
+                    "SPEC-032",
+                    f"`{piece.name}` has {count} rows in the layout `{self.text}`",
+                    where=self.where,
+                )
             spans[piece.name] = (at, at + count)
             at += count
         return outer, spans, at, inner
@@ -68,15 +72,23 @@ def parse_layout(text: str, where: Where) -> Layout:
     """Parse a layout; raises SPEC-031."""
     match = _LAYOUT.match(text.strip())
     if match is None:
-        raise SpecRTError("SPEC-031", f"cannot read the layout `{text}`", where=where,
-                          hint="write axes and one bracket, say `heads [q, k, v] d_head`")
+        raise SpecRTError(
+            "SPEC-031",
+            f"cannot read the layout `{text}`",
+            where=where,
+            hint="write axes and one bracket, say `heads [q, k, v] d_head`",
+        )
     outer, bracket, inner = match.groups()
     pieces: list[Piece] = []
     for item in bracket.split(","):
         name, _, count = (part.strip() for part in item.partition(":"))
         if not name.isidentifier() or (":" in item and not count) or name in {piece.name for piece in pieces}:
-            raise SpecRTError("SPEC-031", f"cannot read `{item.strip()}` in the layout `{text}`", where=where,
-                              hint="a piece is `name` or `name: count`, each name once")
+            raise SpecRTError(
+                "SPEC-031",
+                f"cannot read `{item.strip()}` in the layout `{text}`",
+                where=where,
+                hint="a piece is `name` or `name: count`, each name once",
+            )
         pieces.append(Piece(name, parse_expr(count, where) if count else parse_expr(1, where)))
     return Layout(text, _axes(outer, where), tuple(pieces), _axes(inner, where), where)
 

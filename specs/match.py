@@ -24,7 +24,9 @@ def matches(match: Match, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in match.model_type and (match.when is None or match.when.as_bool(config))
 
 
-def match_spec(config: Mapping[str, Any], specs_dir: str | Path = SPECS_DIR, where: Where | None = None) -> Spec:
+def match_spec(
+    config: Mapping[str, Any], where: Where | None = None, specs_dir: str | Path = SPECS_DIR
+) -> Spec:
     """The one spec of `specs_dir` for a config.json (`where` names it); raises SPEC-047 for none or several."""
     known: dict[str, list[Path]] = {}
     found: list[Path] = []
@@ -38,19 +40,34 @@ def match_spec(config: Mapping[str, Any], specs_dir: str | Path = SPECS_DIR, whe
         return load_spec(found[0])
     model_type = config.get("model_type")
     if len(found) > 1:
-        raise SpecRTError("SPEC-047", f"several specs match `model_type: {model_type}`", where=where,
-                          notes=[str(path) for path in found], hint="give the spec file itself")
+        raise SpecRTError(
+            "SPEC-047",
+            f"several specs match `model_type: {model_type}`",
+            where=where,
+            notes=[str(path) for path in found],
+            hint="give the spec file itself",
+        )
     if model_type is None:
-        raise SpecRTError("SPEC-047", "config.json has no `model_type`, so no spec can be found for it", where=where,
-                          hint="give the spec file itself: `compile SPEC.yaml --checkpoint DIR`")
+        raise SpecRTError(
+            "SPEC-047",
+            "config.json has no `model_type`, so no spec can be found for it",
+            where=where,
+            hint="give the spec file itself: `compile SPEC.yaml --checkpoint DIR`",
+        )
     if model_type in known:
         notes = [f"{path} is for {_condition(path)}" for path in known[model_type]]
-        raise SpecRTError("SPEC-047", f"no spec for this variant of `model_type: {model_type}`", where=where, notes=notes)
+        raise SpecRTError(
+            "SPEC-047", f"no spec for this variant of `model_type: {model_type}`", where=where, notes=notes
+        )
     close = nearest(str(model_type), known)
     listed = ", ".join(f"`{name}`" for name in sorted(known))
-    raise SpecRTError("SPEC-047", f"no spec for `model_type: {model_type}`", where=where,
-                      notes=(f"nearest: {', '.join(f'`{name}`' for name in close)}",) if close else (f"known: {listed}",),
-                      hint="write a spec for it: a new architecture is one YAML file (specs/REFERENCE.md)")
+    raise SpecRTError(
+        "SPEC-047",
+        f"no spec for `model_type: {model_type}`",
+        where=where,
+        notes=(f"nearest: {', '.join(f'`{name}`' for name in close)}",) if close else (f"known: {listed}",),
+        hint="write a spec for it: a new architecture is one YAML file (specs/REFERENCE.md)",
+    )
 
 
 def _read_match(path: Path) -> Match:
@@ -72,11 +89,20 @@ def check_match(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
     model_type = config.get("model_type")
     if model_type not in spec.match.model_type:
         listed = " or ".join(f"`{name}`" for name in spec.match.model_type)
-        raise SpecRTError("SPEC-048", f"`{spec.name}` is for `model_type` {listed}, but the checkpoint says `{model_type}`", where=where,
-                          notes=(f"matched at {spec.match.where}",),
-                          hint=did_you_mean(str(model_type), spec.match.model_type) if model_type is None else
-                          "leave the spec out and let `match` find it")
+        raise SpecRTError(
+            "SPEC-048",
+            f"`{spec.name}` is for `model_type` {listed}, but the checkpoint says `{model_type}`",
+            where=where,
+            notes=(f"matched at {spec.match.where}",),
+            hint=did_you_mean(str(model_type), spec.match.model_type)
+            if model_type is None
+            else "leave the spec out and let `match` find it",
+        )
     if not matches(spec.match, config):
         assert spec.match.when is not None
-        raise SpecRTError("SPEC-048", f"`{spec.name}` is only for checkpoints with `{spec.match.when.text}`", where=where,
-                          notes=(f"matched at {spec.match.when.where}",))
+        raise SpecRTError(
+            "SPEC-048",
+            f"`{spec.name}` is only for checkpoints with `{spec.match.when.text}`",
+            where=where,
+            notes=(f"matched at {spec.match.when.where}",),
+        )

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
@@ -41,9 +49,13 @@ def _expr(node: Any) -> Expr:
         return node
     if isinstance(node, Scalar):
         if node.value is None:
-            raise SpecRTError("SPEC-005", "a value is missing", where=node.where, hint="write the value, or remove the key")
+            raise SpecRTError(
+                "SPEC-005", "a value is missing", where=node.where, hint="write the value, or remove the key"
+            )
         return parse_expr(node.value, node.where)
-    raise SpecRTError("SPEC-005", "expected one value or expression, found a nested structure", where=node.where)
+    raise SpecRTError(
+        "SPEC-005", "expected one value or expression, found a nested structure", where=node.where
+    )
 
 
 def _text(node: Any) -> str:
@@ -93,13 +105,21 @@ class Node(BaseModel):
             return data
         if not isinstance(data, YamlMap):
             where = getattr(data, "where", None)
-            raise SpecRTError("SPEC-005", f"expected a mapping for a {cls.title}", where=where,
-                              hint="its keys: " + ", ".join(f"`{key}`" for key in cls.keys()))
+            raise SpecRTError(
+                "SPEC-005",
+                f"expected a mapping for a {cls.title}",
+                where=where,
+                hint="its keys: " + ", ".join(f"`{key}`" for key in cls.keys()),
+            )
         known = cls.keys()
         for key in data:
             if key not in known:
-                raise SpecRTError("SPEC-004", f"unknown key `{key}` in {cls.title}", where=data.key_where[key],
-                                  hint=_unknown_key_hint(key, known))
+                raise SpecRTError(
+                    "SPEC-004",
+                    f"unknown key `{key}` in {cls.title}",
+                    where=data.key_where[key],
+                    hint=_unknown_key_hint(key, known),
+                )
         values: dict[str, Any] = {**data, "where": data.where}
         if "places" in cls.model_fields:
             values["places"] = dict(_places(data))
@@ -114,7 +134,9 @@ class Node(BaseModel):
     @classmethod
     def keys(cls) -> list[str]:
         """The keys that the YAML mapping may have."""
-        return [info.alias or name for name, info in cls.model_fields.items() if name not in ("where", "places")]
+        return [
+            info.alias or name for name, info in cls.model_fields.items() if name not in ("where", "places")
+        ]
 
     @classmethod
     def field_marks(cls) -> list[tuple[str, tuple[Any, ...]]]:
@@ -138,8 +160,12 @@ class Node(BaseModel):
         options = next(m for m in marks_of(type(self).model_fields[name]) if isinstance(m, Options)).values
         value = expr.as_str({**{option: option for option in options}, **env})
         if value not in options:
-            raise SpecRTError("SPEC-014", f"`{name}` is `{value}`, which is not one of its values", where=expr.where,
-                              hint="known: " + ", ".join(f"`{option}`" for option in options))
+            raise SpecRTError(
+                "SPEC-014",
+                f"`{name}` is `{value}`, which is not one of its values",
+                where=expr.where,
+                hint="known: " + ", ".join(f"`{option}`" for option in options),
+            )
         return value
 
 
@@ -168,7 +194,9 @@ def _convert(cls: type[Node], data: YamlMap, error: ValidationError) -> SpecRTEr
     for part in loc:
         if isinstance(node, YamlMap) and part in node or isinstance(node, YamlList) and isinstance(part, int):
             node = node[part]  # type: ignore[index]
-    return SpecRTError("SPEC-005", f"`{key}` in {cls.title}: {first['msg'][0].lower()}{first['msg'][1:]}", where=node.where)
+    return SpecRTError(
+        "SPEC-005", f"`{key}` in {cls.title}: {first['msg'][0].lower()}{first['msg'][1:]}", where=node.where
+    )
 
 
 __all__ = ["CONSTANTS", "FUNCTIONS", "BoolExpr", "Dim", "Dimension", "FloatExpr", "IntExpr", "Node", "Options", "Plain", "Returns",

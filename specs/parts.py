@@ -38,14 +38,26 @@ def _pick(what: str, classes: tuple[type[_Kind], ...]) -> PlainValidator:
         if isinstance(data, _Kind):
             return data
         if not isinstance(data, YamlMap):
-            raise SpecRTError("SPEC-005", f"expected a mapping with a `kind` for a {what}", where=getattr(data, "where", None))
+            raise SpecRTError(
+                "SPEC-005",
+                f"expected a mapping with a `kind` for a {what}",
+                where=getattr(data, "where", None),
+            )
         kind = data.get("kind")
         if not isinstance(kind, Scalar):
-            raise SpecRTError("SPEC-006", f"{what} lacks the key `kind`", where=data.where,
-                              hint="known: " + ", ".join(f"`{name}`" for name in kinds))
+            raise SpecRTError(
+                "SPEC-006",
+                f"{what} lacks the key `kind`",
+                where=data.where,
+                hint="known: " + ", ".join(f"`{name}`" for name in kinds),
+            )
         if kind.value not in kinds:
-            raise SpecRTError("SPEC-015", f"unknown {what} kind `{kind.value}`", where=kind.where,
-                              hint=did_you_mean(str(kind.value), kinds))
+            raise SpecRTError(
+                "SPEC-015",
+                f"unknown {what} kind `{kind.value}`",
+                where=kind.where,
+                hint=did_you_mean(str(kind.value), kinds),
+            )
         return kinds[str(kind.value)].model_validate(data)
 
     return PlainValidator(pick)
@@ -69,8 +81,12 @@ class Rope(_Kind):
     style: RopeStyle = Field(description="half pairs i with i + dims/2; interleaved pairs 2i with 2i + 1")
     dims: IntExpr = Field(description="rotated dimensions of each head; the rest pass through")
     theta: FloatExpr = Field(description="base of the frequencies")
-    scaling: ValueExpr | None = Field(None, description="the checkpoint's rope scaling mapping or none; formulas in rope_scaling.yaml")
-    context: IntExpr | None = Field(None, description="trained context, for scalings whose mapping leaves it to the model's maximum")
+    scaling: ValueExpr | None = Field(
+        None, description="the checkpoint's rope scaling mapping or none; formulas in rope_scaling.yaml"
+    )
+    context: IntExpr | None = Field(
+        None, description="trained context, for scalings whose mapping leaves it to the model's maximum"
+    )
 
 
 class Alibi(_Kind):
@@ -168,14 +184,24 @@ class Attention(PartBase):
     heads: Dim
     kv_heads: Dim
     d_head: Dim
-    mask: Mask = Field(description="causal; full: every token sees every token; prefix: full inside the prompt's prefix, causal after it")
-    window: IntExpr | None = Field(None, description="query i sees keys j with i - window < j <= i; left out or none: no window")
+    mask: Mask = Field(
+        description="causal; full: every token sees every token; prefix: full inside the prompt's prefix, causal after it"
+    )
+    window: IntExpr | None = Field(
+        None, description="query i sees keys j with i - window < j <= i; left out or none: no window"
+    )
     position: Position
     bias: AttentionBias | None = Field(None, description="left out: no biases")
-    scale: FloatExpr | None = Field(None, description="factor on q k^T; left out: d_head ** -0.5, the paper's")
-    softcap: FloatExpr | None = Field(None, description="scores become c * tanh(scores / c); left out or none: no cap")
+    scale: FloatExpr | None = Field(
+        None, description="factor on q k^T; left out: d_head ** -0.5, the paper's"
+    )
+    softcap: FloatExpr | None = Field(
+        None, description="scores become c * tanh(scores / c); left out or none: no cap"
+    )
     qk_norm: QkNorm | None = None
-    sinks: BoolExpr | None = Field(None, description="one learned logit per head joins the softmax and is dropped; left out: no")
+    sinks: BoolExpr | None = Field(
+        None, description="one learned logit per head joins the softmax and is dropped; left out: no"
+    )
 
 
 class Mlp(PartBase):

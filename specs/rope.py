@@ -43,7 +43,9 @@ def _formula(node: YamlMap) -> RopeFormula:
     def exprs(key: str) -> dict[str, Expr]:
         block = node.get(key)
         items = block.items() if isinstance(block, YamlMap) else ()
-        return {name: parse_expr(value.value, value.where) for name, value in items if isinstance(value, Scalar)}
+        return {
+            name: parse_expr(value.value, value.where) for name, value in items if isinstance(value, Scalar)
+        }
 
     def one(key: str, default: Scalar) -> Expr:
         value = node.get(key, default)
@@ -62,20 +64,31 @@ def _formula(node: YamlMap) -> RopeFormula:
 
 
 def inv_freq(
-    dims: int, theta: float, scaling: Mapping[str, Any] | None, context: int | None = None, where: Where | None = None
+    dims: int,
+    theta: float,
+    scaling: Mapping[str, Any] | None,
+    context: int | None = None,
+    where: Where | None = None,
 ) -> tuple[numpy.ndarray[Any, Any], float]:
     """Rotary frequencies, float32 [dims/2], and the factor on cos and sin; `context` stands in for a missing original length.
 
-    `scaling` is the checkpoint's mapping (`rope_type` or `type`, and its parameters) or None; raises SPEC-050 to SPEC-053.
+    `scaling` is the checkpoint's mapping (`rope_type` or `type`, and its parameters) or None; raises SPEC-050, SPEC-053 to SPEC-055.
     """
     import numpy
 
     if dims <= 0 or dims % 2:
-        raise SpecRTError("SPEC-053", f"the rotated dimensions must be an even number above 0, not {dims}", where=where)
+        raise SpecRTError(
+            "SPEC-053", f"the rotated dimensions must be an even number above 0, not {dims}", where=where
+        )
     exponents = numpy.arange(0, dims, 2, dtype=numpy.float32) / numpy.float32(dims)
     frequencies = (1.0 / numpy.power(numpy.float32(theta), exponents)).astype(numpy.float32)
     kind, formula = _select(scaling or {}, where)
-    env: dict[str, Any] = {"f": frequencies, "i": numpy.arange(dims // 2, dtype=numpy.float32), "dims": dims, "theta": float(theta)}
+    env: dict[str, Any] = {
+        "f": frequencies,
+        "i": numpy.arange(dims // 2, dtype=numpy.float32),
+        "dims": dims,
+        "theta": float(theta),
+    }
     if context is not None:
         env["context"] = context
     env.update(_parameters(kind, formula, scaling or {}, env, where))
@@ -89,11 +102,23 @@ def _select(scaling: Mapping[str, Any], where: Where | None) -> tuple[str, RopeF
     formulas = rope_formulas()
     names = {str(scaling[key]) for key in ("rope_type", "type") if scaling.get(key) is not None}
     if len(names) > 1:
-        raise SpecRTError("SPEC-050", f"the rope scaling names two types: {', '.join(f'`{name}`' for name in sorted(names))}", where=where)
+        raise SpecRTError(
+            "SPEC-050",
+            f"the rope scaling names two types: {', '.join(f'`{name}`' for name in sorted(names))}",
+            where=where,
+        )
     kind = names.pop() if names else "default"
     if kind not in formulas:
-        raise SpecRTError("SPEC-050", f"unknown rope type `{kind}`", where=where, hint=did_you_mean(kind, formulas),
-                          notes=("known: " + ", ".join(f"`{name}`" for name in formulas), f"formulas are data: {_FILE.name}"))
+        raise SpecRTError(
+            "SPEC-050",
+            f"unknown rope type `{kind}`",
+            where=where,
+            hint=did_you_mean(kind, formulas),
+            notes=(
+                "known: " + ", ".join(f"`{name}`" for name in formulas),
+                f"formulas are data: {_FILE.name}",
+            ),
+        )
     return kind, formulas[kind]
 
 
@@ -104,19 +129,30 @@ def _parameters(
     allowed = [*formula.needs, *formula.optional]
     for key, value in given.items():
         if key not in allowed and value:
-            raise SpecRTError("SPEC-051", f"rope type `{kind}` has no parameter `{key}`", where=where, hint=did_you_mean(key, allowed))
+            raise SpecRTError(
+                "SPEC-054",
+                f"rope type `{kind}` has no parameter `{key}`",
+                where=where,
+                hint=did_you_mean(key, allowed),
+            )
         numbers = value if isinstance(value, list) else [value]
         if not all(isinstance(number, int | float) for number in numbers):
-            raise SpecRTError("SPEC-051", f"the rope parameter `{key}` must be a number, not {value!r}", where=where)
+            raise SpecRTError(
+                "SPEC-054", f"the rope parameter `{key}` must be a number, not {value!r}", where=where
+            )
     values = {key: value for key, value in given.items() if key in allowed}
     for key in formula.needs:
         if key not in values:
-            raise SpecRTError("SPEC-052", f"rope type `{kind}` needs the parameter `{key}`", where=where)
+            raise SpecRTError("SPEC-055", f"rope type `{kind}` needs the parameter `{key}`", where=where)
     for key, default in formula.optional.items():
         if key in values:
             continue
         if "context" in default.names() and "context" not in env:
-            raise SpecRTError("SPEC-052", f"rope type `{kind}` needs the parameter `{key}`", where=where,
-                              hint="or give the position part its `context`")
+            raise SpecRTError(
+                "SPEC-055",
+                f"rope type `{kind}` needs the parameter `{key}`",
+                where=where,
+                hint="or give the position part its `context`",
+            )
         values[key] = evaluate(default, {**env, **values})
     return values

@@ -33,7 +33,9 @@ class Match(Node):
 
     title: ClassVar[str] = "`match`"
     model_type: TextList = Field(description="the value of `model_type`, or several")
-    when: BoolExpr | None = Field(None, description="a condition on other keys; a key that may be absent is written `key | none`")
+    when: BoolExpr | None = Field(
+        None, description="a condition on other keys; a key that may be absent is written `key | none`"
+    )
 
 
 class Ignore(Node):
@@ -48,13 +50,18 @@ class WeightFrom(Node):
     """Where a weight lies in the checkpoint, when a plain module name does not say it."""
 
     title: ClassVar[str] = "`checkpoint` entry"
-    source: Text | None = Field(None, alias="from", description="module name; its tensors are `<module>.weight` and `<module>.bias`")
+    source: Text | None = Field(
+        None, alias="from", description="module name; its tensors are `<module>.weight` and `<module>.bias`"
+    )
     weight: Text | None = Field(None, description="full name of the weight tensor, instead of `from`")
     bias: Text | None = Field(None, description="full name of the bias tensor")
-    layout: Text | None = Field(None, description="how the rows of a fused tensor are made up, say `[q: heads, k: kv_heads, v: kv_heads] d_head`")
-    transpose: Annotated[bool, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)] = Field(
-        False, description="the tensor is stored [in, out]"
+    layout: Text | None = Field(
+        None,
+        description="how the rows of a fused tensor are made up, say `[q: heads, k: kv_heads, v: kv_heads] d_head`",
     )
+    transpose: Annotated[
+        bool, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)
+    ] = Field(False, description="the tensor is stored [in, out]")
 
 
 def _weight_from(node: Any) -> Any:
@@ -69,7 +76,9 @@ class Size(Node):
     """A published size: our config names and their values, and the number of parameters."""
 
     title: ClassVar[str] = "size"
-    parameters: Annotated[int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)]
+    parameters: Annotated[
+        int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)
+    ]
     values: dict[str, Plain]
 
 
@@ -90,19 +99,29 @@ class Spec(Node):
 
     title: ClassVar[str] = "a spec"
     places: dict[tuple[str, ...], Where] = Field(exclude=True, repr=False)
-    schema_version: Annotated[int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)] = Field(
-        alias="schema", description=f"version of this schema: {SCHEMA_VERSION}"
-    )
+    schema_version: Annotated[
+        int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)
+    ] = Field(alias="schema", description=f"version of this schema: {SCHEMA_VERSION}")
     name: Text
     match: Match
     source: dict[str, Text] = Field(description="where the facts come from: `paper`, `code`, ...")
-    config: dict[str, ValueExpr] = Field(description="our names: an expression over keys of config.json and earlier names")
-    require: dict[str, Plain] = Field({}, description="keys of config.json that, when present, must have this value (or one of a list)")
+    config: dict[str, ValueExpr] = Field(
+        description="our names: an expression over keys of config.json and earlier names"
+    )
+    require: dict[str, Plain] = Field(
+        {}, description="keys of config.json that, when present, must have this value (or one of a list)"
+    )
     parts: dict[str, AnyPart]
-    graph: Annotated[tuple[Step, ...], PlainValidator(lambda steps: steps)] = Field(description="the wiring: equations, and `repeat COUNT:` with equations below it")
-    checkpoint: dict[str, Annotated[WeightFrom, BeforeValidator(_weight_from)]] = Field(description="our weight: their module")
+    graph: Annotated[tuple[Step, ...], PlainValidator(lambda steps: steps)] = Field(
+        description="the wiring: equations, and `repeat COUNT:` with equations below it"
+    )
+    checkpoint: dict[str, Annotated[WeightFrom, BeforeValidator(_weight_from)]] = Field(
+        description="our weight: their module"
+    )
     ignore: Ignore | None = None
-    sizes: dict[str, Annotated[Size, BeforeValidator(_size)]] = Field({}, description="published sizes by name")
+    sizes: dict[str, Annotated[Size, BeforeValidator(_size)]] = Field(
+        {}, description="published sizes by name"
+    )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -129,8 +148,11 @@ def load_spec(path: str | Path) -> Spec:
     data = load_yaml(path)
     version = data.get("schema")
     if isinstance(version, Scalar) and version.value != SCHEMA_VERSION:
-        raise SpecRTError("SPEC-007", f"this file is of schema {version.value}, this version of specrt reads schema {SCHEMA_VERSION}",
-                          where=version.where)
+        raise SpecRTError(
+            "SPEC-007",
+            f"this file is of schema {version.value}, this version of specrt reads schema {SCHEMA_VERSION}",
+            where=version.where,
+        )
     parts = data.get("parts")
     values: Any = data
     if "graph" in data and isinstance(parts, YamlMap):

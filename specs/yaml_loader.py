@@ -76,10 +76,16 @@ def load_yaml(path: str | Path, text: str | None = None) -> YamlMap:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = Where(name, mark.line + 1, mark.column + 1) if mark else Where(name)
-        raise SpecRTError("SPEC-001", f"not valid YAML: {error.problem or error.context}", where=where,
-                          hint=_syntax_hint(text, where)) from error
+        raise SpecRTError(
+            "SPEC-001",
+            f"not valid YAML: {error.problem or error.context}",
+            where=where,
+            hint=_syntax_hint(text, where),
+        ) from error
     except yaml.YAMLError as error:
-        raise SpecRTError("SPEC-001", f"not valid YAML: {error}".splitlines()[0], where=Where(name)) from error
+        raise SpecRTError(
+            "SPEC-001", f"not valid YAML: {error}".splitlines()[0], where=Where(name)
+        ) from error
     if root is None:
         raise SpecRTError("SPEC-001", "the file is empty", where=Where(name))
     node = _convert(name, root)
@@ -92,9 +98,13 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SpecRTError("SPEC-001", "not valid YAML: the file is not UTF-8 text", where=Where(str(path))) from error
+        raise SpecRTError(
+            "SPEC-001", "not valid YAML: the file is not UTF-8 text", where=Where(str(path))
+        ) from error
     except OSError as error:
-        raise SpecRTError("SPEC-001", f"cannot read the file: {error.strerror}", where=Where(str(path))) from error
+        raise SpecRTError(
+            "SPEC-001", f"cannot read the file: {error.strerror}", where=Where(str(path))
+        ) from error
 
 
 def _syntax_hint(text: str, where: Where) -> str | None:
@@ -115,8 +125,12 @@ def _reject_features(name: str, events: list[yaml.Event]) -> None:
         if documents > 1:
             raise SpecRTError("SPEC-001", "more than one YAML document in one file", where=where)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise SpecRTError("SPEC-003", "YAML anchors and aliases are not allowed", where=where,
-                              hint="write the value out, or name it in `config:`")
+            raise SpecRTError(
+                "SPEC-003",
+                "YAML anchors and aliases are not allowed",
+                where=where,
+                hint="write the value out, or name it in `config:`",
+            )
         if getattr(event, "tag", None):
             raise SpecRTError("SPEC-003", f"YAML tags are not allowed: `{event.tag}`", where=where)
 
@@ -129,8 +143,13 @@ def _convert(name: str, node: yaml.Node) -> Node:
             key, key_where = _key(name, key_node)
             if key in mapping:
                 first = mapping.key_where[key]
-                raise SpecRTError("SPEC-002", f"key `{key}` is given twice", where=key_where,
-                                  notes=(f"first given at {first}",), hint="keep one of them")
+                raise SpecRTError(
+                    "SPEC-002",
+                    f"key `{key}` is given twice",
+                    where=key_where,
+                    notes=(f"first given at {first}",),
+                    hint="keep one of them",
+                )
             mapping[key] = _convert(name, value_node)
             mapping.key_where[key] = key_where
         return mapping
@@ -150,9 +169,13 @@ def _key(name: str, node: yaml.Node) -> tuple[str, Where]:
         raise SpecRTError("SPEC-003", "a key must be text", where=where)
     if node.style is None:
         if node.value == "<<":
-            raise SpecRTError("SPEC-003", "YAML merge keys (`<<`) are not allowed", where=where, hint="write the keys out")
+            raise SpecRTError(
+                "SPEC-003", "YAML merge keys (`<<`) are not allowed", where=where, hint="write the keys out"
+            )
         if not isinstance(_plain_scalar(node.value, where), str):
-            raise SpecRTError("SPEC-003", f"key `{node.value}` is not text", where=where, hint=f"quote it: \"{node.value}\"")
+            raise SpecRTError(
+                "SPEC-003", f"key `{node.value}` is not text", where=where, hint=f'quote it: "{node.value}"'
+            )
     return node.value, where
 
 
@@ -163,15 +186,23 @@ def _plain_scalar(text: str, where: Where) -> Plain:
     if text == "" or text == "~":
         return None
     if text.lower() in _BARE_BOOLEANS or text.lower() in _CONSTANTS:
-        raise SpecRTError("SPEC-003", f"`{text}` is ambiguous: YAML may read it as true, false or null", where=where,
-                          hint=f"write `true`, `false` or `null`; for the text, quote it: \"{text}\"")
+        raise SpecRTError(
+            "SPEC-003",
+            f"`{text}` is ambiguous: YAML may read it as true, false or null",
+            where=where,
+            hint=f'write `true`, `false` or `null`; for the text, quote it: "{text}"',
+        )
     if _INT.match(text):
         return int(text.replace("_", ""))
     if _FLOAT.match(text):
         return float(text)
     if _NUMBER_LIKE.match(text):
-        raise SpecRTError("SPEC-003", f"`{text}` looks like a number, but YAML does not read it as that number", where=where,
-                          hint=_number_hint(text))
+        raise SpecRTError(
+            "SPEC-003",
+            f"`{text}` looks like a number, but YAML does not read it as that number",
+            where=where,
+            hint=_number_hint(text),
+        )
     return text
 
 
@@ -181,4 +212,4 @@ def _number_hint(text: str) -> str:
         whole, fraction, sign, exponent = match.groups()
         digits = "." + ((fraction or "").lstrip(".") or "0")
         return f"write `{whole}{digits}e{sign or '+'}{exponent}` (YAML wants the point and the sign); for the text, quote it"
-    return f"write it as a plain decimal number, or quote it if it is text: \"{text}\""
+    return f'write it as a plain decimal number, or quote it if it is text: "{text}"'
