@@ -1,0 +1,168 @@
+"""Attention parts -> the plain equations of the paper, which the fusion passes recognise afterwards.
+
+One shape serves multi-head, multi-query and grouped-query attention: queries [B,K,G,S,D] with G = H/K broadcast over keys
+[B,K,1,S,D].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from compiler.build.context import Context
+from compiler.build.parts import linear, rms_norm
+from compiler.ir import TensorType, Value
+from specs import parts as schema
+from specs.rope import inv_freq
+
+MASKED = -3.4028234663852886e38  # the lowest float32: a row of nothing but padding stays finite
+_HEADS_FIRST = (-3, -2, -4, -1)  # [B,S,K,G,D] -> [B,K,G,S,D]
+_TOKENS_FIRST = (-2, -4, -3, -1)  # [B,K,G,S,D] -> [B,S,K,G,D]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """H query heads, K key heads, D dims each."""
+
+    query: int
+    key: int
+    dim: int
+
+
+def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) -> Value:
+    """Self-attention of x [B,S,M]."""
+    env = ctx.env
+    heads = Heads(part.heads.as_int(env), part.kv_heads.as_int(env), part.d_head.as_int(env))
+    qkv_bias, out_bias = (False, False) if part.bias is None else (ctx.flag(part.bias.qkv), ctx.flag(part.bias.out))
+    q = _head_rows(ctx, f"{name}.q", linear(ctx, f"{name}.q", x, heads.query * heads.dim, qkv_bias), heads.query, heads)
+    k = _head_rows(ctx, f"{name}.k", linear(ctx, f"{name}.k", x, heads.key * heads.dim, qkv_bias), heads.key, heads)
+    v = _head_rows(ctx, f"{name}.v", linear(ctx, f"{name}.v", x, heads.key * heads.dim, qkv_bias), heads.key, heads)
+    if part.qk_norm is not None:
+        q = _qk_norm(ctx, f"{name}.q_norm", part.qk_norm, q)
+        k = _qk_norm(ctx, f"{name}.k_norm", part.qk_norm, k)
+    if isinstance(part.position, schema.Rope):
+        q, k = _rotate(ctx, name, part.position, q), _rotate(ctx, name, part.position, k)
+    scores = _scores(ctx, name, part, heads, q, k)
+    masked = ctx.emit("where", _mask(ctx, part), scores, MASKED, to=f"{name}.masked")
+    weights = ctx.emit("softmax", masked, to=f"{name}.softmax")
+    mixed = ctx.emit("matmul", weights, _grouped(ctx, f"{name}.v", v, heads.key, 1), to=f"{name}.mixed")
+    mixed = ctx.emit("transpose", mixed, to=f"{name}.mixed", axes=_TOKENS_FIRST)
+    joined = ctx.emit("reshape", mixed, to=f"{name}.joined", shape=("B", "S", heads.query * heads.dim))
+    return linear(ctx, f"{name}.o", joined, int(x.type.shape[-1]), out_bias)
+
+
+def _head_rows(ctx: Context, name: str, x: Value, count: int, heads: Heads) -> Value:
+    return ctx.emit("reshape", x, to=f"{name}.heads", shape=("B", "S", count, heads.dim))
+
+
+def _grouped(ctx: Context, name: str, x: Value, groups: int, each: int) -> Value:
+    shape = ("B", "S", groups, each, x.type.shape[-1])
+    return ctx.emit("transpose", ctx.emit("reshape", x, to=f"{name}.grouped", shape=shape), to=name, axes=_HEADS_FIRST)
+
+
+def _qk_norm(ctx: Context, name: str, norm: schema.QkNorm, x: Value) -> Value:
+    eps = norm.eps.as_float(ctx.env)
+    return rms_norm(ctx, name, x, eps, ctx.option(norm, "gain", "weight"))
+
+
+def _rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
+    env = ctx.env
+    scaling = None if rope.scaling is None else rope.scaling.value(env)
+    context = None if rope.context is None else rope.context.as_int(env)
+    dims, theta = rope.dims.as_int(env), rope.theta.as_float(env)
+    cos, sin = ctx.shared(
+        ("rope", dims, theta, repr(scaling), context),
+        lambda: _rope_tables(ctx, *inv_freq(dims, theta, scaling, context, rope.where)),
+    )
+    return ctx.emit("rotate", x, cos, sin, to=f"{name}.rotated", style=ctx.option(rope, "style"))
+
+
+def _rope_tables(ctx: Context, frequencies: Iterable[float], multiplier: float) -> tuple[Value, Value]:
+    values = tuple(float(f) for f in frequencies)
+    positions = ctx.input("positions", "i32", "B", "S")
+    freq = ctx.const(values, TensorType("f32", (len(values),)), "rope.freq")
+    at = ctx.emit("cast", positions, to="rope.at", dtype="f32")
+    angle = ctx.emit("mul", ctx.emit("reshape", at, to="rope.at", shape=("B", "S", 1)), freq, to="rope.angle")
+    cos, sin = ctx.emit("cos", angle, to="rope.cos"), ctx.emit("sin", angle, to="rope.sin")
+    if multiplier != 1.0:
+        cos = ctx.emit("mul", cos, multiplier, to="rope.cos")
+        sin = ctx.emit("mul", sin, multiplier, to="rope.sin")
+    return cos, sin
+
+
+def _scores(ctx: Context, name: str, part: schema.Attention, heads: Heads, q: Value, k: Value) -> Value:
+    env = ctx.env
+    queries = _grouped(ctx, f"{name}.q", q, heads.key, heads.query // heads.key)
+    keys = _grouped(ctx, f"{name}.k", k, heads.key, 1)
+    scale = part.scale.as_float(env) if part.scale is not None else 1.0 / math.sqrt(heads.dim)
+    scores = ctx.emit("matmul", queries, keys, to=f"{name}.scores", transpose_b=True)
+    scores = ctx.emit("mul", scores, scale, to=f"{name}.scaled")
+    cap = None if part.softcap is None else part.softcap.value(env)
+    if cap is not None:
+        squeezed = ctx.emit("tanh", ctx.emit("div", scores, float(cap), to=f"{name}.capped"), to=f"{name}.capped")
+        scores = ctx.emit("mul", squeezed, float(cap), to=f"{name}.capped")
+    if isinstance(part.position, schema.Alibi):
+        scores = ctx.emit("add", scores, _alibi(ctx, heads), to=f"{name}.biased")
+    return scores
+
+
+# -- what all layers share: positions, masks, biases ---------------------------------------------------------------
+
+
+def _positions(ctx: Context) -> tuple[Value, Value]:
+    """Positions of queries [B,1,1,S,1] and of keys [B,1,1,1,S]."""
+
+    def make() -> tuple[Value, Value]:
+        positions = ctx.input("positions", "i32", "B", "S")
+        query = ctx.emit("reshape", positions, to="mask.query", shape=("B", 1, 1, "S", 1))
+        return query, ctx.emit("reshape", positions, to="mask.key", shape=("B", 1, 1, 1, "S"))
+
+    return ctx.shared("positions", make)  # type: ignore[no-any-return]
+
+
+def _mask(ctx: Context, part: schema.Attention) -> Value:
+    window = None if part.window is None else part.window.value(ctx.env)
+    kind = ctx.option(part, "mask")
+    return ctx.shared(("mask", kind, window), lambda: _make_mask(ctx, kind, window))  # type: ignore[no-any-return]
+
+
+def _make_mask(ctx: Context, kind: str, window: int | None) -> Value:
+    query, key = _positions(ctx)
+    mask = ctx.emit("compare", key, 0, to="mask.valid", kind="ge")
+    if kind != "full":
+        seen = ctx.emit("compare", key, query, to="mask.causal", kind="le")
+        if kind == "prefix":
+            prefix = ctx.emit("reshape", ctx.input("prefix", "i32", "B"), to="mask.prefix", shape=("B", 1, 1, 1, 1))
+            before = ctx.emit("compare", key, prefix, to="mask.before", kind="lt")
+            seen = ctx.emit("or", seen, before, to="mask.seen")
+        mask = ctx.emit("and", mask, seen, to="mask")
+    if window is not None:
+        gap = ctx.emit("sub", query, key, to="mask.gap")
+        near = ctx.emit("compare", gap, int(window), to="mask.near", kind="lt")
+        mask = ctx.emit("and", mask, near, to="mask")
+    return mask
+
+
+def _alibi(ctx: Context, heads: Heads) -> Value:
+    """slope * key position (arXiv:2108.12409); equal up to a constant per row to slope * (key - query)."""
+
+    def make() -> Value:
+        _, key = _positions(ctx)
+        slopes = alibi_slopes(heads.query)
+        grouped = tuple(
+            tuple(((slopes[g * (heads.query // heads.key) + j],),) for j in range(heads.query // heads.key))
+            for g in range(heads.key)
+        )
+        kind = TensorType("f32", (1, heads.key, heads.query // heads.key, 1, 1))
+        table = ctx.const((grouped,), kind, "alibi.slopes")
+        return ctx.emit("mul", table, ctx.emit("cast", key, to="alibi.key", dtype="f32"), to="alibi.bias")
+
+    return ctx.shared(("alibi", heads), make)  # type: ignore[no-any-return]
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """2^(-8 (j+1) / n) for the first n heads, n the largest power of two in `heads`, then 2^(-4 (2j+1) / n)."""
+    n = 2 ** int(math.log2(heads))
+    first = [2.0 ** (-8.0 * (j + 1) / n) for j in range(n)]
+    return tuple(first + [2.0 ** (-4.0 * (2 * j + 1) / n) for j in range(heads - n)])
