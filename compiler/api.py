@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.build import Built, Limits, build
+from compiler.frontend import Built, Limits, build
 from compiler.ir import Graph
 from compiler.source import Source, resolve
 from specs.errors import SpecRTError

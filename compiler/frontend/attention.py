@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compiler.build.context import Context
-from compiler.build.parts import linear, rms_norm
+from compiler.frontend.context import Context
+from compiler.frontend.parts import linear, rms_norm
 from compiler.ir import TensorType, Value
 from specs import parts as schema
 from specs.rope import inv_freq

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compiler.build import Limits, build
-from compiler.build.parts import ACTIVATIONS
-from compiler.build.wiring import PART_BUILDERS, Run, fold
+from compiler.frontend import Limits, build
+from compiler.frontend.parts import ACTIVATIONS
+from compiler.frontend.wiring import PART_BUILDERS, Run, fold
 from compiler.ir.core import walk
 from compiler.ir.parser import parse
 from specs.config import resolve_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from compiler.build.context import Context
+from compiler.frontend.context import Context
 from compiler.ir import Value
 from specs import parts as schema
 

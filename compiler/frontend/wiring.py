@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.build.attention import attention_part
-from compiler.build.context import Context, Round
-from compiler.build.parts import (
+from compiler.frontend.attention import attention_part
+from compiler.frontend.context import Context, Round
+from compiler.frontend.parts import (
     PartBuilder,
     embedding_part,
     gated_mlp_part,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from compiler.build.context import Context
-from compiler.build.wiring import wire
+from compiler.frontend.context import Context
+from compiler.frontend.wiring import wire
 from compiler.ir import Graph, Sym
 from compiler.ir.verify import verify
 from specs import equations as eq
