@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specs.errors import SpecRTError, Where
+from specs.errors import SpecRTError
 
 if TYPE_CHECKING:
     from specs.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
     """
     from specs.checkpoint import Checkpoint
     from specs.config import resolve_config, resolve_size
-    from specs.match import match_spec
+    from specs.match import check_match, match_spec
     from specs.schema import load_spec
 
     path = Path(source)
@@ -45,13 +45,14 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
             raise SpecRTError("SPEC-067", f"`{path}` is a folder, and a checkpoint is given too", hint="give one of them")
         checkpoint = path
     opened = Checkpoint.open(Path(checkpoint)) if checkpoint is not None else None
-    config_where = Where(str(Path(checkpoint) / "config.json")) if checkpoint is not None else None
-    spec = load_spec(path) if path.is_file() else match_spec(opened.config, config_where)  # type: ignore[union-attr]
     if opened is not None:
+        spec = load_spec(path) if path.is_file() else match_spec(opened.config, where=opened.config_where)
+        check_match(spec, opened.config, opened.config_where)
         if size is not None:
             raise SpecRTError("SPEC-066", "a checkpoint has its own size", hint=f"leave out `--size {size}`")
-        config = resolve_config(spec, opened.config, config_where)
+        config = resolve_config(spec, opened.config, opened.config_where)
         return Source(spec, config, opened, Path(str(checkpoint)).resolve().name, None)
+    spec = load_spec(path)
     if size is None:
         known = ", ".join(spec.sizes) or "none"
         message = f"`{path}` describes an architecture: name a checkpoint, or a size and `--weights random`"

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from specs.errors import SpecRTError
 from specs.node import Node, Text
-from specs.yaml_loader import Scalar, YamlMap, load_yaml, plain
+from specs.yaml_loader import Scalar, load_yaml, plain
 
 VERSION = 1
 
@@ -48,15 +48,15 @@ class Deployment(Node):
 def is_deployment(path: Path) -> bool:
     """Whether a YAML file has the key `deployment` at its top; raises SpecRTError SPEC-0xx for text that is no YAML."""
     node = load_yaml(path)
-    return isinstance(node, YamlMap) and "deployment" in node
+    return "deployment" in node
 
 
 def load_deployment(path: Path) -> Deployment:
-    """Read a deployment spec; raises SpecRTError SPEC-004 to SPEC-006 for keys, SPEC-050 for its version or content."""
+    """Read a deployment spec; raises SpecRTError SPEC-004 to SPEC-006 for keys, SPEC-065 for its version or content."""
     deployment = Deployment.model_validate(load_yaml(path))
     if deployment.deployment != VERSION:
         message = f"deployment version {deployment.deployment}, expected {VERSION}"
-        raise SpecRTError("SPEC-050", message, where=deployment.where)
+        raise SpecRTError("SPEC-065", message, where=deployment.where)
     if deployment.model is None and deployment.checkpoint is None:
-        raise SpecRTError("SPEC-050", "a deployment names a `model`, a `checkpoint` or both", where=deployment.where)
+        raise SpecRTError("SPEC-065", "a deployment names a `model`, a `checkpoint` or both", where=deployment.where)
     return deployment

@@ -41,7 +41,7 @@ class Context:
     # -- expressions -----------------------------------------------------------------------------------------------
 
     @property
-    def env(self) -> Mapping[str, Any]:
+    def env(self) -> dict[str, Any]:
         """Names that an expression may use here."""
         if self._round is None:
             return self._config
@@ -53,7 +53,7 @@ class Context:
 
     def option(self, node: Node, field: str, absent: str = "") -> str:
         """The value of a closed text field, or `absent` where it is left out."""
-        return absent if getattr(node, field) is None else node.choice(field, dict(self.env))
+        return absent if getattr(node, field) is None else node.choice(field, self.env)
 
     def dimension(self, name: str, where: Where) -> int:
         """A dimension that a part takes from the config name `name`; raises SPEC-063 where `config:` lacks it."""
@@ -81,7 +81,7 @@ class Context:
 
     # -- equations -------------------------------------------------------------------------------------------------
 
-    def emit(self, op: str, *args: Arg, to: str, **attrs: AttrValue) -> Value:
+    def emit(self, op: str, *args: Arg, to: str, **attrs: Any) -> Value:
         """Append an equation."""
         return self.builder.emit(op, *args, to=to, **attrs)
 
@@ -119,7 +119,8 @@ class Context:
         name = f"{leaf}.{suffix}"
         self._declare(name, leaf, suffix, None, shape)
         kind = TensorType("f32", shape)
-        return self.shared(("weight", name), lambda: self.builder.emit("weight", to=name, type=kind, name=name))
+        value: Value = self.shared(("weight", name), lambda: self.builder.emit("weight", to=name, type=kind, name=name))
+        return value
 
     def _declare(self, name: str, leaf: str, suffix: str, layer: int | None, shape: tuple[int, ...]) -> None:
         where = self.builder.where

@@ -90,7 +90,8 @@ class Op:
             operand = self.operands[min(index, len(self.operands) - 1)]
             if arg is None and not operand.optional:
                 raise TypeRuleError(f"operand `{operand.name}` of `{self.name}` can't be left out")
-            if isinstance(arg, (str, tuple)) or (not isinstance(arg, Value) and arg is not None and not self.literals):
+            literal = arg is not None and not isinstance(arg, Value)
+            if literal and not (self.literals and isinstance(arg, (int, float))):
                 raise TypeRuleError(f"operand `{operand.name}` of `{self.name}` must be a value, got the literal {arg}")
         if self.literals and not any(isinstance(arg, Value) for arg in args):
             raise TypeRuleError(f"`{self.name}` of literals only: write the number")

@@ -1,0 +1,220 @@
+"""Recognises attention in its plain equations: one pattern for MHA, GQA and MQA, masks by what they compute.
+
+Scale, soft cap and linear biases are optional lines of the pattern; the mask is read conjunct by conjunct. What is not recognised
+stays as it is, with the reason.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from compiler.ir.core import AttrValue, Value
+from compiler.ir.types import Shape
+from compiler.passes.pattern import Match, show
+from compiler.passes.rewrite import Rule, rewrite
+from compiler.passes.runner import Pass
+
+# A masked score: the lowest float32, as the operation has it. -inf would differ in rows that see no key.
+LOWEST = -3.4028234663852886e38
+
+_HEAD = """
+    %q5 = reshape(%q4)
+    %qt = transpose(%q5) {axes = (-3, -2, -4, -1)}
+    %k5 = reshape(%k4)
+    %kt = transpose(%k5) {axes = (-3, -2, -4, -1)}
+    %v5 = reshape(%v4)
+    %vt = transpose(%v5) {axes = (-3, -2, -4, -1)}
+    %s0 = matmul(%qt, %kt) {transpose_b = true}
+"""
+_SCALE = ("%s1 = mul(%s0, $scale)", "%s1 = div(%s0, $divisor)", "")
+_SOFTCAP = ("", "%d = div(%s1, $cap)\n    %t = tanh(%d)\n    %s2 = mul(%t, $cap)")
+_BIAS = ("", "%s3 = add({scores}, %bias)")
+_TAIL = """
+    %m = where(%mask, {scores}, $low)
+    %p = softmax(%m)
+    %o = matmul(%p, %vt)
+    %ot = transpose(%o) {{axes = (-2, -4, -3, -1)}}
+    %y = reshape(%ot) {{shape = $shape}}
+"""
+
+
+def _before() -> tuple[str, ...]:
+    texts = []
+    for scale, softcap, bias in product(_SCALE, _SOFTCAP, _BIAS):
+        scores = "%s1" if scale else "%s0"
+        lines = [_HEAD, scale, softcap.replace("%s1", scores)]
+        scores = "%s2" if softcap else scores
+        lines.append(bias.format(scores=scores))
+        lines.append(_TAIL.format(scores="%s3" if bias else scores))
+        texts.append("\n".join(lines))
+    # A longer text first: `add` before softmax is a bias, not a part of something else.
+    return tuple(sorted(texts, key=len, reverse=True))
+
+
+# -- masks: what a conjunct may be, and what it says ----------------------------------------------------------------
+
+_VALID = ("%c = compare(%pk, 0) {kind = \"ge\"}", "%c = compare(%pk, -1) {kind = \"gt\"}")
+_CAUSAL = "%c = compare(%pk, %pq) {kind = \"le\"}"
+_BEFORE = "%c = compare(%pk, %prefix5) {kind = \"lt\"}"
+_WINDOW = "%gap = sub(%pq, %pk)\n%c = compare(%gap, $window) {kind = \"lt\"}"
+_AND = "%c = and(%a, %b)"
+_OR = "%c = or(%a, %b)"
+_RESHAPE = "%c = reshape(%x)"
+_ALIBI = """
+    %slopes = const() {value = $slopes}
+    %pkf = cast(%pk) {dtype = "f32"}
+    %c = mul(%slopes, %pkf)
+"""
+
+
+class _Masks:
+    """Reads a mask into the options of `attention`; `reason` says what it could not read."""
+
+    def __init__(self, match: Match) -> None:
+        self.match = match
+        batch, length = match.type("q4").shape[:2]
+        self.query_shape: Shape = (batch, 1, 1, length, 1)
+        self.key_shape: Shape = (batch, 1, 1, 1, length)
+        self.prefix_shape: Shape = (batch, 1, 1, 1, 1)
+        self.positions: Value | None = None
+        self.prefix: Value | None = None
+        self.valid = self.causal = False
+        self.window: AttrValue = None
+
+    def read(self) -> str | None:
+        for value in self.conjuncts(self.match.value("mask")):
+            if not self.conjunct(value):
+                return f"the mask's {self.text(value)} is neither valid, causal, prefix nor window"
+        if not self.valid:
+            return "the mask lets padding be seen: it lacks `position of the key >= 0`"
+        return None
+
+    def text(self, value: Value) -> str:
+        equation = self.match.scope.definition(value)
+        return f"%{value.name}" + ("" if equation is None else f" = {show(equation)}")
+
+    def conjuncts(self, value: Value) -> list[Value]:
+        both = self.match.find(_AND, value)
+        return [value] if both is None else self.conjuncts(both.value("a")) + self.conjuncts(both.value("b"))
+
+    def conjunct(self, value: Value) -> bool:
+        for text in _VALID:
+            valid = self.match.find(text, value)
+            if valid is not None and self.keys(valid.value("pk")):
+                self.valid = True
+                return True
+        window = self.match.find(_WINDOW, value)
+        if window is not None and isinstance(window.holes["window"], int) and self.window is None:
+            self.window = window.holes["window"]
+            return self.queries(window.value("pq")) and self.keys(window.value("pk"))
+        if self.is_causal(value):
+            self.causal = True
+            return True
+        either = self.match.find(_OR, value)
+        if either is None or self.causal:
+            return False
+        for left, right in (("a", "b"), ("b", "a")):
+            if self.is_causal(either.value(left)) and self.is_prefix(either.value(right)):
+                self.causal = True
+                return True
+        return False
+
+    def is_causal(self, value: Value) -> bool:
+        found = self.match.find(_CAUSAL, value)
+        return found is not None and self.queries(found.value("pq")) and self.keys(found.value("pk"))
+
+    def is_prefix(self, value: Value) -> bool:
+        found = self.match.find(_BEFORE, value)
+        if found is None or not self.keys(found.value("pk")):
+            return False
+        view = self.match.find(_RESHAPE, found.values["prefix5"])
+        if view is None or view.type("c").shape != self.prefix_shape or view.type("x").rank != 1:
+            return False
+        self.prefix = view.value("x")
+        return True
+
+    def queries(self, value: Value) -> bool:
+        return self.view_of_positions(value, self.query_shape)
+
+    def keys(self, value: Value) -> bool:
+        return self.view_of_positions(value, self.key_shape)
+
+    def view_of_positions(self, value: Value, shape: Shape) -> bool:
+        view = self.match.find(_RESHAPE, value)
+        if view is None or view.type("c").shape != shape or view.type("x").rank != 2:
+            return False
+        if self.positions is None:
+            self.positions = view.value("x")
+        return self.positions == view.value("x")
+
+
+# -- the rule -------------------------------------------------------------------------------------------------------
+
+
+def _refuse(match: Match) -> str | None:
+    holes = match.holes
+    reason = _heads(match)
+    if reason is not None:
+        return reason
+    if holes["low"] != LOWEST:
+        return f"masked scores become {holes['low']}, not the lowest float32"
+    masks = _Masks(match)
+    reason = masks.read()
+    if reason is not None:
+        return reason
+    holes["slopes"] = None
+    if "bias" in match.values:
+        alibi = match.find(_ALIBI, match.value("bias"))
+        if alibi is None or not masks.keys(alibi.value("pk")):
+            return f"the scores' bias {masks.text(match.value('bias'))} is no constant slope times the key's position"
+        _, groups, per_group, *ones = alibi.type("slopes").static_shape()
+        if (groups, per_group, ones) != (*match.type("q5").shape[2:4], [1, 1]):
+            return f"the slopes are {alibi.type('slopes')}, not one for each head"
+        holes["slopes"] = tuple(_flatten(alibi.holes["slopes"]))
+    divisor = holes.get("divisor")
+    if isinstance(divisor, (int, float)):
+        holes["scale"] = 1.0 / divisor
+    holes.setdefault("scale", 1.0)
+    holes.setdefault("cap", None)
+    holes["causal"], holes["window"] = masks.causal, masks.window
+    match.values["positions"], match.values["prefix"] = masks.positions, masks.prefix
+    return None
+
+
+def _heads(match: Match) -> str | None:
+    """Check that [B,S,H,D] is viewed as [B,S,K,H/K,D], and keys and values as [B,S,K,1,D]."""
+    for name in ("q4", "k4", "v4"):
+        if match.type(name).rank != 4:
+            return f"%{match.value(name).name} is {match.type(name)}, not [B,S,heads,D]"
+    batch, length, heads, _ = match.type("q4").shape
+    for name, view in (("k4", "k5"), ("v4", "v5")):
+        *_, groups, dim = match.type(name).shape
+        if match.type(view).shape != (batch, length, groups, 1, dim):
+            return f"%{match.value(view).name} is {match.type(view)}, not {match.type(name)} with one query group"
+    groups = match.type("k5").shape[2]
+    if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups:
+        return f"{heads} query heads do not share {groups} key heads evenly"
+    if match.type("q5").shape[2:4] != (groups, heads // groups):
+        return f"%{match.value('q5').name} is {match.type('q5')}: query heads are not grouped as [K, H/K]"
+    match.holes["heads"] = (batch, length, heads, match.type("v5").shape[-1])
+    return None
+
+
+def _flatten(value: AttrValue) -> list[AttrValue]:
+    return [leaf for item in value for leaf in _flatten(item)] if isinstance(value, tuple) else [value]
+
+
+ATTENTION = Rule(
+    "attention",
+    before=_before(),
+    after="""
+        %a = attention(%q4, %k4, %v4, %positions, %prefix)
+             {scale = $scale, causal = $causal, window = $window, softcap = $cap, slopes = $slopes}
+        %y = reshape(%a) {shape = $shape}
+    """,
+    anchor="p",
+    refuse=_refuse,
+    explain=True,
+)
+
+FUSE_ATTENTION = Pass("fuse_attention", lambda graph, log: rewrite(graph, (ATTENTION,), log))
