@@ -1,4 +1,4 @@
-"""llama.cpp through the C functions of llama-cpp-python: prompts in one batch, greedy by argmax over its logits."""
+"""llama.cpp through the C functions of llama-cpp-python: prompts in one batch, greedy by argmax."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+
 from worker import seconds, serve
 
 
 class Engine:
     """One context with a KV stream for each sequence; its KV cache is float16, as by default."""
 
-    def load(
-        self, gguf: str, threads: int, batch: int, tokens: int, vocab: int, **_: object
-    ) -> dict[str, Any]:
+    def load(self, artifact: str, threads: int, batch: int, tokens: int, vocab: int, **_: object) -> dict[str, Any]:
         """Map the file and make a context for `batch` sequences of up to `tokens` tokens each."""
         begin = time.perf_counter()
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(gguf.encode(), options)
+        self.model = llama_cpp.llama_model_load_from_file(artifact.encode(), options)
         if not self.model:
-            raise RuntimeError(f"llama.cpp does not load {gguf}")
+            raise RuntimeError(f"llama.cpp does not load {artifact}")
         limits = llama_cpp.llama_context_default_params()
         limits.n_ctx = batch * tokens
         limits.n_seq_max = batch
@@ -60,12 +59,12 @@ class Engine:
             for sequence, prompt in enumerate(prompts)
             for position, token in enumerate(prompt)
         ]
-        return self._run(rows).argmax(-1).tolist()
+        return [int(token) for token in self._run(rows).argmax(-1)]
 
     def _decode(self, tokens: list[int], position: int, steps: int) -> None:
         for step in range(steps):
             rows = [(token, position + step, sequence, True) for sequence, token in enumerate(tokens)]
-            tokens = self._run(rows).argmax(-1).tolist()
+            tokens = [int(token) for token in self._run(rows).argmax(-1)]
 
     def prefill(self, prompts: list[list[int]]) -> float:
         """Seconds from the prompts to the first new token of each."""

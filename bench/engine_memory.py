@@ -1,8 +1,9 @@
-"""Memory bandwidth as a program meets it: reading one array, and STREAM's triad, over arrays far larger than any cache."""
+"""Memory bandwidth: reading one array, and STREAM's triad, over arrays far larger than any cache."""
 
 from __future__ import annotations
 
 import torch
+
 from worker import seconds, serve
 
 COUNT = 128 * 1024 * 1024  # float32 values: 512 MB an array
@@ -21,9 +22,7 @@ class Engine:
         """GB/s of a sum (read only) and of a = b + 3 c (two reads and a write); the best of three."""
         size = 4 * COUNT / 1e9
         read = size / min(seconds(lambda: self.a.sum()) for _ in range(3))
-        triad = (
-            3 * size / min(seconds(lambda: torch.add(self.b, self.c, alpha=3, out=self.a)) for _ in range(3))
-        )
+        triad = 3 * size / min(seconds(lambda: torch.add(self.b, self.c, alpha=3, out=self.a)) for _ in range(3))
         return {"read": read, "triad": triad}
 
 

@@ -1,4 +1,4 @@
-"""transformers in eager mode with its default attention: a forward loop with its cache, without `generate`'s own cost."""
+"""transformers, eager, default attention: a forward loop with its cache, without the cost of its `generate`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+
 from worker import seconds, serve
 
 
@@ -35,10 +36,14 @@ class Engine:
         """Seconds from the prompts to the first new token of each."""
         return seconds(lambda: self._first(prompts))
 
+    def _steps(self, steps: int) -> None:
+        for _ in range(steps):
+            self._step()
+
     def decode(self, prompts: list[list[int]], steps: int) -> float:
         """Seconds of `steps` greedy steps after the first new token."""
         self._first(prompts)
-        return seconds(lambda: [self._step() for _ in range(steps)])
+        return seconds(lambda: self._steps(steps))
 
     def logits(self, prompt: list[int], out: str) -> None:
         """Save the logits [S, V] of one prompt."""

@@ -40,10 +40,10 @@ def gguf_name(name: str) -> str:
 
 
 def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows [H*D, M] of a query or key projection, reordered in each head from two halves to interleaved pairs.
+    """Rows [H*D, M] of a query or key projection, each head reordered from two halves to interleaved pairs.
 
-    GGML rotates neighbours (2j, 2j+1) where the checkpoint expects (j, j + D/2); attention only sees dot products over
-    a head, so permuting queries and keys alike changes nothing else.
+    GGML rotates neighbours (2j, 2j+1) where the checkpoint expects (j, j + D/2); attention only sees dot products
+    over a head, so permuting queries and keys alike changes nothing else.
     """
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 

@@ -58,7 +58,7 @@ def tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (vocab, width)
 
 
-def demo(cache: Path) -> Shape:
+def demo(_cache: Path) -> Shape:
     """demo/tiny-llama: 5.5M parameters, 512 tokens of context."""
     return Shape("tiny-llama", ROOT / "demo" / "tiny-llama", {1: 384, 8: 128}, context=128, steps=64)
 

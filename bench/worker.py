@@ -1,8 +1,8 @@
 """One engine in one process: the parent sends a call as a line of JSON and gets a line back.
 
-Engines do not share memory, threads or allocators this way, and an idle one is stopped by a signal, so that all can
-stay loaded and be measured in turn. An engine is a class whose methods take and return JSON values. This module needs
-nothing but the standard library, because an engine may live in a virtual environment of its own.
+Engines do not share memory, threads or allocators this way, and an idle one is stopped by a signal, so that all
+can stay loaded and be measured in turn. An engine is a class whose methods take and return JSON values. This module
+needs nothing but the standard library, because an engine may live in a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -37,16 +37,14 @@ def serve(engine: object) -> None:
         answers.flush()
 
 
-class EngineFailed(Exception):
+class EngineError(Exception):
     """The engine could not do what was asked; the text is its own error."""
 
 
 class Worker:
     """The parent's side: an engine's process, stopped whenever it is not answering a call."""
 
-    def __init__(
-        self, name: str, script: str, *, python: str = sys.executable, threads: int, log: Path
-    ) -> None:
+    def __init__(self, name: str, script: str, *, python: str = sys.executable, threads: int, log: Path) -> None:
         self.name = name
         self.log = log
         self.peak_mb = 0
@@ -63,7 +61,7 @@ class Worker:
         os.sched_setaffinity(self.process.pid, cores)
 
     def call(self, method: str, **arguments: object) -> Any:
-        """Call a method of the engine and wait for its value; EngineFailed carries the engine's error."""
+        """Call a method of the engine and wait for its value; EngineError carries the engine's error."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGCONT)
@@ -71,12 +69,12 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise EngineFailed(f"{self.name} ended with code {self.process.wait()}; see {self.log}")
+            raise EngineError(f"{self.name} ended with code {self.process.wait()}; see {self.log}")
         self.process.send_signal(signal.SIGSTOP)
         answer = json.loads(line)
         self.peak_mb = answer["peak_mb"]
         if "error" in answer:
-            raise EngineFailed(f"{self.name}: {answer['error']}")
+            raise EngineError(f"{self.name}: {answer['error']}")
         return answer["value"]
 
     def close(self) -> None:
