@@ -47,8 +47,8 @@ def table(record: dict[str, Any]) -> str:
     engines: dict[str, Any] = record["engines"]
     lines = [
         f"\n### {record['shape']}, {record['dtype']}\n",
-        f"Memory: read {_range(record['bandwidth_gb_s']['read'])}, triad {_range(record['bandwidth_gb_s']['triad'])} GB/s; "
-        f"a decode step reads {record['bytes_per_step'] / 1e6:,.0f} MB of weights.\n",
+        f"Memory in GB/s: read {_range(record['bandwidth_gb_s']['read'])}, "
+        f"triad {_range(record['bandwidth_gb_s']['triad'])}; a decode step reads {record['bytes_per_step'] / 1e6:,.0f} MB of weights.\n",
     ]
     lines += [f"{engine} is left out: {reason}\n" for engine, reason in record["left_out"].items()]
     if not engines:
