@@ -1,4 +1,6 @@
-"""Checkpoint folders, read from the headers alone: config.json and the names, shapes and places of every tensor. No weight is touched."""
+"""Checkpoint folders, read from the headers alone: config.json and the names, shapes and places of every
+tensor. No weight is touched.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,15 @@ INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
 _LFS = b"version https://git-lfs.github.com/spec/"
 
-DTYPE_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-              "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # fmt: skip
+_NAMES_BY_BITS = {
+    4: "F4",
+    6: "F6_E2M3 F6_E3M2",
+    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0",
+    16: "I16 U16 F16 BF16",
+    32: "I32 U32 F32",
+    64: "I64 U64 F64 C64",
+}
+DTYPE_BITS = {name: bits for bits, names in _NAMES_BY_BITS.items() for name in names.split()}
 """Bits of an element by the dtype names of safetensors headers."""
 
 
@@ -120,11 +129,13 @@ def _reject_lfs(path: Path, start: bytes) -> None:
         )
 
 
-# ---- tensors ---------------------------------------------------------------------------------------------------------------
+# ---- tensors -----------------------------------------------------------------------------------------------
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """All tensors of a folder by name, from `model.safetensors` or the shards of its index; raises CKPT-002, CKPT-004 to CKPT-008."""
+    """All tensors of a folder by name, from `model.safetensors` or the shards of its index; raises CKPT-002,
+    CKPT-004 to CKPT-008.
+    """
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() and index.is_file():
         raise SpecRTError(
@@ -181,7 +192,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The header of one safetensors file, checked against the file's size; raises CKPT-004, CKPT-005, CKPT-006."""
+    """The header of one safetensors file, checked against the file's size; raises CKPT-004, CKPT-005,
+    CKPT-006.
+    """
     where = Where(str(path))
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -202,9 +215,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         header = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SpecRTError(
-            "CKPT-006", "not a safetensors file: its header is not JSON", where=where
-        ) from error
+        raise SpecRTError("CKPT-006", "not a safetensors file: its header is not JSON", where=where) from error
     if not isinstance(header, dict):
         raise SpecRTError("CKPT-006", "not a safetensors file: its header is not an object", where=where)
     header.pop("__metadata__", None)
@@ -247,9 +258,7 @@ def _check_extent(where: Where, size: int, base: int, tensors: dict[str, TensorI
     at = base
     for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
         if info.begin != at:
-            raise SpecRTError(
-                "CKPT-006", f"the tensor `{info.name}` overlaps another or leaves a gap", where=where
-            )
+            raise SpecRTError("CKPT-006", f"the tensor `{info.name}` overlaps another or leaves a gap", where=where)
         at = info.end
     if at > size:
         raise _truncated(where, size, f"{at} bytes")

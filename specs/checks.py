@@ -1,4 +1,6 @@
-"""What can be checked of a spec without a checkpoint: names, uses, arities, and that every fact it reads has an effect."""
+"""What can be checked of a spec without a checkpoint: names, uses, arities, and that every fact it reads has
+an effect.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ from specs.equations import (
     walk,
 )
 from specs.errors import SpecRTError, Where
-from specs.expressions import CONSTANTS, Expr
-from specs.expressions import FUNCTIONS as SCALAR_FUNCTIONS
+from specs.expressions import Expr
+from specs.functions import CONSTANTS
+from specs.functions import FUNCTIONS as SCALAR_FUNCTIONS
 from specs.layouts import parse_layout
 from specs.names import did_you_mean
 from specs.node import Dimension, Options
@@ -81,9 +84,14 @@ def _check_config_names(spec: Spec) -> None:
         if isinstance(m, Options)
         for option in m.values
     }
-    taken = {**dict.fromkeys(options, "a value of a part's field"), **dict.fromkeys(INPUTS, "an input of the model"),
-             **dict.fromkeys(OUTPUTS, "an output of the model"), **dict.fromkeys(CONSTANTS, "a constant"), LAYER: "the layer's number",
-             **dict.fromkeys([*FUNCTIONS, *SCALAR_FUNCTIONS], "a function")}  # fmt: skip
+    taken = {
+        **dict.fromkeys(options, "a value of a part's field"),
+        **dict.fromkeys(INPUTS, "an input of the model"),
+        **dict.fromkeys(OUTPUTS, "an output of the model"),
+        **dict.fromkeys(CONSTANTS, "a constant"),
+        **dict.fromkeys([*FUNCTIONS, *SCALAR_FUNCTIONS], "a function"),
+        LAYER: "the layer's number",
+    }
     for block, names in (("config", spec.config), ("parts", spec.parts)):
         for name in names:
             if not name.isidentifier():
@@ -105,9 +113,7 @@ def _check_config_names(spec: Spec) -> None:
                     "SPEC-021", f"`{name}` is both a part and a config name", where=_place(spec, block, name)
                 )
     if "d_model" not in spec.config:
-        raise SpecRTError(
-            "SPEC-006", "`config` lacks the name `d_model`, the width of the model", where=spec.where
-        )
+        raise SpecRTError("SPEC-006", "`config` lacks the name `d_model`, the width of the model", where=spec.where)
 
 
 def _undefined(name: str, where: Where, known: Iterable[str]) -> SpecRTError:
@@ -172,9 +178,7 @@ def _check_equation(spec: Spec, equation: Equation, tensors: set[str], extra: tu
     for target in equation.targets:
         if target in spec.config or target in spec.parts:
             what = "config name" if target in spec.config else "part"
-            raise SpecRTError(
-                "SPEC-021", f"`{target}` is a {what} and cannot be assigned", where=equation.where
-            )
+            raise SpecRTError("SPEC-021", f"`{target}` is a {what} and cannot be assigned", where=equation.where)
     tensors.update(equation.targets)
 
 
@@ -188,7 +192,9 @@ def _results(spec: Spec, value: Value) -> int:
 
 
 def _check_live(spec: Spec) -> None:
-    """Every assigned value is read later, or is an output. A loop's body is followed twice: what the next layer reads counts."""
+    """Every assigned value is read later, or is an output. A loop's body is followed twice: what the next
+    layer reads counts.
+    """
     order: list[Equation] = []
     for step in spec.graph:
         order += [*step.body, *step.body] if isinstance(step, Repeat) else [step]
@@ -234,9 +240,7 @@ def _check_parts(spec: Spec) -> None:
                 )
             _check_names(spec, expr, {*extra, *options})
         tied = getattr(part, "tied", None)
-        if tied is not None and (
-            tied.to == name or tied.to not in spec.parts or "" not in spec.parts[tied.to].leaves
-        ):
+        if tied is not None and (tied.to == name or tied.to not in spec.parts or "" not in spec.parts[tied.to].leaves):
             raise SpecRTError(
                 "SPEC-017",
                 f"part `{name}` is tied to `{tied.to}`, which is not a part with one weight",
@@ -327,20 +331,16 @@ def _check_config_used(spec: Spec) -> None:
     exprs += [step.count for step in spec.graph if isinstance(step, Repeat)]
     for equation in equations(spec.graph):
         for node in walk(equation.value):
-            exprs += (
-                [node.expr] if isinstance(node, Constant) else [node.test] if isinstance(node, IfExp) else []
-            )
+            exprs += [node.expr] if isinstance(node, Constant) else [node.test] if isinstance(node, IfExp) else []
     for entry in spec.checkpoint.values():
         if entry.layout is not None:
             exprs += parse_layout(entry.layout, entry.where).expressions()
     for name, own in spec.config.items():
         others = (expr for expr in exprs if expr is not own)
-        if name not in used and not any(
-            name in {path.split(".")[0] for path in expr.names()} for expr in others
-        ):
+        if name not in used and not any(name in {path.split(".")[0] for path in expr.names()} for expr in others):
             raise SpecRTError(
                 "SPEC-026",
                 f"config name `{name}` has no effect",
                 where=own.where,
-                hint="use it in a part or an equation, or list the key under `ignore: {config: [...]}` if it changes nothing",
+                hint="use it in a part or an equation, or list its key under `ignore: {config: [...]}`",
             )

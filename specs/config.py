@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from specs.errors import SpecRTError, Where
-from specs.expressions import CONSTANTS, Expr, Missing, Value, dotted, evaluate, lookup, show
+from specs.expressions import Expr, Missing, dotted, evaluate, lookup, show
+from specs.functions import CONSTANTS, Value
 from specs.names import did_you_mean
 from specs.schema import Size, Spec
 from specs.yaml_loader import load_yaml, plain
@@ -26,14 +27,16 @@ def resolve_config(spec: Spec, config: Mapping[str, Any], where: Where) -> Resol
         # Our earlier names come first; all others are keys of config.json.
         env = _Layers(resolved, config)
         _check_agreement(expr, env, where)
-        resolved[name] = _evaluate(spec, name, expr, env, where)
+        resolved[name] = _evaluate(name, expr, env, where)
     _check_covered(spec, config, where)
     _check_ranges(spec, resolved, where)
     return resolved
 
 
 def resolve_size(spec: Spec, name: str) -> Resolved:
-    """The config of a published size: what the size gives, and for the rest what `config:` falls back to; raises SPEC-044, SPEC-045."""
+    """The config of a published size: what the size gives, and for the rest what `config:` falls back to;
+    raises SPEC-044, SPEC-045.
+    """
     size = find_size(spec, name)
     resolved: Resolved = {}
     for key, expr in spec.config.items():
@@ -75,7 +78,7 @@ class _Layers(dict[str, Any]):
         self.ours = frozenset(ours)
 
 
-def _evaluate(spec: Spec, name: str, expr: Expr, env: _Layers, where: Where) -> Value:
+def _evaluate(name: str, expr: Expr, env: _Layers, where: Where) -> Value:
     try:
         return evaluate(expr, env)
     except SpecRTError as error:
@@ -132,7 +135,7 @@ def _check_required(spec: Spec, config: Mapping[str, Any], where: Where) -> None
             )
 
 
-# ---- coverage --------------------------------------------------------------------------------------------------------------
+# ---- coverage ----------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -154,9 +157,7 @@ def _read_paths(spec: Spec) -> set[str]:
 def _check_covered(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
     groups = ignored_keys()
     by_name = groups["named_only"]
-    known = _read_paths(spec) | frozenset().union(
-        *(keys for group, keys in groups.items() if group != "named_only")
-    )
+    known = _read_paths(spec) | frozenset().union(*(keys for group, keys in groups.items() if group != "named_only"))
     for path, value in _uncovered(config, known, by_name):
         raise SpecRTError(
             "SPEC-043",
@@ -170,7 +171,9 @@ def _check_covered(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
 def _uncovered(
     config: Mapping[str, Any], known: set[str], by_name: frozenset[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Paths with a value that is switched on and that nothing reads. A mapping read whole covers its keys, except those in `by_name`."""
+    """Paths with a value that is switched on and that nothing reads. A mapping read whole covers its keys,
+    except those in `by_name`.
+    """
     for key, value in config.items():
         path = f"{prefix}{key}"
         if not value:

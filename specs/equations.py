@@ -1,4 +1,5 @@
-"""The equations of `graph:`: how the parts are wired. Parsed with `ast` against a whitelist into a few frozen node types.
+"""The equations of `graph:`: how the parts are wired. Parsed with `ast` against a whitelist into a few frozen
+node types.
 
 x = embed(tokens)                      a call of a part, or of a function from FUNCTIONS
 x = x + attn(norm_1(x))                + - * / of values and scalars
@@ -13,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from specs.errors import SpecRTError, Where
-from specs.expressions import CONSTANTS, Expr, check_tree, parse_expr, parse_tree, shift
-from specs.expressions import FUNCTIONS as SCALAR_FUNCTIONS
+from specs.expressions import Expr, check_tree, parse_expr, shift
+from specs.functions import CONSTANTS
+from specs.functions import FUNCTIONS as SCALAR_FUNCTIONS
 from specs.names import did_you_mean
 from specs.yaml_loader import Node, Scalar, YamlList, YamlMap
 
@@ -136,9 +138,7 @@ def _parse_repeat(item: YamlMap, parts: set[str], tensors: set[str]) -> Repeat:
 def _parse_equation(item: Node, parts: set[str], tensors: set[str]) -> Equation:
     if not isinstance(item, Scalar) or not isinstance(item.value, str):
         hint = "`repeat` cannot be nested" if isinstance(item, YamlMap) else None
-        raise SpecRTError(
-            "SPEC-020", "expected an equation such as `x = x + attn(h)`", where=item.where, hint=hint
-        )
+        raise SpecRTError("SPEC-020", "expected an equation such as `x = x + attn(h)`", where=item.where, hint=hint)
     text, where = item.value, item.where
     if item.quoted:
         where = shift(where, 1)
@@ -146,14 +146,8 @@ def _parse_equation(item: Node, parts: set[str], tensors: set[str]) -> Equation:
         module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = (getattr(error, "offset", None) or 1) - 1
-        raise SpecRTError(
-            "SPEC-020", f"cannot read the equation `{text}`", where=shift(where, column)
-        ) from error
-    if (
-        len(module.body) != 1
-        or not isinstance(module.body[0], ast.Assign)
-        or len(module.body[0].targets) != 1
-    ):
+        raise SpecRTError("SPEC-020", f"cannot read the equation `{text}`", where=shift(where, column)) from error
+    if len(module.body) != 1 or not isinstance(module.body[0], ast.Assign) or len(module.body[0].targets) != 1:
         raise SpecRTError("SPEC-020", f"`{text}` is not an equation `name = value`", where=where)
     assign = module.body[0]
     targets = _targets(assign.targets[0], text, where)
@@ -168,16 +162,8 @@ def _targets(tree: ast.expr, text: str, where: Where) -> tuple[str, ...]:
     if len(names) != len(elements) or len(set(names)) != len(names) or not names:
         raise SpecRTError("SPEC-020", f"the left side of `{text}` must be one or more names", where=where)
     for name in names:
-        if (
-            name in INPUTS
-            or name == LAYER
-            or name in CONSTANTS
-            or name in FUNCTIONS
-            or name in SCALAR_FUNCTIONS
-        ):
-            raise SpecRTError(
-                "SPEC-021", f"`{name}` has a meaning of its own and cannot be assigned", where=where
-            )
+        if name in INPUTS or name == LAYER or name in CONSTANTS or name in FUNCTIONS or name in SCALAR_FUNCTIONS:
+            raise SpecRTError("SPEC-021", f"`{name}` has a meaning of its own and cannot be assigned", where=where)
     return names
 
 
@@ -204,9 +190,7 @@ class _Reader:
         if isinstance(tree, ast.Name):
             return Name(tree.id, where)
         if isinstance(tree, ast.BinOp) and type(tree.op) in _OPS:
-            return BinOp(
-                _OPS[type(tree.op)], self.read(tree.left, depth + 1), self.read(tree.right, depth + 1), where
-            )
+            return BinOp(_OPS[type(tree.op)], self.read(tree.left, depth + 1), self.read(tree.right, depth + 1), where)
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             minus_one = parse_expr(-1, where)
             return BinOp("*", Constant(minus_one, where), self.read(tree.operand, depth + 1), where)
@@ -242,15 +226,13 @@ class _Reader:
         )
 
     def _is_constant(self, tree: ast.expr) -> bool:
-        """Whether nothing in it is a tensor. A lone unknown name is left to the name check, which knows what is near."""
+        """Whether nothing in it is a tensor. A lone unknown name is left to the name check, which knows what
+        is near.
+        """
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and (node.id in self.tensors or node.id in self.parts):
                 return False
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id not in SCALAR_FUNCTIONS
-            ):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in SCALAR_FUNCTIONS:
                 return False
         return True
 
@@ -282,7 +264,3 @@ def equations(steps: tuple[Step, ...]) -> Iterator[Equation]:
             yield from step.body
         else:
             yield step
-
-
-__all__ = ["FUNCTIONS", "INPUTS", "LAYER", "OUTPUTS", "BinOp", "Call", "Constant", "Equation", "IfExp", "Name", "Repeat", "Step", "Value",
-           "equations", "parse_graph", "parse_tree", "walk"]  # fmt: skip

@@ -1,26 +1,23 @@
-"""The expression language of specs: arithmetic, comparisons, choices and a few functions, on a whitelisted syntax tree.
+"""The expression language of specs: arithmetic, comparisons, choices and a few functions, on a whitelisted
+syntax tree.
 
-Nothing is ever handed to Python's `eval`: the text is parsed with `ast`, every node is checked against the table below, and a small
-interpreter walks the tree. Names are looked up in the given environment only; no attribute of a Python object is reachable.
+Nothing is ever handed to Python's `eval`: the text is parsed with `ast`, every node is checked against a
+whitelist, and a small interpreter walks the tree. Names are looked up in the given environment only; no
+attribute of a Python object is reachable.
 """
 
 from __future__ import annotations
 
 import ast
-import math
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from specs.errors import SpecRTError, Where
+from specs.functions import BINARY, COMPARE, CONSTANTS, FUNCTIONS, Value
 from specs.names import did_you_mean
-
-Value = Any  # int | float | bool | str | None | list | dict | numpy array: what config.json can hold, and vectors in formulas
 
 MAX_LENGTH = 600
 MAX_DEPTH = 40
-CONSTANTS: dict[str, Value] = {"true": True, "false": False, "none": None, "pi": math.pi}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,9 @@ class Expr:
         return frozenset(_names(self.tree))
 
     def value(self, env: Mapping[str, Value]) -> Value:
-        """Its value with names from `env`; raises SPEC-011 for an unknown name, SPEC-012 for an impossible operation."""
+        """Its value with names from `env`; raises SPEC-011 for an unknown name, SPEC-012 for an impossible
+        operation.
+        """
         return evaluate(self, env)
 
     def as_int(self, env: Mapping[str, Value]) -> int:
@@ -77,93 +76,23 @@ class Expr:
         return value
 
     def _wrong_type(self, expected: str, value: Value) -> SpecRTError:
-        return SpecRTError(
-            "SPEC-013", f"`{self.text}` must be {expected}, but is {show(value)}", where=self.where
-        )
+        return SpecRTError("SPEC-013", f"`{self.text}` must be {expected}, but is {show(value)}", where=self.where)
+
+
+def literal(value: Value) -> str:
+    """A value as a spec writes it."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def show(value: Value) -> str:
     """A value as a spec would write it, shortened."""
-    text = (
-        {None: "none", True: "true", False: "false"}.get(value, "")
-        if isinstance(value, bool | None)
-        else repr(value)
-    )
+    text = literal(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# ---- functions and operators -----------------------------------------------------------------------------------------------
-
-
-def _either(scalar: Callable[..., Value], vector: str) -> Callable[..., Value]:
-    """A function of numbers that also takes numpy vectors; numpy is imported only when a vector comes."""
-
-    def call(*args: Value) -> Value:
-        if all(isinstance(a, int | float) for a in args):
-            return scalar(*args)
-        if any(isinstance(a, str | list | dict | None) for a in args):
-            raise TypeError("expects numbers")
-        import numpy
-
-        return getattr(numpy, vector)(*args)
-
-    return call
-
-
-def _where(test: Value, yes: Value, no: Value) -> Value:
-    if isinstance(test, bool):
-        return yes if test else no
-    import numpy
-
-    return numpy.where(test, yes, no)
-
-
-def _clip(x: Value, low: Value, high: Value) -> Value:
-    return FUNCTIONS["min"][0](FUNCTIONS["max"][0](x, low), high)
-
-
-FUNCTIONS: dict[str, tuple[Callable[..., Value], int]] = {
-    "abs": (_either(abs, "abs"), 1),
-    "sqrt": (_either(math.sqrt, "sqrt"), 1),
-    "exp": (_either(math.exp, "exp"), 1),
-    "log": (_either(math.log, "log"), 1),
-    "log2": (_either(math.log2, "log2"), 1),
-    "tanh": (_either(math.tanh, "tanh"), 1),
-    "floor": (_either(math.floor, "floor"), 1),
-    "ceil": (_either(math.ceil, "ceil"), 1),
-    "int": (_either(int, "trunc"), 1),
-    "min": (_either(min, "minimum"), 2),
-    "max": (_either(max, "maximum"), 2),
-    "clip": (_clip, 3),
-    "where": (_where, 3),
-    "len": (len, 1),
-}
-
-
-def _divide(a: Value, b: Value) -> Value:
-    # Whole numbers that divide exactly stay whole, so `d_model / heads` is a dimension; anything else is a float.
-    if type(a) is int and type(b) is int and b != 0 and a % b == 0:
-        return a // b
-    return a / b
-
-
-def _power(a: Value, b: Value) -> Value:
-    if isinstance(a, int | float) and isinstance(b, int | float) and abs(b) > 64:
-        return float(a) ** float(b)
-    return a**b
-
-
-_BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: _divide,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: _power,
-}  # fmt: skip
-_COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
-
-
-# ---- parsing ---------------------------------------------------------------------------------------------------------------
+# ---- parsing -----------------------------------------------------------------------------------------------
 
 
 def parse_tree(text: str, where: Where) -> ast.expr:
@@ -174,9 +103,7 @@ def parse_tree(text: str, where: Where) -> ast.expr:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = getattr(error, "offset", None) or 1
-        raise SpecRTError(
-            "SPEC-010", f"cannot read the expression `{text}`", where=shift(where, column - 1)
-        ) from error
+        raise SpecRTError("SPEC-010", f"cannot read the expression `{text}`", where=shift(where, column - 1)) from error
 
 
 def shift(where: Where, columns: int) -> Where:
@@ -189,11 +116,7 @@ def shift(where: Where, columns: int) -> Where:
 def parse_expr(source: str | int | float | bool | None, where: Where) -> Expr:
     """Parse one expression, or wrap a literal that YAML already read; raises SPEC-010."""
     if not isinstance(source, str):
-        text = (
-            {None: "none", True: "true", False: "false"}[source]
-            if isinstance(source, bool | None)
-            else repr(source)
-        )
+        text = literal(source)
         return Expr(text, where, ast.parse(text, mode="eval").body)
     tree = parse_tree(source, where)
     check_tree(tree, source, where)
@@ -224,14 +147,14 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
     elif isinstance(tree, ast.Attribute):
         if dotted(tree) is None:
             raise refuse("`.` is only allowed between names")
-    elif isinstance(tree, ast.BinOp) and (type(tree.op) in _BINARY or isinstance(tree.op, ast.BitOr)):
+    elif isinstance(tree, ast.BinOp) and (type(tree.op) in BINARY or isinstance(tree.op, ast.BitOr)):
         children = [tree.left, tree.right]
     elif isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub | ast.Not):
         children = [tree.operand]
     elif isinstance(tree, ast.BoolOp):
         children = tree.values
     elif isinstance(tree, ast.Compare):
-        if any(type(op) not in _COMPARE for op in tree.ops):
+        if any(type(op) not in COMPARE for op in tree.ops):
             raise refuse("`is` is not allowed", "compare with `==`")
         children = [tree.left, *tree.comparators]
     elif isinstance(tree, ast.IfExp):
@@ -247,9 +170,7 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
             raise refuse(f"unknown function `{tree.func.id}`", did_you_mean(tree.func.id, FUNCTIONS))
         expected = FUNCTIONS[tree.func.id][1]
         if len(tree.args) != expected:
-            raise refuse(
-                f"`{tree.func.id}` takes {expected} argument{'s'[: expected > 1]}, got {len(tree.args)}"
-            )
+            raise refuse(f"`{tree.func.id}` takes {expected} argument{'s'[: expected > 1]}, got {len(tree.args)}")
         children = tree.args
     else:
         raise refuse(f"`{ast.unparse(tree)}` is not allowed")
@@ -278,11 +199,13 @@ def _names(tree: ast.expr) -> Iterator[str]:
             yield from _names(child)
 
 
-# ---- evaluation ------------------------------------------------------------------------------------------------------------
+# ---- evaluation --------------------------------------------------------------------------------------------
 
 
 def evaluate(expr: Expr, env: Mapping[str, Value]) -> Value:
-    """The value of `expr` with names from `env`; raises SPEC-011 for an unknown name, SPEC-012 for an impossible operation."""
+    """The value of `expr` with names from `env`; raises SPEC-011 for an unknown name, SPEC-012 for an
+    impossible operation.
+    """
     try:
         value = _evaluate(expr.tree, env)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, KeyError, IndexError) as error:
@@ -326,9 +249,9 @@ def _evaluate(tree: ast.expr, env: Mapping[str, Value]) -> Value:
         return tree.value
     if isinstance(tree, ast.IfExp):
         test = _evaluate(tree.test, env)
-        return (
-            test if isinstance(test, Missing) else _evaluate(tree.body if _truth(test) else tree.orelse, env)
-        )
+        if isinstance(test, Missing):
+            return test
+        return _evaluate(tree.body if _truth(test) else tree.orelse, env)
     if isinstance(tree, ast.BoolOp):
         value: Value = None
         for child in tree.values:
@@ -363,21 +286,28 @@ def _operands(tree: ast.expr) -> list[ast.expr]:
 
 def _apply(tree: ast.expr, parts: list[Value]) -> Value:
     if isinstance(tree, ast.BinOp):
-        if any(isinstance(part, str | list | dict | bool | None) for part in parts):
-            raise TypeError("arithmetic needs numbers, got " + " and ".join(show(part) for part in parts))
-        return _BINARY[type(tree.op)](parts[0], parts[1])
+        return BINARY[type(tree.op)](_number(parts[0]), _number(parts[1]))
     if isinstance(tree, ast.UnaryOp):
-        return not _truth(parts[0]) if isinstance(tree.op, ast.Not) else -parts[0]
+        if isinstance(tree.op, ast.Not):
+            return not _truth(parts[0])
+        return BINARY[ast.Sub](0, _number(parts[0]))
     if isinstance(tree, ast.Compare):
         pairs = zip(tree.ops, parts, parts[1:], strict=False)
-        results = [_COMPARE[type(op)](a, b) for op, a, b in pairs]
+        results = [COMPARE[type(op)](a, b) for op, a, b in pairs]
         return results[0] if len(results) == 1 else all(results)
     if isinstance(tree, ast.List | ast.Tuple):
         return parts
     if isinstance(tree, ast.Subscript):
         return parts[0][parts[1]]
-    assert isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)
+    assert isinstance(tree, ast.Call)
+    assert isinstance(tree.func, ast.Name)
     return FUNCTIONS[tree.func.id][0](*parts)
+
+
+def _number(value: Value) -> Value:
+    if isinstance(value, str | list | dict | bool | None):
+        raise TypeError(f"arithmetic needs numbers, got {show(value)}")
+    return value
 
 
 def _truth(value: Value) -> bool:

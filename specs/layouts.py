@@ -5,7 +5,8 @@
     kv_heads [q: heads / kv_heads, k, v] d_head       per group: its q heads, then k, then v
     [gate, up] d_ffn        d_ffn [gate, up]          halves; alternating rows
 
-It reads outermost axis first, as an array's shape. The bracket is one axis that concatenates its pieces; a piece without a count has one.
+It reads outermost axis first, as an array's shape. The bracket is one axis that concatenates its pieces; a
+piece without a count has one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specs.errors import SpecRTError, Where
-from specs.expressions import Expr, Value, parse_expr
+from specs.expressions import Expr, parse_expr
+from specs.functions import Value
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Layout:
         return [*self.outer, *(piece.count for piece in self.pieces), *self.inner]
 
     def sizes(self, env: Mapping[str, Value]) -> tuple[int, dict[str, tuple[int, int]], int, int]:
-        """(outer rows, {piece: (start, stop) on the bracket's axis}, length of that axis, inner rows); raises SPEC-032."""
+        """(outer rows, {piece: (start, stop) on the bracket's axis}, length of that axis, inner rows); raises
+        SPEC-032.
+        """
         outer = self._product(self.outer, env)
         inner = self._product(self.inner, env)
         spans: dict[str, tuple[int, int]] = {}

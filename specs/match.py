@@ -1,4 +1,6 @@
-"""Finding the spec of a checkpoint: the one whose `match:` holds for its config.json. There is no list in code."""
+"""Finding the spec of a checkpoint: the one whose `match:` holds for its config.json. There is no list in
+code.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,14 @@ def matches(match: Match, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in match.model_type and (match.when is None or match.when.as_bool(config))
 
 
-def match_spec(
-    config: Mapping[str, Any], where: Where | None = None, specs_dir: str | Path = SPECS_DIR
-) -> Spec:
+def match_spec(config: Mapping[str, Any], where: Where | None = None, specs_dir: str | Path = SPECS_DIR) -> Spec:
     """The one spec of `specs_dir` for a config.json (`where` names it); raises SPEC-047 for none or several."""
     known: dict[str, list[Path]] = {}
     found: list[Path] = []
     for path in spec_files(specs_dir):
         match = _read_match(path)
-        for model_type in match.model_type:
-            known.setdefault(model_type, []).append(path)
+        for name in match.model_type:
+            known.setdefault(name, []).append(path)
         if matches(match, config):
             found.append(path)
     if len(found) == 1:

@@ -1,4 +1,6 @@
-"""The base of every schema class: pydantic, frozen, no unknown keys, and errors that point at a line of the YAML file."""
+"""The base of every schema class: pydantic, frozen, no unknown keys, and errors that point at a line of the
+YAML file.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from specs import yaml_loader
 from specs.errors import SpecRTError, Where
-from specs.expressions import CONSTANTS, FUNCTIONS, Expr, parse_expr
+from specs.expressions import Expr, parse_expr
 from specs.names import did_you_mean
 from specs.yaml_loader import Scalar, YamlList, YamlMap
 
@@ -53,9 +55,7 @@ def _expr(node: Any) -> Expr:
                 "SPEC-005", "a value is missing", where=node.where, hint="write the value, or remove the key"
             )
         return parse_expr(node.value, node.where)
-    raise SpecRTError(
-        "SPEC-005", "expected one value or expression, found a nested structure", where=node.where
-    )
+    raise SpecRTError("SPEC-005", "expected one value or expression, found a nested structure", where=node.where)
 
 
 def _text(node: Any) -> str:
@@ -66,6 +66,10 @@ def _text(node: Any) -> str:
     if isinstance(node, YamlMap | YamlList):
         raise SpecRTError("SPEC-005", "expected text, found a nested structure", where=node.where)
     return node  # type: ignore[no-any-return]
+
+
+def _scalar(node: Any) -> Any:
+    return node.value if isinstance(node, Scalar) else node
 
 
 def _plain(node: Any) -> Any:
@@ -79,6 +83,8 @@ BoolExpr = Annotated[_ExprField, Returns("bool")]
 StrExpr = Annotated[_ExprField, Returns("str")]
 ValueExpr = Annotated[_ExprField, Returns("value")]
 Dim = Annotated[_ExprField, Returns("int"), Dimension()]
+Int = Annotated[int, BeforeValidator(_scalar)]
+Bool = Annotated[bool, BeforeValidator(_scalar)]
 Text = Annotated[str, BeforeValidator(_text)]
 Plain = Annotated[Any, BeforeValidator(_plain)]
 
@@ -109,9 +115,9 @@ class Node(BaseModel):
                 "SPEC-005",
                 f"expected a mapping for a {cls.title}",
                 where=where,
-                hint="its keys: " + ", ".join(f"`{key}`" for key in cls.keys()),
+                hint="its keys: " + ", ".join(f"`{key}`" for key in cls.yaml_keys()),
             )
-        known = cls.keys()
+        known = cls.yaml_keys()
         for key in data:
             if key not in known:
                 raise SpecRTError(
@@ -132,11 +138,9 @@ class Node(BaseModel):
             raise _convert(cls, data, error) from error
 
     @classmethod
-    def keys(cls) -> list[str]:
+    def yaml_keys(cls) -> list[str]:
         """The keys that the YAML mapping may have."""
-        return [
-            info.alias or name for name, info in cls.model_fields.items() if name not in ("where", "places")
-        ]
+        return [info.alias or name for name, info in cls.model_fields.items() if name not in ("where", "places")]
 
     @classmethod
     def field_marks(cls) -> list[tuple[str, tuple[Any, ...]]]:
@@ -144,7 +148,9 @@ class Node(BaseModel):
         return [(name, marks_of(info)) for name, info in cls.model_fields.items()]
 
     def expressions(self) -> list[tuple[str, Expr, tuple[Any, ...]]]:
-        """Every expression in this node and below it: dotted field name, expression, marks (Returns, Dimension, Options)."""
+        """Every expression in this node and below it: dotted field name, expression, marks (Returns,
+        Dimension, Options).
+        """
         found: list[tuple[str, Expr, tuple[Any, ...]]] = []
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
@@ -186,18 +192,15 @@ def _unknown_key_hint(key: str, known: list[str]) -> str | None:
 def _convert(cls: type[Node], data: YamlMap, error: ValidationError) -> SpecRTError:
     """The first of pydantic's complaints, in our words, at its place in the file."""
     first = error.errors(include_url=False)[0]
-    loc = [part for part in first["loc"]]
+    loc = first["loc"]
     key = str(loc[0]) if loc else ""
     if first["type"] == "missing":
         return SpecRTError("SPEC-006", f"{cls.title} lacks the key `{key}`", where=data.where)
     node: Any = data
     for part in loc:
-        if isinstance(node, YamlMap) and part in node or isinstance(node, YamlList) and isinstance(part, int):
-            node = node[part]  # type: ignore[index]
+        in_map = isinstance(node, YamlMap) and part in node
+        if in_map or (isinstance(node, YamlList) and isinstance(part, int)):
+            node = node[part]
     return SpecRTError(
         "SPEC-005", f"`{key}` in {cls.title}: {first['msg'][0].lower()}{first['msg'][1:]}", where=node.where
     )
-
-
-__all__ = ["CONSTANTS", "FUNCTIONS", "BoolExpr", "Dim", "Dimension", "FloatExpr", "IntExpr", "Node", "Options", "Plain", "Returns",
-           "StrExpr", "Text", "ValueExpr"]  # fmt: skip

@@ -1,6 +1,8 @@
-"""The kinds of parts a model is made of: a closed union. A new kind is one class here, one entry in `Part`, one builder.
+"""The kinds of parts a model is made of: a closed union. A new kind is one class here, one entry in `Part`,
+one builder.
 
-Every field is an expression over the names of `config:` and, for parts used inside `repeat`, `layer` (from 0). What a field leaves out, the
+Every field is an expression over the names of `config:` and, for parts used inside `repeat`, `layer` (from
+0). What a field leaves out, the
 model does not have; no default hides a fact.
 """
 
@@ -63,7 +65,7 @@ def _pick(what: str, classes: tuple[type[_Kind], ...]) -> PlainValidator:
     return PlainValidator(pick)
 
 
-# ---- positions -------------------------------------------------------------------------------------------------------------
+# ---- positions ---------------------------------------------------------------------------------------------
 
 
 class NoPosition(_Kind):
@@ -74,7 +76,9 @@ class NoPosition(_Kind):
 
 
 class Rope(_Kind):
-    """Rotary embedding of queries and keys: angle(p, i) = p * theta^(-2i/dims) for i < dims/2, on the first `dims` of each head."""
+    """Rotary embedding of queries and keys: angle(p, i) = p * theta^(-2i/dims) for i < dims/2, on the first
+    `dims` of each head.
+    """
 
     title: ClassVar[str] = "rope position"
     kind: Text = "rope"
@@ -100,11 +104,13 @@ class Alibi(_Kind):
 Position = Annotated[NoPosition | Rope | Alibi, _pick("position", (NoPosition, Rope, Alibi))]
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------------
+# ---- parts -------------------------------------------------------------------------------------------------
 
 
 class PartBase(_Kind):
-    """What all parts share; `inputs` and `outputs` are how many values a call takes and gives, `leaves` its weights' names."""
+    """What all parts share; `inputs` and `outputs` are how many values a call takes and gives, `leaves` its
+    weights' names.
+    """
 
     inputs: ClassVar[int] = 1
     outputs: ClassVar[int] = 1
@@ -147,7 +153,9 @@ class RmsNorm(PartBase):
 
 
 class LayerNorm(PartBase):
-    """y = (x - mean(x)) / sqrt(var(x) + eps) * gain (+ b), statistics in float32 (arXiv:1607.06450). Weight [d]."""
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * gain (+ b), statistics in float32 (arXiv:1607.06450). Weight
+    [d].
+    """
 
     title: ClassVar[str] = "layer_norm"
     kind: Text = "layer_norm"
@@ -173,9 +181,11 @@ class QkNorm(Node):
 
 
 class Attention(PartBase):
-    """softmax(scale * q k^T + mask) v, heads sharing keys and values in groups (arXiv:1706.03762, arXiv:2305.13245).
+    """softmax(scale * q k^T + mask) v, heads sharing keys and values in groups (arXiv:1706.03762,
+    arXiv:2305.13245).
 
-    Leaves q [heads d_head, d], k and v [kv_heads d_head, d], o [d, heads d_head]; q_norm and k_norm [d_head]; sinks [heads].
+    Leaves q [heads d_head, d], k and v [kv_heads d_head, d], o [d, heads d_head]; q_norm and k_norm [d_head];
+    sinks [heads].
     """
 
     title: ClassVar[str] = "attention"
@@ -185,19 +195,15 @@ class Attention(PartBase):
     kv_heads: Dim
     d_head: Dim
     mask: Mask = Field(
-        description="causal; full: every token sees every token; prefix: full inside the prompt's prefix, causal after it"
+        description="causal; full: every token sees every other; prefix: full in the prompt's prefix, then causal"
     )
     window: IntExpr | None = Field(
         None, description="query i sees keys j with i - window < j <= i; left out or none: no window"
     )
     position: Position
     bias: AttentionBias | None = Field(None, description="left out: no biases")
-    scale: FloatExpr | None = Field(
-        None, description="factor on q k^T; left out: d_head ** -0.5, the paper's"
-    )
-    softcap: FloatExpr | None = Field(
-        None, description="scores become c * tanh(scores / c); left out or none: no cap"
-    )
+    scale: FloatExpr | None = Field(None, description="factor on q k^T; left out: d_head ** -0.5, the paper's")
+    softcap: FloatExpr | None = Field(None, description="scores become c * tanh(scores / c); left out or none: no cap")
     qk_norm: QkNorm | None = None
     sinks: BoolExpr | None = Field(
         None, description="one learned logit per head joins the softmax and is dropped; left out: no"

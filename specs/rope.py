@@ -1,4 +1,6 @@
-"""Rotary frequencies: the formulas are data (specs/rope_scaling.yaml), evaluated in float32 with the spec expression language."""
+"""Rotary frequencies: the formulas are data (specs/rope_scaling.yaml), evaluated in float32 with the spec
+expression language.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,7 @@ def _formula(node: YamlMap) -> RopeFormula:
     def exprs(key: str) -> dict[str, Expr]:
         block = node.get(key)
         items = block.items() if isinstance(block, YamlMap) else ()
-        return {
-            name: parse_expr(value.value, value.where) for name, value in items if isinstance(value, Scalar)
-        }
+        return {name: parse_expr(value.value, value.where) for name, value in items if isinstance(value, Scalar)}
 
     def one(key: str, default: Scalar) -> Expr:
         value = node.get(key, default)
@@ -70,16 +70,16 @@ def inv_freq(
     context: int | None = None,
     where: Where | None = None,
 ) -> tuple[numpy.ndarray[Any, Any], float]:
-    """Rotary frequencies, float32 [dims/2], and the factor on cos and sin; `context` stands in for a missing original length.
+    """Rotary frequencies, float32 [dims/2], and the factor on cos and sin; `context` stands in for a missing
+    original length.
 
-    `scaling` is the checkpoint's mapping (`rope_type` or `type`, and its parameters) or None; raises SPEC-050, SPEC-053 to SPEC-055.
+    `scaling` is the checkpoint's mapping (`rope_type` or `type`, and its parameters) or None; raises
+    SPEC-050, SPEC-053 to SPEC-055.
     """
     import numpy
 
     if dims <= 0 or dims % 2:
-        raise SpecRTError(
-            "SPEC-053", f"the rotated dimensions must be an even number above 0, not {dims}", where=where
-        )
+        raise SpecRTError("SPEC-053", f"the rotated dimensions must be an even number above 0, not {dims}", where=where)
     exponents = numpy.arange(0, dims, 2, dtype=numpy.float32) / numpy.float32(dims)
     frequencies = (1.0 / numpy.power(numpy.float32(theta), exponents)).astype(numpy.float32)
     kind, formula = _select(scaling or {}, where)
@@ -137,9 +137,7 @@ def _parameters(
             )
         numbers = value if isinstance(value, list) else [value]
         if not all(isinstance(number, int | float) for number in numbers):
-            raise SpecRTError(
-                "SPEC-054", f"the rope parameter `{key}` must be a number, not {value!r}", where=where
-            )
+            raise SpecRTError("SPEC-054", f"the rope parameter `{key}` must be a number, not {value!r}", where=where)
     values = {key: value for key, value in given.items() if key in allowed}
     for key in formula.needs:
         if key not in values:

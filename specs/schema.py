@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from specs.equations import OUTPUTS, Step, equations, parse_graph
 from specs.errors import SpecRTError, Where
-from specs.node import BoolExpr, Node, Plain, Text, ValueExpr
+from specs.node import Bool, BoolExpr, Int, Node, Plain, Text, ValueExpr
 from specs.parts import AnyPart, Part
 from specs.yaml_loader import Scalar, YamlList, YamlMap, load_yaml, plain
 
@@ -59,9 +59,7 @@ class WeightFrom(Node):
         None,
         description="how the rows of a fused tensor are made up, say `[q: heads, k: kv_heads, v: kv_heads] d_head`",
     )
-    transpose: Annotated[
-        bool, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)
-    ] = Field(False, description="the tensor is stored [in, out]")
+    transpose: Bool = Field(False, description="the tensor is stored [in, out]")
 
 
 def _weight_from(node: Any) -> Any:
@@ -76,9 +74,7 @@ class Size(Node):
     """A published size: our config names and their values, and the number of parameters."""
 
     title: ClassVar[str] = "size"
-    parameters: Annotated[
-        int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)
-    ]
+    parameters: Int = Field(description="how many weights it has; checked against the shapes")
     values: dict[str, Plain]
 
 
@@ -99,9 +95,7 @@ class Spec(Node):
 
     title: ClassVar[str] = "a spec"
     places: dict[tuple[str, ...], Where] = Field(exclude=True, repr=False)
-    schema_version: Annotated[
-        int, BeforeValidator(lambda node: plain(node) if isinstance(node, Scalar) else node)
-    ] = Field(alias="schema", description=f"version of this schema: {SCHEMA_VERSION}")
+    schema_version: Int = Field(alias="schema", description=f"version of this schema: {SCHEMA_VERSION}")
     name: Text
     match: Match
     source: dict[str, Text] = Field(description="where the facts come from: `paper`, `code`, ...")
@@ -119,9 +113,7 @@ class Spec(Node):
         description="our weight: their module"
     )
     ignore: Ignore | None = None
-    sizes: dict[str, Annotated[Size, BeforeValidator(_size)]] = Field(
-        {}, description="published sizes by name"
-    )
+    sizes: dict[str, Annotated[Size, BeforeValidator(_size)]] = Field({}, description="published sizes by name")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -156,7 +148,8 @@ def load_spec(path: str | Path) -> Spec:
     parts = data.get("parts")
     values: Any = data
     if "graph" in data and isinstance(parts, YamlMap):
-        # The wiring can only be read with the part names known, so it is parsed before the schema looks at it.
+        # The wiring can only be read with the part names known, so it is parsed before the schema looks at
+        # it.
         values = YamlMap(data.where)
         values.update(data)
         values.key_where = data.key_where

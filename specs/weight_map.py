@@ -1,6 +1,7 @@
 """The weight map: which stored tensor each weight of the model is, proved from headers alone.
 
-Every tensor of a checkpoint is used exactly once, or named as ignored, or is the second copy of a tied weight; anything else is an error
+Every tensor of a checkpoint is used exactly once, or named as ignored, or is the second copy of a tied
+weight; anything else is an error
 with near names, before a weight is read.
 """
 
@@ -38,7 +39,9 @@ class WeightDecl:
 
 @dataclass(frozen=True)
 class Select:
-    """What to take of a stored tensor: transpose it, view its rows as [outer, axis, inner], keep `start:stop` of the axis."""
+    """What to take of a stored tensor: transpose it, view its rows as [outer, axis, inner], keep `start:stop`
+    of the axis.
+    """
 
     transpose: bool = False
     outer: int = 1
@@ -127,9 +130,7 @@ def _templates(source: WeightFrom, suffix: str) -> tuple[str, ...]:
 class _Mapper:
     """Collects the sources and the problems of one checkpoint."""
 
-    def __init__(
-        self, spec: Spec, env: Mapping[str, Any], checkpoint: Checkpoint, entries: dict[str, _Entry]
-    ) -> None:
+    def __init__(self, spec: Spec, env: Mapping[str, Any], checkpoint: Checkpoint, entries: dict[str, _Entry]) -> None:
         self.spec, self.env, self.checkpoint, self.entries = spec, env, checkpoint, entries
         self.where = Where(str(checkpoint.dir))
         self.users: dict[str, str] = {}  # stored piece -> the weight that uses it
@@ -149,9 +150,7 @@ class _Mapper:
                 hint=f"add `{decl.leaf}: their.module.name`",
             )
         names = [_expand(template, decl.layer) for template in templates]
-        info = next(
-            (self.checkpoint.tensors[name] for name in names if name in self.checkpoint.tensors), None
-        )
+        info = next((self.checkpoint.tensors[name] for name in names if name in self.checkpoint.tensors), None)
         if info is None:
             info = self._tied_copy(decl)
         if info is None:
@@ -237,8 +236,7 @@ class _Mapper:
         for decl, name in self.missing[:MAX_LISTED]:
             close = nearest(name, unused, 1)
             lines.append(
-                f"`{name}` {list(decl.shape)} for `{decl.name}`"
-                + (f"; nearest is `{close[0]}`" if close else "")
+                f"`{name}` {list(decl.shape)} for `{decl.name}`" + (f"; nearest is `{close[0]}`" if close else "")
             )
         decl = self.missing[0][0]
         raise SpecRTError(

@@ -1,7 +1,8 @@
-"""YAML with positions and without traps: every value remembers file:line:column, and what YAML would misread is an error.
+"""YAML with positions and without traps: every value remembers file:line:column.
 
-Rejected: duplicate keys, keys that are not text, `yes/no/on/off` as booleans, numbers that YAML 1.1 reads as text (`1e-5`) or in an
-unexpected base (`010`, `1:30`), dates, tabs, anchors, aliases, merge keys, tags and several documents in one file.
+What YAML would misread is an error: duplicate keys, keys that are not text, `yes/no/on/off` as booleans, numbers
+that YAML 1.1 reads as text (`1e-5`) or in an unexpected base (`010`, `1:30`), dates, tabs, anchors, aliases, merge
+keys, tags and several documents in one file.
 """
 
 from __future__ import annotations
@@ -65,14 +66,16 @@ def plain(node: Node) -> object:
 
 
 def load_yaml(path: str | Path, text: str | None = None) -> YamlMap:
-    """Read one YAML file (or `text`, named `path` in messages) whose top is a mapping; raises SPEC-001, SPEC-002, SPEC-003."""
+    """Read one YAML file (or `text`, named `path` in messages) whose top is a mapping; raises SPEC-001,
+    SPEC-002, SPEC-003.
+    """
     name = str(path)
     if text is None:
         text = _read_text(Path(path))
     try:
-        events = list(yaml.parse(text, Loader=yaml.SafeLoader))
-        _reject_features(name, events)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _loader(name, text).get_single_node()
+    except RecursionError as error:
+        raise SpecRTError("SPEC-001", "not valid YAML: nested too deeply", where=Where(name)) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = Where(name, mark.line + 1, mark.column + 1) if mark else Where(name)
@@ -83,9 +86,7 @@ def load_yaml(path: str | Path, text: str | None = None) -> YamlMap:
             hint=_syntax_hint(text, where),
         ) from error
     except yaml.YAMLError as error:
-        raise SpecRTError(
-            "SPEC-001", f"not valid YAML: {error}".splitlines()[0], where=Where(name)
-        ) from error
+        raise SpecRTError("SPEC-001", f"not valid YAML: {error}".splitlines()[0], where=Where(name)) from error
     if root is None:
         raise SpecRTError("SPEC-001", "the file is empty", where=Where(name))
     node = _convert(name, root)
@@ -98,13 +99,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SpecRTError(
-            "SPEC-001", "not valid YAML: the file is not UTF-8 text", where=Where(str(path))
-        ) from error
+        raise SpecRTError("SPEC-001", "not valid YAML: the file is not UTF-8 text", where=Where(str(path))) from error
     except OSError as error:
-        raise SpecRTError(
-            "SPEC-001", f"cannot read the file: {error.strerror}", where=Where(str(path))
-        ) from error
+        raise SpecRTError("SPEC-001", f"cannot read the file: {error.strerror}", where=Where(str(path))) from error
 
 
 def _syntax_hint(text: str, where: Where) -> str | None:
@@ -117,22 +114,26 @@ def _syntax_hint(text: str, where: Where) -> str | None:
     return None
 
 
-def _reject_features(name: str, events: list[yaml.Event]) -> None:
-    documents = 0
-    for event in events:
-        where = Where(name, event.start_mark.line + 1, event.start_mark.column + 1)
-        documents += isinstance(event, yaml.DocumentStartEvent)
-        if documents > 1:
-            raise SpecRTError("SPEC-001", "more than one YAML document in one file", where=where)
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise SpecRTError(
-                "SPEC-003",
-                "YAML anchors and aliases are not allowed",
-                where=where,
-                hint="write the value out, or name it in `config:`",
-            )
-        if getattr(event, "tag", None):
+class _Loader(yaml.SafeLoader):
+    """PyYAML's composer, which stops at anchors, aliases and tags: they hide what a file says."""
+
+    file: str
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        where = Where(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            hint = "write the value out, or name it in `config:`"
+            raise SpecRTError("SPEC-003", "YAML anchors and aliases are not allowed", where=where, hint=hint)
+        if event.tag:
             raise SpecRTError("SPEC-003", f"YAML tags are not allowed: `{event.tag}`", where=where)
+        return super().compose_node(parent, index)
+
+
+def _loader(name: str, text: str) -> _Loader:
+    loader = _Loader(text)
+    loader.file = name
+    return loader
 
 
 def _convert(name: str, node: yaml.Node) -> Node:
@@ -211,5 +212,6 @@ def _number_hint(text: str) -> str:
     if match:
         whole, fraction, sign, exponent = match.groups()
         digits = "." + ((fraction or "").lstrip(".") or "0")
-        return f"write `{whole}{digits}e{sign or '+'}{exponent}` (YAML wants the point and the sign); for the text, quote it"
+        number = f"{whole}{digits}e{sign or '+'}{exponent}"
+        return f"write `{number}` (YAML wants the point and the sign); if it is text, quote it"
     return f'write it as a plain decimal number, or quote it if it is text: "{text}"'
