@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VENV   ?= .venv
-PROMPT ?= In the beginning
+PROMPT ?= def read(self
 PYTEST_ARGS ?=
 BENCH_ARGS  ?=
 

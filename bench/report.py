@@ -48,7 +48,8 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         f"\n### {record['shape']}, {record['dtype']}\n",
         f"Memory in GB/s: read {_range(record['bandwidth_gb_s']['read'])}, "
-        f"triad {_range(record['bandwidth_gb_s']['triad'])}; a decode step reads {record['bytes_per_step'] / 1e6:,.0f} MB of weights.\n",
+        f"triad {_range(record['bandwidth_gb_s']['triad'])}; "
+        f"a decode step reads {record['bytes_per_step'] / 1e6:,.0f} MB of weights.\n",
     ]
     lines += [f"{engine} is left out: {reason}\n" for engine, reason in record["left_out"].items()]
     if not engines:

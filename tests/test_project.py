@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "specs": (),
     "runtime": ("specs.errors",),
     "compiler.ir": ("specs",),
-    "compiler.build": ("specs", "compiler.ir"),
+    "compiler.frontend": ("specs", "compiler.ir"),
     "compiler.passes": ("specs", "compiler.ir"),
     "compiler.lower": ("specs", "compiler.ir", "compiler.passes"),
     "compiler.cli": ("specs", "compiler", "runtime"),
