@@ -17,9 +17,7 @@ import error_table  # noqa: E402
 
 PACKAGES = ("specs", "compiler", "runtime")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-ALL_PYTHON = sorted(
-    path for folder in (*PACKAGES, "bench", "tools", "tests") for path in (ROOT / folder).rglob("*.py")
-)
+ALL_PYTHON = sorted(path for folder in (*PACKAGES, "bench", "tools", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 # What each package may import of ours beside itself; the longest matching name holds.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -127,15 +125,11 @@ def test_every_golden_belongs_to_a_code() -> None:
 
 
 def test_error_table_is_current() -> None:
-    assert error_table.TABLE.read_text(encoding="utf-8") == error_table.render(), (
-        "run `python tools/error_table.py`"
-    )
+    assert error_table.TABLE.read_text(encoding="utf-8") == error_table.render(), "run `python tools/error_table.py`"
 
 
 def test_files_stay_small() -> None:
-    lines = {
-        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in ALL_PYTHON
-    }
+    lines = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in ALL_PYTHON}
     long = {name: count for name, count in lines.items() if count > MAX_LINES and name not in LONG_FILES}
     assert not long, f"over {MAX_LINES} lines; split, or list with a reason: {long}"
     stale = [name for name in LONG_FILES if lines.get(name, 0) <= MAX_LINES]

@@ -40,11 +40,7 @@ def codes_in_source() -> dict[str, set[str]]:
     for package in ("specs", "compiler", "runtime"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if (
-                    isinstance(node, ast.Constant)
-                    and isinstance(node.value, str)
-                    and CODE.fullmatch(node.value)
-                ):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
                     found.setdefault(node.value, set()).add(path.relative_to(ROOT).as_posix())
     return found
 
@@ -57,9 +53,7 @@ def goldens_of(code: str) -> list[Path]:
 def _rows(prefix: str, codes: dict[str, set[str]]) -> Iterator[str]:
     for code in sorted(codes):
         if code.startswith(prefix + "-"):
-            headlines = [
-                golden.read_text(encoding="utf-8").splitlines()[0] for golden in goldens_of(code)[:1]
-            ]
+            headlines = [golden.read_text(encoding="utf-8").splitlines()[0] for golden in goldens_of(code)[:1]]
             example = headlines[0].split(": ", 1)[-1].replace("|", "\\|") if headlines else ""
             yield f"| {code} | {example} | {', '.join(f'`{name}`' for name in sorted(codes[code]))} |"
 
@@ -71,9 +65,7 @@ def render() -> str:
     for prefix, title in TITLES.items():
         rows = list(_rows(prefix, codes))
         if rows:
-            text += "\n".join(
-                ["", f"## {title}", "", "| code | example | raised in |", "|---|---|---|", *rows, ""]
-            )
+            text += "\n".join(["", f"## {title}", "", "| code | example | raised in |", "|---|---|---|", *rows, ""])
     return text
 
 
