@@ -1,7 +1,7 @@
 """Recognises attention in its plain equations: one pattern for MHA, GQA and MQA, masks by what they compute.
 
-Scale, soft cap and linear biases are optional lines of the pattern; the mask is read conjunct by conjunct. What is not recognised
-stays as it is, with the reason.
+Scale, soft cap and linear biases are optional lines of the pattern; the mask is read conjunct by conjunct. What is not
+recognised stays as it is, with the reason.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def _before() -> tuple[str, ...]:
 
 # -- masks: what a conjunct may be, and what it says ----------------------------------------------------------------
 
-_VALID = ("%c = compare(%pk, 0) {kind = \"ge\"}", "%c = compare(%pk, -1) {kind = \"gt\"}")
-_CAUSAL = "%c = compare(%pk, %pq) {kind = \"le\"}"
-_BEFORE = "%c = compare(%pk, %prefix5) {kind = \"lt\"}"
-_WINDOW = "%gap = sub(%pq, %pk)\n%c = compare(%gap, $window) {kind = \"lt\"}"
+_VALID = ('%c = compare(%pk, 0) {kind = "ge"}', '%c = compare(%pk, -1) {kind = "gt"}')
+_CAUSAL = '%c = compare(%pk, %pq) {kind = "le"}'
+_BEFORE = '%c = compare(%pk, %prefix5) {kind = "lt"}'
+_WINDOW = '%gap = sub(%pq, %pk)\n%c = compare(%gap, $window) {kind = "lt"}'
 _AND = "%c = and(%a, %b)"
 _OR = "%c = or(%a, %b)"
 _RESHAPE = "%c = reshape(%x)"
@@ -196,7 +196,6 @@ def _heads(match: Match) -> str | None:
         return f"{heads} query heads do not share {groups} key heads evenly"
     if match.type("q5").shape[2:4] != (groups, heads // groups):
         return f"%{match.value('q5').name} is {match.type('q5')}: query heads are not grouped as [K, H/K]"
-    match.holes["heads"] = (batch, length, heads, match.type("v5").shape[-1])
     return None
 
 
@@ -208,9 +207,9 @@ ATTENTION = Rule(
     "attention",
     before=_before(),
     after="""
-        %a = attention(%q4, %k4, %v4, %positions, %prefix)
+        %attention = attention(%q4, %k4, %v4, %positions, %prefix)
              {scale = $scale, causal = $causal, window = $window, softcap = $cap, slopes = $slopes}
-        %y = reshape(%a) {shape = $shape}
+        %y = reshape(%attention) {shape = $shape}
     """,
     anchor="p",
     refuse=_refuse,

@@ -1,7 +1,7 @@
 """Fuses the equations of RMS norm and layer norm into one operation each.
 
-The gain may be any [M] expression, so `1 + weight` fuses too. Adding the residual in the same operation is left out: see
-docs/decisions.md.
+The gain may be any [M] expression, so `1 + weight` fuses too. Adding the residual in the same operation is left out:
+see docs/decisions.md.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Matches a pattern, a few equations of IR text, against the equations of a block.
 
-A pattern's values bind to the graph's values, `$holes` to attributes and literals, dims of typed results to dims. Matching starts
-at one equation and goes both ways: back to the definitions of operands, also outside of `repeat`, and on to the users of results.
+A pattern's values bind to the graph's values, `$holes` to attributes and literals, dims of typed results to dims.
+Matching starts at one equation and goes both ways: back to the definitions of operands, also outside of `repeat`, and
+on to the users of results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from inspect import Parameter
 
 from compiler.ir.core import Arg, AttrValue, Equation, Value, used_values
@@ -22,7 +23,7 @@ _MIRROR = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne
 
 
 class Scope:
-    """The equations of one block, with who defines and who uses each value; `outer` are definitions around the block."""
+    """The equations of one block, with who defines and who uses each value; `outer` are definitions around it."""
 
     def __init__(
         self, equations: tuple[Equation, ...], results: tuple[Value, ...], outer: Mapping[str, Equation] | None = None
@@ -60,7 +61,7 @@ class Pattern:
         return self.equations[-1].results[0].name
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_pattern(text: str) -> Pattern:
     """The pattern that `text` writes; raises SpecRTError IR-001."""
     equations = parse_pattern(text)
@@ -102,7 +103,8 @@ class Miss:
     reason: str
 
 
-Goal = tuple[Arg, Arg]
+# A pattern's operand, which may be a hole, and the operand of the graph that it must match.
+Goal = tuple[object, Arg]
 Goals = tuple[Goal, ...]
 
 
@@ -158,10 +160,11 @@ class Search:
         self._undo(mark)
         return self._fail(f"{print_literal(got)} where the rule has {_operand(wanted)}")
 
-    def _bind(self, wanted: Arg, got: Arg) -> bool:
+    def _bind(self, wanted: object, got: Arg) -> bool:
         match = self.match
         if isinstance(wanted, Hole):
-            return not isinstance(got, Value) and got is not None and self._set(match.holes, wanted.name, got)  # type: ignore[arg-type]
+            literal = got is not None and not isinstance(got, Value)
+            return literal and self._set(match.holes, wanted.name, got)  # type: ignore[arg-type]
         if isinstance(wanted, Value):
             known = wanted.name in match.values
             if not known and got is not None and not isinstance(got, Value):
@@ -237,16 +240,17 @@ class Search:
             if attribute.name in wanted:
                 if attribute.name not in attrs and attribute.default is Parameter.empty:
                     return False
-                got = attrs.get(attribute.name, attribute.default)  # type: ignore[arg-type]
+                got = attrs.get(attribute.name, attribute.default)
                 if not self._attribute(wanted[attribute.name], got):
                     return False
-            elif attribute.default is not Parameter.empty and attribute.name in attrs:
-                # An option that the pattern does not name must be off; a required attribute may be anything.
-                if not _same(attrs[attribute.name], attribute.default):
-                    return False
+                continue
+            # An option that the pattern does not name must be off; a required attribute may be anything.
+            option = attribute.default is not Parameter.empty and attribute.name in attrs
+            if option and not _same(attrs[attribute.name], attribute.default):
+                return False
         return True
 
-    def _attribute(self, wanted: AttrValue, got: AttrValue) -> bool:
+    def _attribute(self, wanted: object, got: object) -> bool:
         if isinstance(wanted, Hole):
             return self._set(self.match.holes, wanted.name, got)  # type: ignore[arg-type]
         if isinstance(wanted, tuple):
@@ -288,9 +292,9 @@ def show(equation: Equation) -> str:
     return f"`{text}`" if len(text) <= 120 else f"`{text[:117]}...`"
 
 
-def _operand(arg: Arg | AttrValue) -> str:
+def _operand(arg: object) -> str:
     if isinstance(arg, Hole):
         return f"${arg.name}"
     if isinstance(arg, tuple):
         return "(" + ", ".join(_operand(item) for item in arg) + ")"
-    return "_" if arg is None else print_literal(arg)
+    return "_" if arg is None else print_literal(arg)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Applies rules to graphs. A rule is IR text on both sides and a function that may refuse.
 
-The right side redefines some values of the left side (same `%name` in both texts): those keep their names in the graph. All other
-equations of the left side go, so nothing else may use their results.
+The right side redefines some values of the left side (same `%name` in both texts): those keep their names in the
+graph. All other equations of the left side go, so nothing else may use their results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from specs.errors import Where
 
 @dataclass(frozen=True)
 class Seed:
-    """Where a rule with several roots starts: the values of some of its names, or the reason why it can't apply `at` a value."""
+    """Where a rule with several roots starts: values of its names, or the reason why it can't apply `at` one."""
 
     at: Value
     where: Where | None
@@ -36,9 +36,9 @@ def _never(match: Match) -> str | None:  # noqa: ARG001 -- the signature of `ref
 class Rule:
     """`before` -> `after`; alternatives of `before` are tried in order.
 
-    Matching starts at the equation that defines `anchor` (default: the last), or at `seeds`. `refuse` gives the reason not to apply, or
-    None, and may bind holes and values for the right side. With `explain`, every equation of the anchor's operation that no
-    rule of the pass consumed is reported with what stopped the match.
+    Matching starts at the equation that defines `anchor` (default: the last), or at `seeds`. `refuse` gives the reason
+    not to apply, or None, and may bind holes and values for the right side. With `explain`, every equation of the
+    anchor's operation that no rule of the pass consumed is reported with what stopped the match.
     """
 
     name: str
@@ -95,12 +95,15 @@ class _Rewriter:
         self.graph, self.rules, self.log = graph, rules, log
         self.names = Names(graph)
         self.refused: dict[str, _Refused] = {}  # by the value at which a rule was tried
+        self.settled: set[str] = set()  # values that a rule consumed: why others did not does not matter
 
     def run(self) -> Graph:
         hits = len(self.log.hits)
         outputs = tuple(value for _, value in self.graph.outputs)
         graph = self.graph.with_equations(self.block(self.graph.equations, outputs, {}))
         for at, refused in self.refused.items():
+            if at in self.settled:
+                continue
             self.log.refuse(refused.rule, at, refused.where, refused.miss.reason)
         return remove_dead(graph) if len(self.log.hits) > hits else graph
 
@@ -116,9 +119,7 @@ class _Rewriter:
                 if changed is not None:
                     scope = Scope(changed, results, outer)
         return tuple(
-            equation
-            if equation.body is None
-            else replace(equation, body=self.body(equation.body, scope.definitions))
+            equation if equation.body is None else replace(equation, body=self.body(equation.body, scope.definitions))
             for equation in scope.equations
         )
 
@@ -144,9 +145,8 @@ class _Rewriter:
             several = several or len(roots) > 1
             new.setdefault(first, []).extend(equations)
             for equation in consumed:
-                for value in equation.results:
-                    self.refused.pop(value.name, None)
-            self.refused.pop(seed.at.name, None)
+                self.settled.update(value.name for value in equation.results)
+            self.settled.add(seed.at.name)
             self.log.hit(rule.name, roots[-1], equations[-1].where)
         if not new:
             return None
@@ -230,10 +230,11 @@ class _Rewriter:
     # -- the right side ----------------------------------------------------------------------------------------
 
     def instantiate(self, after: Pattern, match: Match, before: Pattern) -> list[Equation]:
-        """The right side's equations in the graph's values; raises TypeRuleError where a type rule refuses or a root's type changes."""
+        """The right side in the graph's values; raises TypeRuleError where types are refused or a root's changes."""
         values: dict[str, Arg] = dict(match.values)
         for name in before.by_result:
             values.pop(name, None)
+        root = next(match.value(name).name for name in before.by_result if name in after.by_result)
         fallback = next((e.where for e in reversed(list(match.equations.values())) if e.where is not None), None)
         equations: list[Equation] = []
         for target in after.equations:
@@ -250,7 +251,7 @@ class _Rewriter:
                         raise TypeRuleError(f"%{old.name} would change from {old.type} to {kind}")
                     value = old
                 else:
-                    value = Value(self.names.unique(wanted.name), kind)
+                    value = Value(self.names.unique(beside(root, wanted.name)), kind)
                 values[wanted.name] = value
                 results.append(value)
             replaced = match.equations.get(target.results[0].name)
@@ -264,21 +265,21 @@ def pattern_value(pattern: Pattern, name: str) -> Value:
     return next(value for value in pattern.by_result[name].results if value.name == name)
 
 
-def _resolve(arg: Arg, values: Mapping[str, Arg], holes: Mapping[str, AttrValue]) -> Arg:
+def _resolve(arg: object, values: Mapping[str, Arg], holes: Mapping[str, AttrValue]) -> Arg:
     if isinstance(arg, Hole):
         value = holes[arg.name]
         if isinstance(value, (str, tuple)):
             raise TypeError(f"${arg.name} is {value!r} and can't be an operand")
         return value
-    return values[arg.name] if isinstance(arg, Value) else arg
+    return values[arg.name] if isinstance(arg, Value) else arg  # type: ignore[return-value]
 
 
-def _literal(value: AttrValue, holes: Mapping[str, AttrValue]) -> AttrValue:
+def _literal(value: object, holes: Mapping[str, AttrValue]) -> AttrValue:
     if isinstance(value, Hole):
         return holes[value.name]
     if isinstance(value, tuple):
         return tuple(_literal(item, holes) for item in value)
-    return value
+    return value  # type: ignore[return-value]  # a hole or an attribute
 
 
 def instantiate_attributes(target: Equation, holes: Mapping[str, AttrValue]) -> tuple[tuple[str, AttrValue], ...]:
@@ -288,6 +289,12 @@ def instantiate_attributes(target: Equation, holes: Mapping[str, AttrValue]) -> 
     return tuple(
         (name, value) for name, value in filled if defaults[name] is Parameter.empty or defaults[name] != value
     )
+
+
+def beside(name: str, last: str) -> str:
+    """`attn.joined`, `scores` -> `attn.scores`: a name for what belongs to another value."""
+    stem = name.rstrip("0123456789").rstrip(".").rpartition(".")[0] if "." in name else name
+    return f"{stem or name.partition('.')[0]}.{last}"
 
 
 # -- blocks ---------------------------------------------------------------------------------------------------------

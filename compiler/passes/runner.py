@@ -89,13 +89,11 @@ class PassReport:
         }
 
 
-def run_passes(
-    graph: Graph, passes: Sequence[Pass], dump: Path | None = None
-) -> tuple[Graph, tuple[PassReport, ...]]:
+def run_passes(graph: Graph, passes: Sequence[Pass], dump: Path | None = None) -> tuple[Graph, tuple[PassReport, ...]]:
     """The graph after every pass in order, each verified, with a report for each; `dump` gets `NN_pass.ir` files.
 
-    Raises SpecRTError IR-003 where a pass broke the graph, PASS-001 where a required pass found nothing to do, and PASS-003 where
-    `dump` can't be written.
+    Raises SpecRTError IR-003 where a pass broke the graph, PASS-001 where a required pass found nothing to do, and
+    PASS-003 where `dump` can't be written.
     """
     verify(graph)
     _dump(dump, 0, "input", graph)

@@ -1,0 +1,175 @@
+"""Gives every attention of a decoder a paged KV cache: `attention` becomes `paged_attention` on two states.
+
+All or none: a graph with one attention that a cache can't serve (a key that later tokens change) stays as it is. The
+metadata of the batch become graph inputs; they map one to one onto those of paged attention engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.ir.core import Equation, Graph, Value, walk
+from compiler.ir.names import is_template
+from compiler.ir.types import Sym, TensorType
+from compiler.passes.pattern import Scope
+from compiler.passes.rewrite import Names, beside, remove_dead
+from compiler.passes.runner import Log, Pass
+
+RULE = "paged_attention"
+BLOCK = 32  # tokens in a cache block: what OpenVINO's paged attention has on the CPU
+METADATA = (
+    Value("past_lens", TensorType("i32", ("B",))),
+    Value("seq_begins", TensorType("i32", ("B1",))),
+    Value("block_ids", TensorType("i32", ("P",))),
+    Value("block_begins", TensorType("i32", ("B1",))),
+    Value("max_context", TensorType("i32")),
+)
+_NEW_DIMS = ("B1", "P", "C")
+
+
+def _insert(graph: Graph, log: Log) -> Graph:
+    attentions = [equation for equation in walk(graph.equations) if equation.op == "attention"]
+    if not attentions:
+        return graph
+    reason = _graph_reason(graph)
+    for equation in attentions:
+        why = reason or _reason(equation)
+        if why is not None:
+            log.refuse(RULE, equation.result.name, equation.where, why)
+    for equation in walk(graph.equations):
+        if equation.op == "softmax":
+            why = "attention that is not fused can't read a cache"
+            log.refuse(RULE, equation.result.name, equation.where, why)
+    if log.refusals:
+        refused = {refusal.at for refusal in log.refusals}
+        for equation in attentions:
+            if equation.result.name not in refused:
+                why = f"another attention of this graph has no cache (%{log.refusals[0].at})"
+                log.refuse(RULE, equation.result.name, equation.where, why)
+        return graph
+    return _Inserter(graph, log).run()
+
+
+def _graph_reason(graph: Graph) -> str | None:
+    names = {value.name for value in graph.inputs} | {sym.name for sym in graph.dims}
+    taken = [name for name in (*(value.name for value in METADATA), *_NEW_DIMS) if name in names]
+    if taken:
+        return f"the graph already has `{taken[0]}`"
+    tokens = next((value for value in graph.inputs if value.name == "tokens"), None)
+    if tokens is None or tokens.type.shape != ("B", "S"):
+        return "the graph has no input tokens[B,S]"
+    return None
+
+
+def _reason(equation: Equation) -> str | None:
+    if equation.attr["causal"] is not True:
+        return "not causal: later tokens change what earlier ones compute, so nothing can be kept"
+    positions = equation.args[3]
+    assert isinstance(positions, Value)  # the type rule of attention
+    if positions.name != "positions":
+        return f"attends by %{positions.name}, not by the input `positions`"
+    return None
+
+
+class _Inserter:
+    def __init__(self, graph: Graph, log: Log) -> None:
+        self.graph, self.log = graph, log
+        self.names = Names(graph)
+        self.stored: set[str] = set()
+
+    def run(self) -> Graph:
+        outputs = tuple(value for _, value in self.graph.outputs)
+        scope = Scope(self.graph.equations, outputs)
+        equations: list[Equation] = []
+        for equation in scope.equations:
+            if equation.body is None:
+                equations += self.equation(equation, scope, inside=False)
+                continue
+            body = equation.body
+            inner = Scope(body.equations, body.results, scope.definitions)
+            changed = [new for old in body.equations for new in self.equation(old, inner, inside=True)]
+            equations.append(replace(equation, body=replace(body, equations=tuple(changed))))
+        graph = replace(
+            self.graph,
+            dims=(*self.graph.dims, *self.dims()),
+            inputs=(*self.graph.inputs, *METADATA),
+            equations=tuple(equations),
+        )
+        return remove_dead(graph)
+
+    def dims(self) -> tuple[Sym, ...]:
+        batch, length = self.graph.dim("B"), self.graph.dim("S")
+        blocks = [rows * -(-tokens // BLOCK) for rows, tokens in ((batch.opt, length.opt), (batch.hi, length.hi))]
+        return (
+            Sym("B1", batch.lo + 1, batch.opt + 1, batch.hi + 1),
+            Sym("P", 1, *blocks),
+            Sym("C", 1, *blocks),
+        )
+
+    def equation(self, equation: Equation, scope: Scope, *, inside: bool) -> list[Equation]:
+        if equation.op != "attention":
+            return [equation]
+        q, k, v, _, *rest = equation.args
+        assert isinstance(k, Value)  # the type rule of attention
+        assert isinstance(v, Value)
+        prefix = cache_prefix(equation, scope, inside=inside)
+        new: list[Equation] = []
+        caches = []
+        for operand, letter in ((k, "k"), (v, "v")):
+            *_, heads, dim = operand.type.shape
+            kind = TensorType("f32", ("C", heads, BLOCK, dim))
+            cache = Value(self.names.unique(beside(equation.result.name, f"{letter}_cache")), kind)
+            name = self.unique_state(prefix, letter)
+            new.append(Equation("state", (), (cache,), (("name", name),), None, equation.where))
+            caches.append(cache)
+        args = (q, k, v, *caches, *METADATA, *rest)
+        new.append(replace(equation, op="paged_attention", args=args))
+        self.log.hit(RULE, equation.result.name, equation.where)
+        return new
+
+    def unique_state(self, prefix: str, letter: str) -> str:
+        name, number = f"{prefix}.{letter}", 1
+        while name in self.stored:
+            number += 1
+            name = f"{prefix}.{number}.{letter}"
+        self.stored.add(name)
+        return name
+
+
+def cache_prefix(equation: Equation, scope: Scope, *, inside: bool) -> str:
+    """The name of an attention's cache: what the names of its query, key and value weights share, `layers.{i}.attn`."""
+    weights = [name for arg in equation.values[:3] for name in _weights(arg, scope)]
+    shared = _common([name.split(".") for name in weights]) if weights else ""
+    shared = shared or equation.result.name
+    return shared if is_template(shared) or not inside else f"layers.{{i}}.{shared}"
+
+
+def _weights(value: Value, scope: Scope) -> list[str]:
+    """Names of the weights of the nearest products that a value comes from."""
+    names: list[str] = []
+    seen: set[str] = set()
+    todo = [value]
+    while todo:
+        definition = scope.definition(todo.pop())
+        if definition is None or definition.results[0].name in seen:
+            continue
+        seen.add(definition.results[0].name)
+        if definition.op == "weight":
+            names.append(str(definition.attr["name"]))
+        elif definition.op == "matmul":
+            todo.append(definition.values[1])
+        else:
+            todo.extend(definition.values)
+    return names
+
+
+def _common(paths: list[list[str]]) -> str:
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+INSERT_KV_CACHE = Pass("insert_kv_cache", _insert, required=True)

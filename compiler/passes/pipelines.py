@@ -1,0 +1,29 @@
+"""The pipelines: which passes, in which order, for which role of a model."""
+
+from __future__ import annotations
+
+from compiler.passes.assign_precision import assign_precision
+from compiler.passes.fold_constants import FOLD_CONSTANTS
+from compiler.passes.fuse_attention import FUSE_ATTENTION
+from compiler.passes.fuse_gated_mlp import FUSE_GATED_MLP
+from compiler.passes.fuse_norm import FUSE_NORM
+from compiler.passes.fuse_qkv import FUSE_QKV
+from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.pack_tokens import PACK_TOKENS
+from compiler.passes.runner import Pass
+from compiler.passes.select_rows import SELECT_ROWS
+
+# Fusion first: folding merges equal equations, also halves of two norms on one value, which then match no more.
+_FUSION = (FUSE_NORM, FUSE_ATTENTION)
+_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
+
+
+def decoder(precision: str) -> tuple[Pass, ...]:
+    """Tokens in, logits out, with a paged cache; raises SpecRTError PASS-002 for an unknown precision."""
+    serving = (INSERT_KV_CACHE, PACK_TOKENS, SELECT_ROWS)
+    return (*_FUSION, *serving, *_PRODUCTS, FOLD_CONSTANTS, assign_precision(precision))
+
+
+def encoder(precision: str) -> tuple[Pass, ...]:
+    """All tokens at once, rows padded; raises SpecRTError PASS-002 for an unknown precision."""
+    return (*_FUSION, *_PRODUCTS, FOLD_CONSTANTS, assign_precision(precision))
