@@ -28,7 +28,7 @@ from specs.functions import FUNCTIONS as SCALAR_FUNCTIONS
 from specs.layouts import parse_layout
 from specs.names import did_you_mean
 from specs.node import Dimension, Options
-from specs.parts import PART_CLASSES
+from specs.parts import NODE_CLASSES, Embedding, Linear
 from specs.schema import Spec
 
 WELL_KNOWN = {
@@ -78,7 +78,7 @@ def _place(spec: Spec, mapping: str, key: str) -> Where:
 def _check_config_names(spec: Spec) -> None:
     options = {
         option
-        for cls in PART_CLASSES
+        for cls in NODE_CLASSES
         for _, marks in cls.field_marks()
         for m in marks
         if isinstance(m, Options)
@@ -113,7 +113,12 @@ def _check_config_names(spec: Spec) -> None:
                     "SPEC-021", f"`{name}` is both a part and a config name", where=_place(spec, block, name)
                 )
     if "d_model" not in spec.config:
-        raise SpecRTError("SPEC-006", "`config` lacks the name `d_model`, the width of the model", where=spec.where)
+        raise SpecRTError(
+            "SPEC-006",
+            "`config` lacks the name `d_model`, the width of the model",
+            where=spec.key_where("config"),
+            hint="add `d_model: hidden_size`, or whatever their key is",
+        )
 
 
 def _undefined(name: str, where: Where, known: Iterable[str]) -> SpecRTError:
@@ -239,13 +244,14 @@ def _check_parts(spec: Spec) -> None:
                     where=expr.where,
                 )
             _check_names(spec, expr, {*extra, *options})
-        tied = getattr(part, "tied", None)
-        if tied is not None and (tied.to == name or tied.to not in spec.parts or "" not in spec.parts[tied.to].leaves):
+        tied = part.tied if isinstance(part, Linear) else None
+        tables = [other for other, kind in spec.parts.items() if isinstance(kind, Embedding | Linear) and other != name]
+        if tied is not None and tied.to not in tables:
             raise SpecRTError(
                 "SPEC-017",
-                f"part `{name}` is tied to `{tied.to}`, which is not a part with one weight",
+                f"part `{name}` is tied to `{tied.to}`, which is no other embedding or linear part",
                 where=tied.where,
-                hint=did_you_mean(tied.to, [other for other in spec.parts if other != name]),
+                hint=did_you_mean(tied.to, tables),
             )
 
 

@@ -28,8 +28,9 @@ def resolve_config(spec: Spec, config: Mapping[str, Any], where: Where) -> Resol
         env = _Layers(resolved, config)
         _check_agreement(expr, env, where)
         resolved[name] = _evaluate(name, expr, env, where)
+        _check_range(spec, name, resolved[name], where)
     _check_covered(spec, config, where)
-    _check_ranges(spec, resolved, where)
+    _check_groups(resolved, where)
     return resolved
 
 
@@ -54,7 +55,9 @@ def resolve_size(spec: Spec, name: str) -> Resolved:
                 where=size.where,
                 hint=f"`{expr.text}` has no value without a config.json",
             ) from error
-    _check_ranges(spec, resolved, size.where)
+    for key, value in resolved.items():
+        _check_range(spec, key, value, size.where)
+    _check_groups(resolved, size.where)
     return resolved
 
 
@@ -106,7 +109,7 @@ def _check_agreement(expr: Expr, env: _Layers, where: Where) -> None:
         if path is None or path in CONSTANTS or path.split(".")[0] in env.ours:
             continue
         value = lookup(path, env)
-        if value is not None and not isinstance(value, Missing | Mapping):
+        if value is not None and not isinstance(value, Missing):
             present[path] = value
     if any(value != other for value in present.values() for other in present.values()):
         said = ", ".join(f"`{path}` is {show(value)}" for path, value in present.items())
@@ -190,21 +193,25 @@ def _uncovered(
             yield path, value
 
 
-def _check_ranges(spec: Spec, resolved: Resolved, where: Where) -> None:
-    """Dimensions are positive; heads divide into groups."""
-    for name in ("d_model", "layers", "heads", "kv_heads", "d_head", "d_ffn", "vocab", "context"):
-        value = resolved.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise SpecRTError(
-                "SPEC-046",
-                f"`{name}` is {show(value)}, but must be a whole number above 0",
-                where=where,
-                notes=(f"computed by `{spec.config[name].text}` at {spec.config[name].where}",),
-            )
+DIMENSIONS = frozenset({"d_model", "layers", "heads", "kv_heads", "d_head", "d_ffn", "vocab", "context"})
+
+
+def _check_range(spec: Spec, name: str, value: Value, where: Where) -> None:
+    """Dimensions are whole numbers above 0."""
+    if name not in DIMENSIONS or value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise SpecRTError(
+            "SPEC-046",
+            f"`{name}` is {show(value)}, but must be a whole number above 0",
+            where=where,
+            notes=(f"computed by `{spec.config[name].text}` at {spec.config[name].where}",),
+        )
+
+
+def _check_groups(resolved: Resolved, where: Where) -> None:
+    """Query heads divide evenly among the key and value heads."""
     heads, kv_heads = resolved.get("heads"), resolved.get("kv_heads")
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise SpecRTError(
-            "SPEC-046", f"`heads` is {heads}, which is not a multiple of `kv_heads`, {kv_heads}", where=where
-        )
+        message = f"`heads` is {heads}, which is not a multiple of `kv_heads`, {kv_heads}"
+        raise SpecRTError("SPEC-046", message, where=where)

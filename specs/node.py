@@ -113,7 +113,7 @@ class Node(BaseModel):
             where = getattr(data, "where", None)
             raise SpecRTError(
                 "SPEC-005",
-                f"expected a mapping for a {cls.title}",
+                f"expected a mapping for {cls.title}",
                 where=where,
                 hint="its keys: " + ", ".join(f"`{key}`" for key in cls.yaml_keys()),
             )

@@ -101,7 +101,9 @@ class Alibi(_Kind):
     scaled: BoolExpr = Field(description="true: the bias is added before the scale is applied; false: after")
 
 
-Position = Annotated[NoPosition | Rope | Alibi, _pick("position", (NoPosition, Rope, Alibi))]
+PositionKind = NoPosition | Rope | Alibi
+POSITION_CLASSES: tuple[type[_Kind], ...] = get_args(PositionKind)
+Position = Annotated[PositionKind, _pick("position", POSITION_CLASSES)]
 
 
 # ---- parts -------------------------------------------------------------------------------------------------
@@ -234,4 +236,6 @@ class GatedMlp(PartBase):
 
 Part = Embedding | Linear | RmsNorm | LayerNorm | Attention | Mlp | GatedMlp
 PART_CLASSES: tuple[type[PartBase], ...] = get_args(Part)
+NODE_CLASSES: tuple[type[Node], ...] = (*PART_CLASSES, *POSITION_CLASSES, AttentionBias, QkNorm, Tied)
+"""Every class that a part is made of."""
 AnyPart = Annotated[Part, _pick("part", PART_CLASSES)]

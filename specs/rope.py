@@ -82,6 +82,8 @@ def inv_freq(
         raise SpecRTError("SPEC-053", f"the rotated dimensions must be an even number above 0, not {dims}", where=where)
     exponents = numpy.arange(0, dims, 2, dtype=numpy.float32) / numpy.float32(dims)
     frequencies = (1.0 / numpy.power(numpy.float32(theta), exponents)).astype(numpy.float32)
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise SpecRTError("SPEC-054", f"the rope scaling must be a mapping, not {scaling!r}", where=where)
     kind, formula = _select(scaling or {}, where)
     env: dict[str, Any] = {
         "f": frequencies,
@@ -92,10 +94,16 @@ def inv_freq(
     if context is not None:
         env["context"] = context
     env.update(_parameters(kind, formula, scaling or {}, env, where))
-    for name, expr in formula.let.items():
-        env[name] = evaluate(expr, env)
-    result = numpy.asarray(evaluate(formula.frequencies, env), dtype=numpy.float32)
-    return result, float(evaluate(formula.multiplier, env))
+    with numpy.errstate(all="ignore"):  # what comes out is checked below
+        for name, expr in formula.let.items():
+            env[name] = evaluate(expr, env)
+        result = numpy.asarray(evaluate(formula.frequencies, env), dtype=numpy.float32)
+    multiplier = float(evaluate(formula.multiplier, env))
+    if not (numpy.isfinite(result).all() and (result > 0).all() and multiplier > 0):
+        raise SpecRTError(
+            "SPEC-054", f"rope type `{kind}` gives impossible frequencies with {dict(scaling or {})}", where=where
+        )
+    return result, multiplier
 
 
 def _select(scaling: Mapping[str, Any], where: Where | None) -> tuple[str, RopeFormula]:

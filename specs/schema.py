@@ -96,8 +96,8 @@ class Spec(Node):
     title: ClassVar[str] = "a spec"
     places: dict[tuple[str, ...], Where] = Field(exclude=True, repr=False)
     schema_version: Int = Field(alias="schema", description=f"version of this schema: {SCHEMA_VERSION}")
-    name: Text
-    match: Match
+    name: Text = Field(description="short name of the architecture")
+    match: Match = Field(description="which checkpoints it is for")
     source: dict[str, Text] = Field(description="where the facts come from: `paper`, `code`, ...")
     config: dict[str, ValueExpr] = Field(
         description="our names: an expression over keys of config.json and earlier names"
@@ -105,14 +105,14 @@ class Spec(Node):
     require: dict[str, Plain] = Field(
         {}, description="keys of config.json that, when present, must have this value (or one of a list)"
     )
-    parts: dict[str, AnyPart]
+    parts: dict[str, AnyPart] = Field(description="our name of each part: its kind and fields")
     graph: Annotated[tuple[Step, ...], PlainValidator(lambda steps: steps)] = Field(
         description="the wiring: equations, and `repeat COUNT:` with equations below it"
     )
     checkpoint: dict[str, Annotated[WeightFrom, BeforeValidator(_weight_from)]] = Field(
         description="our weight: their module"
     )
-    ignore: Ignore | None = None
+    ignore: Ignore | None = Field(None, description="what a checkpoint may hold beside")
     sizes: dict[str, Annotated[Size, BeforeValidator(_size)]] = Field({}, description="published sizes by name")
 
     @property

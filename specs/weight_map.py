@@ -16,6 +16,7 @@ from specs.checkpoint import Checkpoint, TensorInfo
 from specs.errors import SpecRTError, Where
 from specs.layouts import parse_layout
 from specs.names import nearest
+from specs.parts import Linear
 from specs.schema import Spec, WeightFrom
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _tied_parts(spec: Spec, env: Mapping[str, Any]) -> dict[str, str]:
     """{part that has no weight of its own: the part whose weight it uses}."""
     found = {}
     for name, part in spec.parts.items():
-        tied = getattr(part, "tied", None)
+        tied = part.tied if isinstance(part, Linear) else None
         if tied is not None and tied.when.as_bool(env):
             found[name] = tied.to
     return found

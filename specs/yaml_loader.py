@@ -49,9 +49,10 @@ Node = Scalar | YamlMap | YamlList
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)$")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+][0-9]+)?$")
 _NUMBER_LIKE = re.compile(
-    r"[-+]?\.?[0-9][0-9_.:]*([eE][-+]?[0-9]+)?$|[-+]?0[xXoObB][0-9a-fA-F_]+$|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[-+]?\.(inf|nan)$",
+    r"[-+]?\.?[0-9][0-9_.:]*([eE][-+]?[0-9]+)?$|[-+]?0[xXoObB][0-9a-fA-F_]+$|[-+]?\.(inf|nan)$",
     re.IGNORECASE,
 )
+_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}")
 _BARE_BOOLEANS = {"y", "n", "yes", "no", "on", "off"}
 _CONSTANTS: dict[str, Plain] = {"true": True, "false": False, "null": None}
 
@@ -81,9 +82,9 @@ def load_yaml(path: str | Path, text: str | None = None) -> YamlMap:
         where = Where(name, mark.line + 1, mark.column + 1) if mark else Where(name)
         raise SpecRTError(
             "SPEC-001",
-            f"not valid YAML: {error.problem or error.context}",
+            f"not valid YAML: {_problem(error)}",
             where=where,
-            hint=_syntax_hint(text, where),
+            hint=_syntax_hint(text, where, _problem(error)),
         ) from error
     except yaml.YAMLError as error:
         raise SpecRTError("SPEC-001", f"not valid YAML: {error}".splitlines()[0], where=Where(name)) from error
@@ -95,6 +96,11 @@ def load_yaml(path: str | Path, text: str | None = None) -> YamlMap:
     return node
 
 
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context)
+    return f"{error.context}, {problem}" if problem.startswith("but ") and error.context else problem
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -104,12 +110,14 @@ def _read_text(path: Path) -> str:
         raise SpecRTError("SPEC-001", f"cannot read the file: {error.strerror}", where=Where(str(path))) from error
 
 
-def _syntax_hint(text: str, where: Where) -> str | None:
+def _syntax_hint(text: str, where: Where, problem: str) -> str | None:
     lines = text.splitlines()
     line = lines[where.line - 1] if where.line and where.line <= len(lines) else ""
     if "\t" in line:
         return "YAML forbids tabs for indentation; use spaces"
-    if re.search(r":\s*\[.*\]\s*\S", line) or re.search(r":\s*[`@%&*!|>{\[]", line):
+    if problem.startswith("expected ',' or"):
+        return "close the `{` or `[` that stands before"
+    if re.search(r":\s*\[.*\]\s*\S", line) or re.search(r":\s*[`@%&*!|>]", line):
         return "put text that starts with a special character in double quotes"
     return None
 
@@ -197,6 +205,8 @@ def _plain_scalar(text: str, where: Where) -> Plain:
         return int(text.replace("_", ""))
     if _FLOAT.match(text):
         return float(text)
+    if _DATE.match(text):
+        raise SpecRTError("SPEC-003", f"`{text}` is a date to YAML", where=where, hint=f'quote it: "{text}"')
     if _NUMBER_LIKE.match(text):
         raise SpecRTError(
             "SPEC-003",
