@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from specs.errors import SpecRTError, Where
-from specs.names import did_you_mean
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -60,10 +59,10 @@ class Checkpoint:
         """Read config.json and all safetensors headers, single or sharded; raises CKPT-001 to CKPT-008."""
         folder = Path(folder)
         if not folder.is_dir():
-            what = "is a file, not a folder" if folder.exists() else "does not exist"
+            what = "checkpoint is a file, not a folder" if folder.exists() else "checkpoint folder does not exist"
             raise SpecRTError(
                 "CKPT-001",
-                f"the checkpoint folder {what}",
+                f"the {what}",
                 where=Where(str(folder)),
                 hint="give the folder that holds config.json and model.safetensors",
             )
@@ -89,7 +88,6 @@ def _existing(folder: Path, name: str) -> Path:
         f"the checkpoint folder has no {name}",
         where=Where(str(folder)),
         notes=(f"it holds {shown}",),
-        hint=did_you_mean(name, names) if name in ("config.json",) else None,
     )
 
 
@@ -175,18 +173,19 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
             )
         expected = {name for name, file in weight_map.items() if file == shard}
         if not path.is_file():
-            there = sorted(entry.name for entry in folder.glob("*.safetensors"))
             raise SpecRTError(
                 "CKPT-007",
                 f"the index names {shard}, which is not in the folder",
                 where=Where(str(index)),
                 notes=(f"{len(expected)} tensors should be in it",),
-                hint=did_you_mean(shard, there),
+                hint="the folder is not complete; download it again",
             )
         found = read_header(path)
         for name in sorted(expected ^ set(found)):
-            problem = "does not hold" if name in expected else "holds, but the index does not list there,"
-            raise SpecRTError("CKPT-007", f"{shard} {problem} the tensor `{name}`", where=Where(str(index)))
+            message = f"{shard} does not hold the tensor `{name}`, which the index lists there"
+            if name in found:
+                message = f"{shard} holds the tensor `{name}`, which the index does not list there"
+            raise SpecRTError("CKPT-007", message, where=Where(str(index)))
         tensors.update(found)
     return tensors
 

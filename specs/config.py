@@ -89,7 +89,7 @@ def _evaluate(name: str, expr: Expr, env: _Layers, where: Where) -> Value:
             raise
         raise SpecRTError(
             "SPEC-040",
-            f"{where.file} does not give `{name}`: it has none of the keys in `{expr.text}`",
+            f"{where.file} does not give `{name}`, which is read from `{expr.text}`",
             where=expr.where,
             hint=error.hint,
         ) from error

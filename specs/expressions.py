@@ -142,11 +142,12 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
             raise refuse(f"`{tree.value}` is not a name", f"write `{str(tree.value).lower()}`")
         if not isinstance(tree.value, int | float | str):
             raise refuse("this kind of literal is not allowed")
-    elif isinstance(tree, ast.Name):
-        pass
-    elif isinstance(tree, ast.Attribute):
-        if dotted(tree) is None:
+    elif isinstance(tree, ast.Name | ast.Attribute):
+        path = dotted(tree)
+        if path is None:
             raise refuse("`.` is only allowed between names")
+        if "__" in path:
+            raise refuse(f"`{path}` is not allowed as a name")
     elif isinstance(tree, ast.BinOp) and (type(tree.op) in BINARY or isinstance(tree.op, ast.BitOr)):
         children = [tree.left, tree.right]
     elif isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub | ast.Not):

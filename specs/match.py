@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specs.errors import SpecRTError, Where
-from specs.names import did_you_mean, nearest
+from specs.names import nearest
 from specs.schema import Match, Spec, load_spec
 from specs.yaml_loader import YamlMap, load_yaml
 
@@ -94,9 +94,7 @@ def check_match(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
             f"`{spec.name}` is for `model_type` {listed}, but the checkpoint says `{model_type}`",
             where=where,
             notes=(f"matched at {spec.match.where}",),
-            hint=did_you_mean(str(model_type), spec.match.model_type)
-            if model_type is None
-            else "leave the spec out and let `match` find it",
+            hint="leave the spec out and let `match` find it",
         )
     if not matches(spec.match, config):
         assert spec.match.when is not None

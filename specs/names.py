@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The names in `known` closest to `name`, best first; empty when none is close."""
-    return difflib.get_close_matches(name, sorted(set(known)), n=count, cutoff=0.6)
+    spelled = {other.lower(): other for other in sorted(set(known), reverse=True)}
+    return [spelled[close] for close in difflib.get_close_matches(name.lower(), spelled, n=count, cutoff=0.6)]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

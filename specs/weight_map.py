@@ -233,18 +233,25 @@ class _Mapper:
         if not self.missing:
             return
         unused = [name for name in self.checkpoint.tensors if name not in self.users]
+        users: dict[str, WeightDecl] = {}
+        for decl, name in self.missing:
+            users.setdefault(name, decl)
         lines = []
-        for decl, name in self.missing[:MAX_LISTED]:
-            close = nearest(name, unused, 1)
+        for template, names in _by_layer(users).items():
+            close = nearest(names[0], unused, 1)
             lines.append(
-                f"`{name}` {list(decl.shape)} for `{decl.name}`" + (f"; nearest is `{close[0]}`" if close else "")
+                f"{_shown(template, names)} for `{users[names[0]].leaf}`"
+                + (f"; nearest is `{close[0]}`" if close else "")
             )
-        decl = self.missing[0][0]
+        leaf = self.missing[0][0].leaf
+        part = self.spec.parts[leaf.split(".")[0]]
+        tied = part.tied if isinstance(part, Linear) else None
         raise SpecRTError(
             "CKPT-010",
-            f"the checkpoint lacks {_tensors(len(self.missing))} that `{self.spec.name}` needs",
+            f"the checkpoint lacks {_tensors(len(users))} that `{self.spec.name}` needs",
             where=self.where,
-            notes=[*lines, *_more(len(self.missing)), f"mapped at {self.entries[decl.leaf].where}"],
+            notes=[*_shortened(lines), f"mapped at {self.entries[leaf].where}"],
+            hint=f"`{leaf}` has a weight of its own unless `{tied.when.text}` holds" if tied else None,
         )
 
     def check_all_used(self, needed: Sequence[WeightDecl]) -> None:
@@ -264,16 +271,16 @@ class _Mapper:
             return
         mapped = [name for entry in self.entries.values() for name in _templates(entry.source, "weight")]
         lines = []
-        for name in extra[:MAX_LISTED]:
-            close = nearest(re.sub(r"\.\d+\.", ".{i}.", name), mapped, 1)
-            shape = list(self.checkpoint.tensors[name].shape)
-            lines.append(f"`{name}` {shape}" + (f"; nearest in the spec is `{close[0]}`" if close else ""))
-        lines += unfinished[:MAX_LISTED]
+        for template, names in _by_layer(extra).items():
+            close = nearest(template, mapped, 1)
+            shape = list(self.checkpoint.tensors[names[0]].shape)
+            near = f"; nearest in the spec is `{close[0]}`" if close else ""
+            lines.append(f"{_shown(template, names)} {shape}{near}")
         raise SpecRTError(
             "CKPT-011",
             f"the checkpoint holds {_tensors(len(extra) + len(unfinished))} that `{self.spec.name}` does not use",
             where=self.where,
-            notes=[*lines, *_more(max(len(extra), len(unfinished)))],
+            notes=_shortened([*lines, *unfinished]),
             hint="every tensor must be used: map it in `checkpoint`, or list it under `ignore: {tensors: [...]}`",
         )
 
@@ -321,5 +328,21 @@ def _tensors(count: int) -> str:
     return f"{count} tensor" + ("" if count == 1 else "s")
 
 
-def _more(count: int) -> list[str]:
-    return [f"and {count - MAX_LISTED} more"] if count > MAX_LISTED else []
+def _shortened(lines: list[str]) -> list[str]:
+    return [*lines[:MAX_LISTED], *([f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else [])]
+
+
+def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
+    """Tensor names that differ in one number only, together: `{i}` for the number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name), []).append(name)
+    return groups
+
+
+def _shown(template: str, names: list[str]) -> str:
+    """`model.layers.{i}.norm.weight` (i = 0, 1, ...), or the name itself where there is one."""
+    if len(names) == 1:
+        return f"`{names[0]}`"
+    numbers = sorted({int(number) for name in names for number in re.findall(r"(?<=\.)\d+(?=\.)", name)[:1]})
+    return f"`{template}` (i = {', '.join(map(str, numbers[:4]))}{', ...' if len(numbers) > 4 else ''})"

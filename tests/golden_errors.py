@@ -1,4 +1,4 @@
-"""Golden texts of error messages: `check_golden("SPEC-002-duplicate-key", error)`; UPDATE_GOLDENS=1 rewrites the files."""
+"""Golden error texts: `check_golden("SPEC-002-duplicate-key", error)`; UPDATE_GOLDENS=1 rewrites the files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/pytest-of-[^/]+/py
 
 
 def normalize(text: str) -> str:
-    """Without what differs from machine to machine: pytest's temporary folders become <tmp>, the repository is left out."""
+    """Without what differs by machine: pytest's temporary folders become <tmp>, the repository is left out."""
     return _TEMPORARY.sub("<tmp>", text).replace(f"{ROOT}/", "").rstrip() + "\n"
 
 

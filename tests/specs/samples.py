@@ -60,8 +60,14 @@ sizes:
 """
 
 CONFIG: dict[str, Any] = {
-    "model_type": "small", "hidden_size": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn": 6, "vocab_size": 10,
-}  # fmt: skip
+    "model_type": "small",
+    "hidden_size": 8,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "ffn": 6,
+    "vocab_size": 10,
+}
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (10, 8),
@@ -69,18 +75,29 @@ SHAPES: dict[str, tuple[int, ...]] = {
         f"layers.{i}.{name}.weight": shape
         for i in range(2)
         for name, shape in (
-            ("norm", (8,)), ("qkv", (16, 8)), ("o", (8, 8)), ("gate", (6, 8)), ("up", (6, 8)), ("down", (8, 6)),
+            ("norm", (8,)),
+            ("qkv", (16, 8)),
+            ("o", (8, 8)),
+            ("gate", (6, 8)),
+            ("up", (6, 8)),
+            ("down", (8, 6)),
         )
     },
     "norm.weight": (8,),
     "head.weight": (10, 8),
-}  # fmt: skip
+}
 """The tensors of a checkpoint of SPEC with CONFIG."""
 
 _OURS: dict[str, tuple[int, ...]] = {
-    "norm_1": (8,), "attn.q": (8, 8), "attn.k": (4, 8), "attn.v": (4, 8), "attn.o": (8, 8),
-    "mlp.gate": (6, 8), "mlp.up": (6, 8), "mlp.down": (8, 6),
-}  # fmt: skip
+    "norm_1": (8,),
+    "attn.q": (8, 8),
+    "attn.k": (4, 8),
+    "attn.v": (4, 8),
+    "attn.o": (8, 8),
+    "mlp.gate": (6, 8),
+    "mlp.up": (6, 8),
+    "mlp.down": (8, 6),
+}
 
 
 def write_spec(folder: Path, old: str = "", new: str = "", text: str = SPEC) -> Path:

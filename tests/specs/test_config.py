@@ -23,18 +23,36 @@ LLAMA = ROOT / "specs" / "models" / "llama.yaml"
 def resolved(**changes: Any) -> dict[str, Any]:
     """LLaMA's names for the config.json of a small model with some keys changed (None removes one)."""
     config = {
-        "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 96,
-        "vocab_size": 100, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 128, **changes,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "vocab_size": 100,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "max_position_embeddings": 128,
+        **changes,
+    }
     return resolve_config(load_spec(LLAMA), {k: v for k, v in config.items() if v is not None}, HERE)
 
 
 def test_hub_style_config() -> None:
     names = resolved()
-    assert (names["kv_heads"], names["d_head"], names["theta"], names["rope_scaling"], names["tied"]) == (4, 16, 10000.0, None, False)
+    assert (names["kv_heads"], names["d_head"], names["theta"], names["rope_scaling"], names["tied"]) == (
+        4,
+        16,
+        10000.0,
+        None,
+        False,
+    )
     assert resolved(num_key_value_heads=2, head_dim=32, rope_theta=5e5, tie_word_embeddings=True) == {
-        **names, "kv_heads": 2, "d_head": 32, "theta": 5e5, "tied": True,
-    }  # fmt: skip
+        **names,
+        "kv_heads": 2,
+        "d_head": 32,
+        "theta": 5e5,
+        "tied": True,
+    }
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -54,18 +72,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "new linear": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     "new llama3": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
     "llama3, original length left out": {
-        "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
     },
     "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
     "yarn, all keys": {
         "rope_parameters": {
-            "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64, "beta_fast": 16,
-            "beta_slow": 2, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False,
-        }  # fmt: skip
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+            "truncate": False,
+        }
     },
     "dtype": {"dtype": "bfloat16"},
     "sampling in config": {"temperature": 0.5, "do_sample": True, "max_length": 30},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -73,7 +104,13 @@ def test_what_transformers_saves_is_read(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 100}
+    sizes = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "vocab_size": 100,
+    }
     theirs = transformers.LlamaConfig(**sizes, max_position_embeddings=128, **VARIANTS[name])
     theirs.architectures = ["LlamaForCausalLM"]
     theirs.save_pretrained(tmp_path)
@@ -83,8 +120,10 @@ def test_what_transformers_saves_is_read(name: str, tmp_path: Path) -> None:
     assert names["d_head"] == theirs.head_dim
     assert names["kv_heads"] == theirs.num_key_value_heads
     assert (names["qkvo_bias"], names["mlp_bias"], names["tied"]) == (
-        theirs.attention_bias, theirs.mlp_bias, theirs.tie_word_embeddings,
-    )  # fmt: skip
+        theirs.attention_bias,
+        theirs.mlp_bias,
+        theirs.tie_word_embeddings,
+    )
     rotary = LlamaRotaryEmbedding(theirs)
     ours, multiplier = inv_freq(names["d_head"], names["theta"], names["rope_scaling"], names["context"])
     assert ours.tolist() == pytest.approx(rotary.inv_freq.tolist(), rel=3e-7)
@@ -92,7 +131,9 @@ def test_what_transformers_saves_is_read(name: str, tmp_path: Path) -> None:
 
 
 def test_saved_by_transformers_then_tiny_model_config_round_trip() -> None:
-    config = read_json(ROOT / "demo" / "tiny-llama" / "config.json") if (ROOT / "demo" / "tiny-llama").is_dir() else None
+    config = (
+        read_json(ROOT / "demo" / "tiny-llama" / "config.json") if (ROOT / "demo" / "tiny-llama").is_dir() else None
+    )
     if config is None:
         pytest.skip("the demo model is not here")
     spec = load_spec(LLAMA)
@@ -106,15 +147,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "SPEC-040-missing-key": {"hidden_size": None},
     "SPEC-041-contradiction": {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "SPEC-041-two-scalings": {
-        "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
     "SPEC-042-wrong-activation": {"hidden_act": "gelu"},
-    "SPEC-042-partial-rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "SPEC-042-partial-rotary": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    },
     "SPEC-043-sliding-window": {"sliding_window": 4096},
     "SPEC-043-quantized": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     "SPEC-046-not-a-number": {"hidden_size": "64"},
     "SPEC-046-uneven-heads": {"hidden_size": 66, "num_attention_heads": 4, "num_key_value_heads": 3},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -130,7 +174,9 @@ def test_an_uncovered_flag_that_is_off_is_fine(off: object) -> None:
 def test_a_key_read_only_inside_a_mapping_does_not_cover_the_others(tmp_path: Path) -> None:
     spec = broken(tmp_path, "rope_theta | 10000.0", "rope.theta | 10000.0")
     assert resolve_config(spec, {**CONFIG, "rope": {"theta": 5.0}}, HERE)["theta"] == 5.0
-    check_raises("SPEC-043-inside-mapping", resolve_config, spec, {**CONFIG, "rope": {"theta": 5.0, "factor": 2.0}}, HERE)
+    check_raises(
+        "SPEC-043-inside-mapping", resolve_config, spec, {**CONFIG, "rope": {"theta": 5.0, "factor": 2.0}}, HERE
+    )
 
 
 def test_facts_inside_a_mapping_read_whole_need_their_own_path(tmp_path: Path) -> None:
@@ -160,7 +206,9 @@ def test_a_closed_field_may_differ_by_layer_and_by_config(tmp_path: Path) -> Non
     part: Any = broken(tmp_path, "act: silu}\n  norm_f", f"act: {choice}}}\n  norm_f").parts["mlp"]
     assert [part.choice("act", {"layer": layer}) for layer in range(3)] == ["relu", "silu", "relu"]
     text = SPEC.replace("act: silu}\n  norm_f", "act: activation}\n  norm_f")
-    path = write_spec(tmp_path, "require: {act: silu}", "", text.replace("\n  tied:  ", "\n  activation: act\n  tied:  "))
+    path = write_spec(
+        tmp_path, "require: {act: silu}", "", text.replace("\n  tied:  ", "\n  activation: act\n  tied:  ")
+    )
     spec = load_spec(path)
     part = spec.parts["mlp"]
     assert part.choice("act", resolve_config(spec, {**CONFIG, "act": "gelu_tanh"}, HERE)) == "gelu_tanh"
@@ -220,8 +268,10 @@ def test_rope_scaling_of_the_wrong_form() -> None:
 def test_json_that_no_config_is(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for name, text in {
-        "CKPT-003-not-json": '{\n "a": 1,\n}', "CKPT-003-list": "[1]", "CKPT-003-duplicate": '{"a": 1, "a": 2}',
-    }.items():  # fmt: skip
+        "CKPT-003-not-json": '{\n "a": 1,\n}',
+        "CKPT-003-list": "[1]",
+        "CKPT-003-duplicate": '{"a": 1, "a": 2}',
+    }.items():
         path.write_text(text)
         check_raises(name, read_json, path)
     path.write_bytes(b"\xff")
