@@ -47,6 +47,9 @@ def _before() -> tuple[str, ...]:
         lines.append(bias.format(scores=scores))
         lines.append(_TAIL.format(scores="%s3" if bias else scores))
         texts.append("\n".join(lines))
+    for scale in _SCALE[:2]:  # the bias added before the scale
+        biased = "%sb = add(%s0, %inner_bias)\n" + scale.replace("%s0", "%sb")
+        texts.append("\n".join((_HEAD, biased, _TAIL.format(scores="%s1"))))
     # A longer text first: `add` before softmax is a bias, not a part of something else.
     return tuple(sorted(texts, key=len, reverse=True))
 
@@ -91,7 +94,7 @@ class _Masks:
 
     def text(self, value: Value) -> str:
         equation = self.match.scope.definition(value)
-        return f"%{value.name}" + ("" if equation is None else f" = {show(equation)}")
+        return f"`%{value.name}`" if equation is None else show(equation)
 
     def conjuncts(self, value: Value) -> list[Value]:
         both = self.match.find(_AND, value)
@@ -162,22 +165,29 @@ def _refuse(match: Match) -> str | None:
     reason = masks.read()
     if reason is not None:
         return reason
-    holes["slopes"] = None
-    if "bias" in match.values:
-        alibi = match.find(_ALIBI, match.value("bias"))
-        if alibi is None or not masks.keys(alibi.value("pk")):
-            return f"the scores' bias {masks.text(match.value('bias'))} is no constant slope times the key's position"
-        _, groups, per_group, *ones = alibi.type("slopes").static_shape()
-        if (groups, per_group, ones) != (*match.type("q5").shape[2:4], [1, 1]):
-            return f"the slopes are {alibi.type('slopes')}, not one for each head"
-        holes["slopes"] = tuple(_flatten(alibi.holes["slopes"]))
     divisor = holes.get("divisor")
     if isinstance(divisor, (int, float)):
         holes["scale"] = 1.0 / divisor
-    holes.setdefault("scale", 1.0)
+    scale = holes.setdefault("scale", 1.0)
     holes.setdefault("cap", None)
-    holes["causal"], holes["window"] = masks.causal, masks.window
+    holes["causal"], holes["window"], holes["slopes"] = masks.causal, masks.window, None
     match.values["positions"], match.values["prefix"] = masks.positions, masks.prefix
+    for name, factor in (("bias", 1.0), ("inner_bias", scale)):
+        if name in match.values:
+            assert isinstance(factor, (int, float))  # an operand of mul or div
+            return _read_slopes(match, masks, name, factor)
+    return None
+
+
+def _read_slopes(match: Match, masks: _Masks, name: str, factor: float) -> str | None:
+    """Read what is added to the scores as ALiBi's slopes, times `factor`."""
+    alibi = match.find(_ALIBI, match.value(name))
+    if alibi is None or not masks.keys(alibi.value("pk")):
+        return f"the scores' bias {masks.text(match.value(name))} is no constant slope times the key's position"
+    shape = alibi.type("slopes").static_shape()
+    if shape != (1, *match.type("q5").shape[2:4], 1, 1):
+        return f"the slopes are {alibi.type('slopes')}, not one for each head [1,K,H/K,1,1]"
+    match.holes["slopes"] = tuple(slope * factor for slope in _flatten(alibi.holes["slopes"]))
     return None
 
 
@@ -199,8 +209,11 @@ def _heads(match: Match) -> str | None:
     return None
 
 
-def _flatten(value: AttrValue) -> list[AttrValue]:
-    return [leaf for item in value for leaf in _flatten(item)] if isinstance(value, tuple) else [value]
+def _flatten(value: AttrValue) -> list[float]:
+    if isinstance(value, tuple):
+        return [leaf for item in value for leaf in _flatten(item)]
+    assert isinstance(value, (int, float))  # `const` holds numbers
+    return [float(value)]
 
 
 ATTENTION = Rule(

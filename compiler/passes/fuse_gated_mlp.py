@@ -49,6 +49,7 @@ def _rules(name: str, activation: str) -> tuple[Rule, Rule]:
         """,
         anchor="a",
         refuse=_refuse,
+        explain=True,
     )
     plain = Rule(
         f"gated_{name}",

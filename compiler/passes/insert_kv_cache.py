@@ -29,8 +29,6 @@ _NEW_DIMS = ("B1", "P", "C")
 
 def _insert(graph: Graph, log: Log) -> Graph:
     attentions = [equation for equation in walk(graph.equations) if equation.op == "attention"]
-    if not attentions:
-        return graph
     reason = _graph_reason(graph)
     for equation in attentions:
         why = reason or _reason(equation)
@@ -40,6 +38,8 @@ def _insert(graph: Graph, log: Log) -> Graph:
         if equation.op == "softmax":
             why = "attention that is not fused can't read a cache"
             log.refuse(RULE, equation.result.name, equation.where, why)
+    if not attentions:
+        return graph
     if log.refusals:
         refused = {refusal.at for refusal in log.refusals}
         for equation in attentions:

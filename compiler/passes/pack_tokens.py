@@ -31,9 +31,9 @@ def _pack(graph: Graph, log: Log) -> Graph:
         at = "tokens" if tokens is None else tokens.name
         log.refuse(RULE, at, None, "the graph has no input tokens[B,S]")
         return graph
-    graph = remove_dead(graph)  # masks that fusion left over are no obstacle
     try:
-        packed = _Packer(graph, tokens.type.shape).run()
+        # dead equations (masks that fusion left over) are no obstacle
+        packed = _Packer(remove_dead(graph), tokens.type.shape).run()
     except _CannotPackError as stop:
         log.refuse(RULE, stop.at, stop.where, stop.reason)
         return graph

@@ -68,6 +68,11 @@ def read_pattern(text: str) -> Pattern:
     return Pattern(equations, {value.name: equation for equation in equations for value in equation.results})
 
 
+def named(name: str) -> Value:
+    """A pattern's `%name`."""
+    return Value(name, UNTYPED)
+
+
 @dataclass
 class Match:
     """What the names of a pattern stand for in the graph."""
@@ -92,7 +97,7 @@ class Match:
         """The match of another pattern whose last equation defines `value`; what it matches is not consumed."""
         pattern = read_pattern(text)
         search = Search(pattern, self.scope)
-        return search.match if search.start(((Value(pattern.last, UNTYPED), value),)) else None
+        return search.match if search.start(((named(pattern.last), value),)) else None
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,11 @@ class Search:
         if self._bind(wanted, got) and self._solve(rest):
             return True
         self._undo(mark)
-        return self._fail(f"{print_literal(got)} where the rule has {_operand(wanted)}")
+        return self._fail(f"{_operand(got)} where the rule has {self._wanted(wanted)}")
+
+    def _wanted(self, wanted: object) -> str:
+        bound = self.match.values.get(wanted.name) if isinstance(wanted, Value) else None
+        return _operand(wanted) if bound is None else f"{_operand(bound)} (its {wanted})"
 
     def _bind(self, wanted: object, got: Arg) -> bool:
         match = self.match
@@ -285,8 +294,9 @@ def _same(left: object, right: object) -> bool:
 
 
 def show(equation: Equation) -> str:
-    """`op(operands) {attributes}`, for messages."""
-    text = f"{equation.op}({', '.join(_operand(arg) for arg in equation.args)})"
+    """`%result = op(operands) {attributes}`, for messages."""
+    results = ", ".join(str(value) for value in equation.results)
+    text = f"{results} = {equation.op}({', '.join(_operand(arg) for arg in equation.args)})"
     if equation.attrs:
         text += " {" + ", ".join(f"{name} = {_operand(value)}" for name, value in equation.attrs) + "}"
     return f"`{text}`" if len(text) <= 120 else f"`{text[:117]}...`"

@@ -13,7 +13,7 @@ from inspect import Parameter
 from compiler.ir.core import Arg, AttrValue, Block, Equation, Graph, Value, eliminate_dead, used_values, walk
 from compiler.ir.ops import REGISTRY, TypeRuleError
 from compiler.ir.parser import Hole
-from compiler.passes.pattern import Match, Miss, Pattern, Scope, Search, read_pattern
+from compiler.passes.pattern import Match, Miss, Pattern, Scope, Search, named, read_pattern
 from compiler.passes.runner import Log
 from specs.errors import Where
 
@@ -179,7 +179,7 @@ class _Rewriter:
             if any(name not in pattern.by_result for name in seed.values):
                 continue
             search = Search(pattern, scope)
-            if not search.start(tuple((pattern_value(pattern, name), value) for name, value in seed.values.items())):
+            if not search.start(tuple((named(name), value) for name, value in seed.values.items())):
                 if rule.explain and search.miss is not None:
                     self.refuse(rule, seed, search.miss)
                 continue
@@ -258,11 +258,6 @@ class _Rewriter:
             where = fallback if replaced is None or replaced.where is None else replaced.where
             equations.append(Equation(target.op, args, tuple(results), attrs, None, where))
         return equations
-
-
-def pattern_value(pattern: Pattern, name: str) -> Value:
-    """The pattern's own value `%name`."""
-    return next(value for value in pattern.by_result[name].results if value.name == name)
 
 
 def _resolve(arg: object, values: Mapping[str, Arg], holes: Mapping[str, AttrValue]) -> Arg:
