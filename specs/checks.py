@@ -5,6 +5,7 @@ an effect.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from specs.equations import (
     FUNCTIONS,
@@ -27,8 +28,8 @@ from specs.functions import CONSTANTS
 from specs.functions import FUNCTIONS as SCALAR_FUNCTIONS
 from specs.layouts import parse_layout
 from specs.names import did_you_mean
-from specs.node import Dimension, Options
-from specs.parts import NODE_CLASSES, Embedding, Linear
+from specs.node import Dimension, Node, Options, Returns
+from specs.parts import NODE_CLASSES, Embedding, Linear, PartBase
 from specs.schema import Spec
 
 WELL_KNOWN = {
@@ -237,13 +238,15 @@ def _check_parts(spec: Spec) -> None:
                     where=part.where,
                     hint=f"write `{field}: ...` in the part, or define `{field}` in `config`",
                 )
-            if expr.names() - options == {LAYER} and not extra and LAYER in expr.names():
+            if LAYER in expr.names() and not extra:
                 raise SpecRTError(
                     "SPEC-011",
                     f"`layer` is not defined: part `{name}` is not used inside `repeat`",
                     where=expr.where,
                 )
             _check_names(spec, expr, {*extra, *options})
+            if not expr.names():
+                _check_literal(part, field, expr, marks)
         tied = part.tied if isinstance(part, Linear) else None
         tables = [other for other, kind in spec.parts.items() if isinstance(kind, Embedding | Linear) and other != name]
         if tied is not None and tied.to not in tables:
@@ -253,6 +256,20 @@ def _check_parts(spec: Spec) -> None:
                 where=tied.where,
                 hint=did_you_mean(tied.to, tables),
             )
+
+
+def _check_literal(part: PartBase, field: str, expr: Expr, marks: tuple[Any, ...]) -> None:
+    """A value that needs no config must be of the field's type."""
+    readers = {"int": expr.as_int, "float": expr.as_float, "bool": expr.as_bool, "str": expr.as_str}
+    for mark in marks:
+        if isinstance(mark, Returns) and mark.kind in readers and not (mark.or_none and expr.value({}) is None):
+            readers[mark.kind]({})
+        if isinstance(mark, Options):
+            owner: Node = part
+            *path, last = field.split(".")
+            for name in path:
+                owner = getattr(owner, name)
+            owner.choice(last, {})
 
 
 def _check_uses(spec: Spec) -> None:

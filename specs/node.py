@@ -4,7 +4,7 @@ YAML file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
@@ -22,16 +22,17 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from specs import yaml_loader
 from specs.errors import SpecRTError, Where
-from specs.expressions import Expr, parse_expr
+from specs.expressions import Expr, parse_expr, shift
 from specs.names import did_you_mean
 from specs.yaml_loader import Scalar, YamlList, YamlMap
 
 
 @dataclass(frozen=True)
 class Returns:
-    """What an expression field must come out as: int, float, bool, str or value (anything)."""
+    """What an expression field must come out as: int, float, bool, str or value (anything); `or_none`: or none."""
 
     kind: str
+    or_none: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _expr(node: Any) -> Expr:
             raise SpecRTError(
                 "SPEC-005", "a value is missing", where=node.where, hint="write the value, or remove the key"
             )
-        return parse_expr(node.value, node.where)
+        return parse_expr(node.value, shift(node.where, 1) if node.quoted else node.where)
     raise SpecRTError("SPEC-005", "expected one value or expression, found a nested structure", where=node.where)
 
 
@@ -79,6 +80,8 @@ def _plain(node: Any) -> Any:
 _ExprField = Annotated[Expr, PlainValidator(_expr)]
 IntExpr = Annotated[_ExprField, Returns("int")]
 FloatExpr = Annotated[_ExprField, Returns("float")]
+IntOrNone = Annotated[_ExprField, Returns("int", or_none=True)]
+FloatOrNone = Annotated[_ExprField, Returns("float", or_none=True)]
 BoolExpr = Annotated[_ExprField, Returns("bool")]
 StrExpr = Annotated[_ExprField, Returns("str")]
 ValueExpr = Annotated[_ExprField, Returns("value")]
@@ -160,7 +163,7 @@ class Node(BaseModel):
                 found += [(f"{name}.{inner}", expr, marks) for inner, expr, marks in value.expressions()]
         return found
 
-    def choice(self, name: str, env: dict[str, Any]) -> str:
+    def choice(self, name: str, env: Mapping[str, Any]) -> str:
         """The value of the closed text field `name` (say `mask`), one of its options; raises SPEC-014."""
         expr: Expr = getattr(self, name)
         options = next(m for m in marks_of(type(self).model_fields[name]) if isinstance(m, Options)).values

@@ -14,7 +14,19 @@ from pydantic import Field, PlainValidator
 
 from specs.errors import SpecRTError
 from specs.names import did_you_mean
-from specs.node import BoolExpr, Dim, FloatExpr, IntExpr, Node, Options, StrExpr, Text, ValueExpr
+from specs.node import (
+    BoolExpr,
+    Dim,
+    FloatExpr,
+    FloatOrNone,
+    IntExpr,
+    IntOrNone,
+    Node,
+    Options,
+    StrExpr,
+    Text,
+    ValueExpr,
+)
 from specs.yaml_loader import Scalar, YamlMap
 
 Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu"))]
@@ -199,13 +211,15 @@ class Attention(PartBase):
     mask: Mask = Field(
         description="causal; full: every token sees every other; prefix: full in the prompt's prefix, then causal"
     )
-    window: IntExpr | None = Field(
+    window: IntOrNone | None = Field(
         None, description="query i sees keys j with i - window < j <= i; left out or none: no window"
     )
     position: Position
     bias: AttentionBias | None = Field(None, description="left out: no biases")
     scale: FloatExpr | None = Field(None, description="factor on q k^T; left out: d_head ** -0.5, the paper's")
-    softcap: FloatExpr | None = Field(None, description="scores become c * tanh(scores / c); left out or none: no cap")
+    softcap: FloatOrNone | None = Field(
+        None, description="scores become c * tanh(scores / c); left out or none: no cap"
+    )
     qk_norm: QkNorm | None = None
     sinks: BoolExpr | None = Field(
         None, description="one learned logit per head joins the softmax and is dropped; left out: no"

@@ -188,7 +188,7 @@ def _type(info: FieldInfo) -> str:
         return _code(options)
     returns = next((mark for mark in marks if isinstance(mark, Returns)), None)
     if returns:
-        return _KINDS[returns.kind]
+        return _KINDS[returns.kind] + (" or none" if returns.or_none else "")
     return _plain_type(info.annotation)
 
 

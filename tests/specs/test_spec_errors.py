@@ -57,6 +57,8 @@ EDITS: dict[str, tuple[str, str]] = {
     "SPEC-011-undefined-after-repeat": ("head(norm_f(x))", "head(norm_f(x + h))"),
     "SPEC-011-undefined-scalar": ("x = embed(tokens)", "x = embed(tokens) * sqrt(d_modl)"),
     "SPEC-011-layer-outside-repeat": ("norm_f: {kind: rms_norm, eps: 1.0e-5}", "norm_f: {kind: rms_norm, eps: layer}"),
+    "SPEC-013-literal": ("{kind: rms_norm, eps: 1.0e-5}", "{kind: rms_norm, eps: true}"),
+    "SPEC-014-literal": ("kind: gated_mlp, act: silu", "kind: gated_mlp, act: \"'mish'\""),
     "SPEC-015-unknown-kind": ("kind: gated_mlp", "kind: gated_mpl"),
     "SPEC-015-unknown-position": ("kind: rope", "kind: ropes"),
     "SPEC-016-no-dimension": ("  d_ffn:    ffn\n", ""),
