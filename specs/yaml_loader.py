@@ -116,7 +116,7 @@ def _syntax_hint(text: str, where: Where, problem: str) -> str | None:
     if "\t" in line:
         return "YAML forbids tabs for indentation; use spaces"
     if problem.startswith("expected ',' or"):
-        return "close the `{` or `[` that stands before"
+        return "close the `{` or `[` that stands before, or put text that holds one in double quotes"
     if re.search(r":\s*\[.*\]\s*\S", line) or re.search(r":\s*[`@%&*!|>]", line):
         return "put text that starts with a special character in double quotes"
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specs import reference
@@ -74,6 +74,7 @@ scalars = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(scalars)
 def test_a_bare_scalar_means_what_it_looks_like_or_is_refused(text: str) -> None:
     """What is accepted as a number is Python's reading of it, and never text that looks like a number."""
@@ -95,6 +96,7 @@ def test_a_bare_scalar_means_what_it_looks_like_or_is_refused(text: str) -> None
             float(read)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_yaml_or_our_error(text: str) -> None:
     where: Where | None = Where("x.yaml")
