@@ -80,8 +80,10 @@ def inv_freq(
 
     if dims <= 0 or dims % 2:
         raise SpecRTError("SPEC-053", f"the rotated dimensions must be an even number above 0, not {dims}", where=where)
+    # The power is rounded once, as PyTorch's float32 one nearly always is; the rest is float32 throughout.
     exponents = numpy.arange(0, dims, 2, dtype=numpy.float32) / numpy.float32(dims)
-    frequencies = (1.0 / numpy.power(numpy.float32(theta), exponents)).astype(numpy.float32)
+    powers = numpy.power(numpy.float64(theta), exponents.astype(numpy.float64)).astype(numpy.float32)
+    frequencies = numpy.float32(1.0) / powers
     if scaling is not None and not isinstance(scaling, Mapping):
         raise SpecRTError("SPEC-054", f"the rope scaling must be a mapping, not {scaling!r}", where=where)
     kind, formula = _select(scaling or {}, where)
