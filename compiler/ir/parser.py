@@ -88,6 +88,11 @@ class _Reader:
             return True
         return False
 
+    def integer(self) -> int:
+        if not re.fullmatch(r"-?\d+", self.token.text):
+            raise self.error(f"expected an integer, got `{self.token.text}`")
+        return int(self.take())
+
     # -- pieces ------------------------------------------------------------------------------------------------
 
     def type(self) -> TensorType:
@@ -97,7 +102,7 @@ class _Reader:
         self.take("[")
         shape: list[Dim] = []
         while not self.accept("]"):
-            shape.append(int(self.take()) if self.token.kind == "number" else self.take(kind="word"))
+            shape.append(self.integer() if self.token.kind == "number" else self.take(kind="word"))
             if not self.peek("]"):
                 self.take(",")
         return TensorType(dtype, tuple(shape))
@@ -237,8 +242,11 @@ class _Reader:
         while self.accept("dim"):
             dim = self.take(kind="word")
             self.take("in")
-            lo, _, opt, _, hi = (self.take() for _ in range(5))
-            dims.append(Sym(dim, int(lo), int(opt), int(hi)))
+            lo = self.integer()
+            self.take("..")
+            opt = self.integer()
+            self.take("..")
+            dims.append(Sym(dim, lo, opt, self.integer()))
         equations = []
         while not self.peek("return"):
             equations.append(self.equation())

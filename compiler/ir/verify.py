@@ -5,7 +5,7 @@ C2  A value's name is unique in the graph.
 C3  A result has the type that the operation's rule infers.
 C4  An operation is known, and its operands and attributes are those of its signature.
 C5  The body of `repeat` has one parameter and one result for each carried value, all of one type; bodies do not nest.
-C6  A symbolic dim is declared once, with 1 <= lo <= opt <= hi; every dim used is declared.
+C6  A symbolic dim is declared once, with 1 <= lo <= opt <= hi; every dim used is declared, or a number from 1.
 C7  A weight or state name has `{i}` inside `repeat` and only there, and one type in the graph.
 C8  Outputs are defined at the top level and have unique names.
 C9  Only `repeat` has a body.
@@ -63,6 +63,8 @@ class _Verifier:
         for dim in value.type.shape:
             if isinstance(dim, str) and dim not in self.dims:
                 raise self.fail("C6", f"`{value}` has the undeclared dim `{dim}`", where)
+            if isinstance(dim, int) and dim < 1:
+                raise self.fail("C6", f"`{value}` is {value.type}: a dim is 1 or more", where)
         scope[value.name] = value.type
 
     def block(self, equations: Sequence[Equation], scope: dict[str, TensorType], *, inside: bool) -> None:
@@ -81,6 +83,8 @@ class _Verifier:
 
     def check(self, equation: Equation, scope: dict[str, TensorType], *, inside: bool) -> None:
         where = equation.where
+        if not equation.results:
+            raise self.fail("C4", f"`{equation.op}` without a result", where)
         definition = REGISTRY.get(equation.op)
         if definition is None:
             raise self.fail("C4", f"unknown operation `{equation.op}`", where)

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.ir.ops.registry import op
+from compiler.ir.ops.registry import TypeRuleError, op
+from compiler.ir.types import TensorType
 
 
-@op("x: F[*N,H,D], cos: f32[*N,R], sin: f32[*N,R] -> F[*N,H,D]")
+def _check_rotate(x: TensorType, cos: TensorType, sin: TensorType, *, style: str) -> None:  # noqa: ARG001
+    dim, pairs = x.shape[-1], cos.shape[-1]
+    if style not in ("half", "interleaved"):
+        raise TypeRuleError(f"unknown style `{style}`; known: half, interleaved")
+    if not isinstance(dim, int) or not isinstance(pairs, int) or 2 * pairs > dim:
+        raise TypeRuleError(f"can't rotate {pairs} pairs of {dim} dims")
+
+
+def _check_heads(q: TensorType, k: TensorType, *_: Any, slopes: tuple[float, ...] | None = None, **__: Any) -> None:
+    heads: Dim
+    groups: Dim
+    heads, groups = q.shape[-2], k.shape[-2]
+    if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups:
+        raise TypeRuleError(f"{heads} query heads do not share {groups} key heads evenly")
+    if slopes is not None and len(slopes) != heads:
+        raise TypeRuleError(f"{len(slopes)} slopes for {heads} heads")
+
+
+@op("x: F[*N,H,D], cos: f32[*N,R], sin: f32[*N,R] -> F[*N,H,D]", check=_check_rotate)
 def rotate(x: Any, cos: Any, sin: Any, *, style: str) -> Any:
     """Rotary embedding (arXiv:2104.09864, eq. 34) of the first 2R of D dims, in float32; the rest pass through.
 
@@ -67,7 +86,10 @@ def attend(
     return out.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, v.shape[-1])
 
 
-@op("q: F[B,S,H,D], k: F[B,S,K,D], v: F[B,S,K,E], positions: i32[B,S], prefix?: i32[B], sinks?: F[H] -> F[B,S,H,E]")
+@op(
+    "q: F[B,S,H,D], k: F[B,S,K,D], v: F[B,S,K,E], positions: i32[B,S], prefix?: i32[B], sinks?: F[H] -> F[B,S,H,E]",
+    check=_check_heads,
+)
 def attention(
     q: Any, k: Any, v: Any, positions: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,
     window: int | None = None, softcap: float | None = None, slopes: tuple[float, ...] | None = None,
@@ -86,6 +108,7 @@ def attention(
     "q: F[*N,H,D], k: F[*N,K,D], v: F[*N,K,E], k_cache: T[C,K,W,D], v_cache: T[C,K,W,E], past_lens: i32[B], "
     "seq_begins: i32[Z], block_ids: i32[P], block_begins: i32[Z], max_context: i32[], prefix?: i32[B], sinks?: F[H] "
     "-> F[*N,H,E]",
+    check=_check_heads,
     effect=True,
 )
 def paged_attention(

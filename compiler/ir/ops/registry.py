@@ -57,6 +57,7 @@ class Op:
     attributes: tuple[Attribute, ...]
     results: tuple[tuple[str, tuple[str, ...]], ...]
     infer: Infer | None
+    check: Callable[..., None] | None  # what the signature can't say; raises TypeRuleError
     body: Callable[..., Any]
     doc: str
     signature: str
@@ -79,9 +80,14 @@ class Op:
             return (declared,)
         if self.infer is not None:
             return self.infer(*(arg.type if isinstance(arg, Value) else arg for arg in args), **given)
-        return _apply_rule(self, args)
+        types = _apply_rule(self, args)
+        if self.check is not None:
+            self.check(*(arg.type if isinstance(arg, Value) else arg for arg in args), **given)
+        return types
 
     def _check_operands(self, args: Sequence[Arg]) -> None:
+        if self.variadic and not args:
+            raise TypeRuleError(f"`{self.name}` takes 1 or more operands, got none")
         low = sum(not operand.optional for operand in self.operands)
         if not self.variadic and not low <= len(args) <= len(self.operands):
             expected = str(low) if low == len(self.operands) else f"{low} to {len(self.operands)}"
@@ -120,6 +126,7 @@ def op(
     signature: str,
     *,
     infer: Infer | None = None,
+    check: Callable[..., None] | None = None,
     source: bool = False,
     literals: bool = False,
     effect: bool = False,
@@ -142,7 +149,7 @@ def op(
         name = body.__name__.rstrip("_")
         doc = inspect.getdoc(body) or ""
         REGISTRY[name] = Op(
-            name, operands, variadic, attributes, results, infer, body, doc, signature,
+            name, operands, variadic, attributes, results, infer, check, body, doc, signature,
             source, literals, effect, commutative,
         )  # fmt: skip
         return body

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from compiler.ir.core import AttrValue
 from compiler.ir.ops.registry import TypeRuleError, op
-from compiler.ir.types import Shape, TensorType
+from compiler.ir.types import INTEGERS, Shape, TensorType
 
 
-@op(" -> T[*N]", source=True)
+def _weight(declared: TensorType, *, name: str) -> tuple[TensorType, ...]:
+    if not all(isinstance(dim, int) for dim in declared.shape):
+        raise TypeRuleError(f"the dims of weight `{name}` must be numbers, got {declared}")
+    return (declared,)
+
+
+@op(" -> T[*N]", infer=_weight, source=True)
 def weight(*, name: str) -> Any:
     """A parameter of the model; inside `repeat`, `{i}`, `{i+1}` or `{2*i+1}` in its name is the round's number."""
     raise NotImplementedError("the interpreter looks weights up")
@@ -30,9 +37,21 @@ def _nested_shape(value: AttrValue) -> Shape:
     return (len(value), *inner.pop())
 
 
+def _leaves(value: AttrValue) -> Iterator[AttrValue]:
+    if not isinstance(value, tuple):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)
+
+
 def _const(declared: TensorType, *, value: AttrValue) -> tuple[TensorType, ...]:
     if _nested_shape(value) != declared.shape:
         raise TypeRuleError(f"the value of `const` is no {declared}")
+    wanted = (int,) if declared.dtype in INTEGERS or declared.dtype == "bool" else (int, float)
+    for leaf in _leaves(value):
+        if not isinstance(leaf, wanted) or isinstance(leaf, bool) != (declared.dtype == "bool"):
+            raise TypeRuleError(f"the value of `const` holds {leaf!r}, which is no {declared.dtype}")
     return (declared,)
 
 
