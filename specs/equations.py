@@ -220,7 +220,7 @@ class _Reader:
             return Call(func, tuple(self.read(arg, depth + 1) for arg in tree.args), where)
         raise SpecRTError(
             "SPEC-020",
-            f"`{ast.unparse(tree)}` is not allowed in an equation",
+            f"`{ast.get_source_segment(self.text, tree)}` is not allowed in an equation",
             where=where,
             hint="allowed: names, numbers, + - * /, part(x), function(x), a if condition else b",
         )
@@ -238,9 +238,8 @@ class _Reader:
 
     def _expr(self, tree: ast.expr) -> Expr:
         where = shift(self.where, tree.col_offset)
-        source = ast.get_source_segment(self.text, tree) or ast.unparse(tree)
-        check_tree(tree, source, self.where)
-        return Expr(source, where, tree)
+        check_tree(tree, self.text, self.where)
+        return Expr(ast.get_source_segment(self.text, tree) or "", where, tree)
 
 
 def walk(value: Value) -> Iterator[Value]:

@@ -100,7 +100,7 @@ def parse_tree(text: str, where: Where) -> ast.expr:
     if len(text) > MAX_LENGTH:
         raise SpecRTError("SPEC-010", f"expression longer than {MAX_LENGTH} characters", where=where)
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = getattr(error, "offset", None) or 1
         raise SpecRTError("SPEC-010", f"cannot read the expression `{text}`", where=shift(where, column - 1)) from error
@@ -118,9 +118,10 @@ def parse_expr(source: str | int | float | bool | None, where: Where) -> Expr:
     if not isinstance(source, str):
         text = literal(source)
         return Expr(text, where, ast.parse(text, mode="eval").body)
+    source = source.strip()
     tree = parse_tree(source, where)
     check_tree(tree, source, where)
-    return Expr(source.strip(), where, tree)
+    return Expr(source, where, tree)
 
 
 def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
@@ -129,7 +130,7 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
     def refuse(what: str, hint: str | None = None) -> SpecRTError:
         return SpecRTError(
             "SPEC-010",
-            f"{what} in the expression `{text.strip()}`",
+            f"{what} in the expression `{text}`",
             where=shift(where, tree.col_offset),
             hint=hint,
         )
@@ -174,7 +175,7 @@ def check_tree(tree: ast.expr, text: str, where: Where, depth: int = 0) -> None:
             raise refuse(f"`{tree.func.id}` takes {expected} argument{'s'[: expected > 1]}, got {len(tree.args)}")
         children = tree.args
     else:
-        raise refuse(f"`{ast.unparse(tree)}` is not allowed")
+        raise refuse(f"`{ast.get_source_segment(text, tree)}` is not allowed")
     for child in children:
         check_tree(child, text, where, depth + 1)
 
