@@ -19,9 +19,9 @@ from tests.passes.cases import CASES
 from tests.passes.graphs import Weights, drive, text_of
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "passes"
-# Largest difference relative to the largest value. float32: rewriting changes the order of sums of fewer than 100 terms,
-# each rounded to 2^-24; the largest seen over all cases is 1e-6. 16 bits: every activation is rounded to 8 (bfloat16) or
-# 11 bits of mantissa, some 20 roundings deep.
+# Largest difference relative to the largest value. float32: rewriting changes the order of sums of fewer than 100
+# terms, each rounded to 2^-24; the largest seen over all cases is 1e-6. 16 bits: every activation is rounded to 8
+# (bfloat16) or 11 bits of mantissa, some 20 roundings deep.
 TOLERANCE = {"f32": 1e-5, "bf16": 20 * 2**-9, "f16": 20 * 2**-12}
 
 

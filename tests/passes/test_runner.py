@@ -112,8 +112,8 @@ def test_eighty_layers_pass_in_under_a_second(written_out: bool) -> None:
     done, _ = run_passes(graph, decoder("fp32"))
     str(done)
     seconds = perf_counter() - start
-    # Measured on the project's machine: 0.02 s with `repeat`, 0.5 s written out. The goal is 1 s with `repeat`; a shared
-    # machine gets three times that for what has 80 different layers.
+    # Measured on the project's machine: 0.02 s with `repeat`, 0.5 s written out. The goal is 1 s with `repeat`; what
+    # has 80 different layers gets three times that.
     assert seconds < (3.0 if written_out else 1.0)
     assert text.count("softmax(") == (80 if written_out else 1)
     assert sum(equation.op == "paged_attention" for equation in walk(done.equations)) == (80 if written_out else 1)

@@ -1,4 +1,4 @@
-"""A served decoder computes what the plain equations say: paged cache, sequences that join, wait and leave, ragged prompts."""
+"""A served decoder computes what the plain equations say: paged cache, ragged prompts, sequences come and go."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from compiler.passes.runner import run_passes
 from tests.passes.graphs import ROPE, Paged, Weights, batch, masked, model, outputs, unrolled
 
 LENGTHS = (5, 40, 1, 9)  # 40: more than one block of 32
-# Relative to the largest logit. float32: sums of fewer than 100 terms in another order, each rounded to 2^-24, the largest
-# seen 2e-6; bfloat16: 2 layers of some 20 roundings to 8 bits each; float16 has 11 bits.
+# Relative to the largest logit. float32: sums of fewer than 100 terms in another order, each rounded to 2^-24, the
+# largest seen 2e-6; bfloat16: 2 layers of some 20 roundings to 8 bits each; float16 has 11 bits.
 TOLERANCE = {"fp32": 1e-5, "bf16": 20 * 2**-9, "fp16": 20 * 2**-12}
 
 MODELS = {
@@ -25,7 +25,10 @@ MODELS = {
     "qk_norm_bias": {
         "attention": f"mask: causal, position: {ROPE}, bias: {{qkv: true, out: true}}, qk_norm: {{eps: 1.0e-6}}"
     },
-    "layer_norm_mlp": {"norm": "{kind: layer_norm, eps: 1.0e-5, bias: true}", "mlp": "{kind: mlp, act: gelu, bias: true}"},
+    "layer_norm_mlp": {
+        "norm": "{kind: layer_norm, eps: 1.0e-5, bias: true}",
+        "mlp": "{kind: mlp, act: gelu, bias: true}",
+    },
     "gated_bias": {"mlp": "{kind: gated_mlp, act: gelu_tanh, bias: true}"},
 }  # fmt: skip
 

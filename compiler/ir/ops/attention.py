@@ -17,8 +17,6 @@ def _check_rotate(x: TensorType, cos: TensorType, sin: TensorType, *, style: str
 
 
 def _check_heads(q: TensorType, k: TensorType, *_: Any, slopes: tuple[float, ...] | None = None, **__: Any) -> None:
-    heads: Dim
-    groups: Dim
     heads, groups = q.shape[-2], k.shape[-2]
     if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups:
         raise TypeRuleError(f"{heads} query heads do not share {groups} key heads evenly")
