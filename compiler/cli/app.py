@@ -1,0 +1,55 @@
+"""The two typer applications; commands import what they need when they run, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import specs
+from compiler.cli.compile import compile_command
+from compiler.cli.doctor import doctor_command
+from compiler.cli.explain import explain_command
+from compiler.cli.inspect import inspect_command
+from compiler.cli.run import run_command
+
+_HELP = "A language model is a YAML file: compile it to a bundle, look inside, run it."
+_EPILOG = "Exit codes: 0 done, 1 a mistake in what was given, 2 wrong usage, 70 a bug in SpecRT, 130 interrupted."
+
+app = typer.Typer(
+    help=_HELP,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+compile_app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"specrt {specs.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _specrt(
+    version: Annotated[  # noqa: ARG001 (typer calls _version)
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A language model is a YAML file: compile it to a bundle, look inside, run it."""
+
+
+app.command("compile", epilog=_EPILOG)(compile_command)
+app.command("run", epilog=_EPILOG)(run_command)
+app.command("inspect", epilog=_EPILOG)(inspect_command)
+app.command("explain", epilog=_EPILOG)(explain_command)
+app.command("doctor", epilog=_EPILOG)(doctor_command)
+compile_app.command(epilog=_EPILOG)(compile_command)

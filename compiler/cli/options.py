@@ -1,0 +1,38 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        show_default=False,
+        help="An architecture file (specs/models/*.yaml), a checkpoint folder, or a deployment file.",
+    ),
+]
+SourceOrBundle = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE|BUNDLE",
+        show_default=False,
+        help="An architecture file, a checkpoint folder, a deployment file, or a compiled bundle.",
+    ),
+]
+CheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="CHECKPOINT", show_default=False, help="The checkpoint folder, where SOURCE is a file."),
+]
+Size = Annotated[str | None, typer.Option(show_default=False, help="One of the architecture's `sizes`.")]
+Target = Annotated[str | None, typer.Option(help="What to compile for.", show_default="cpu")]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="fp32")]
+MaxBatch = Annotated[int | None, typer.Option(min=1, help="Sequences served at once.", show_default="8")]
+MaxSequence = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest sequence, prompt and answer together.", show_default="the model's context"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else (docs/cli.md).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also SPECRT_DEBUG=1).")]

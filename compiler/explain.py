@@ -1,0 +1,184 @@
+"""Why a model becomes what it becomes: facts about choices, what passes did and refused, the backend's answer per operation.
+
+Everything is data, for `specrt explain` and for reports; no weight is read and no engine is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.api import Prepared
+from compiler.sizes import counted, sizes
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One sentence about a choice, and the place that decided it."""
+
+    subject: str
+    text: str
+    where: str | None = None
+
+
+@dataclass(frozen=True)
+class PassStory:
+    """What one pass did: hits and refusals with `rule`, `at` and `where`, refusals also with `reason`."""
+
+    name: str
+    hits: tuple[dict[str, Any], ...]
+    refusals: tuple[dict[str, Any], ...]
+    equations_before: int
+    equations_after: int
+
+
+@dataclass(frozen=True)
+class OperationStory:
+    """An operation of the final graph with the types it is used with, how often it runs, and the backend's answer."""
+
+    op: str
+    dtypes: tuple[str, ...]
+    times: int
+    answer: str  # emit, decompose or unsupported
+    reason: str
+    where: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All of it."""
+
+    name: str
+    target: str
+    precision: str
+    role: str
+    facts: tuple[Fact, ...]
+    passes: tuple[PassStory, ...]
+    operations: tuple[OperationStory, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(prepared: Prepared) -> Explanation:
+    """Everything about a prepared model, for the target and precision that it was prepared for."""
+    return Explanation(
+        prepared.source.label,
+        prepared.request.target,
+        prepared.request.precision,
+        prepared.role,
+        (_spec_fact(prepared), _role_fact(prepared), *_precision_facts(prepared), _cache_fact(prepared)),
+        tuple(
+            PassStory(
+                report.name,
+                _grouped([hit.as_dict() for hit in report.hits]),
+                _grouped([refusal.as_dict() for refusal in report.refusals]),
+                report.equations_before,
+                report.equations_after,
+            )
+            for report in prepared.reports
+        ),
+        _operations(prepared),
+    )
+
+
+def _grouped(events: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Events that differ by the value only, told once with `times`: nobody reads sixty casts of one line."""
+    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    for event in events:
+        key = (event["rule"], event["where"], event.get("reason"))
+        if key in found:
+            found[key]["times"] += 1
+        else:
+            found[key] = {**event, "times": 1}
+    return tuple(found.values())
+
+
+# -- facts ----------------------------------------------------------------------------------------------------------
+
+
+def _spec_fact(prepared: Prepared) -> Fact:
+    source = prepared.source
+    spec = source.spec
+    file = Path(spec.where.file).name
+    if source.checkpoint is None:
+        return Fact("spec", f"`{spec.name}`, given, in its size `{prepared.request.size}`", _place(spec.where))
+    if prepared.request.source.is_file():
+        return Fact("spec", f"`{spec.name}` from {file}, named in the request", _place(spec.where))
+    kind = source.checkpoint.config.get("model_type")
+    return Fact("spec", f"`{spec.name}`: config.json says `model_type: {kind}`, matched here", _place(spec.match.where))
+
+
+def _role_fact(prepared: Prepared) -> Fact:
+    from specs.parts import Attention
+
+    spec = prepared.source.spec
+    env = {**prepared.source.config, "layer": 0}
+    masks = {name: part.choice("mask", env) for name, part in spec.parts.items() if isinstance(part, Attention)}
+    told = ", ".join(f"`{name}` has mask `{mask}`" for name, mask in masks.items()) or "it has no attention"
+    if prepared.role == "encoder":
+        return Fact("role", f"encoder, because {told}: every token sees every other, so there is no cache to go on from")
+    where = next((_place(part.where) for part in spec.parts.values() if isinstance(part, Attention)), None)
+    return Fact("role", f"decoder, because {told}: it goes on token by token from a paged KV cache", where)
+
+
+def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
+    precision = prepared.request.precision
+    if precision == "fp32":
+        text = "fp32: weights, activations and cache are float32, the precision that the model's numbers are checked in"
+    else:
+        text = (
+            f"{precision}: weights, activations and cache are {precision}; norm statistics, rotary tables, softmax and logits stay "
+            "float32, where 16 bits lose too much"
+        )
+    facts = [Fact("precision", text)]
+    checkpoint = prepared.source.checkpoint
+    if checkpoint is not None:
+        stored = sorted({tensor.dtype for tensor in checkpoint.tensors.values()})
+        facts.append(Fact("weights", f"stored as {', '.join(stored)} in the checkpoint, held as {precision} in the bundle"))
+    return tuple(facts)
+
+
+def _cache_fact(prepared: Prepared) -> Fact:
+    size = sizes(prepared)
+    limits = prepared.limits
+    if not size.cache_bytes_per_token:
+        return Fact("cache", "none")
+    told = "given" if prepared.request.max_sequence else "the longest that the model states, or the default"
+    text = (
+        f"{size.cache_bytes_per_token:,} bytes a token; {limits.batch} sequences of {limits.sequence} tokens ({told}) take "
+        f"{size.cache_bytes_max / 1e6:,.1f} MB"
+    )
+    return Fact("cache", text)
+
+
+def _place(where: object) -> str | None:
+    return None if where is None else str(where)
+
+
+# -- operations -----------------------------------------------------------------------------------------------------
+
+
+def _operations(prepared: Prepared) -> tuple[OperationStory, ...]:
+    """One row for each operation and answer, in the graph's order."""
+    from compiler.lower import openvino as backend
+    from compiler.lower.capability import Decompose, Emit, key_dtype
+
+    rows: dict[tuple[str, str, str], tuple[list[str], int, str | None]] = {}
+    for equation, times in counted(prepared.graph.equations):
+        verdict = backend.verdict(equation)
+        if isinstance(verdict, Emit):
+            answer, reason = "emit", verdict.note
+        elif isinstance(verdict, Decompose):
+            answer, reason = "decompose", verdict.rule
+        else:
+            answer, reason = "unsupported", verdict.reason
+        key = (equation.op, answer, reason)
+        dtypes, before, where = rows.get(key, ([], 0, _place(equation.where)))
+        dtype = key_dtype(equation)
+        rows[key] = (dtypes if dtype in dtypes else [*dtypes, dtype], before + times, where)
+    return tuple(
+        OperationStory(op, tuple(dtypes), times, answer, reason, where)
+        for (op, answer, reason), (dtypes, times, where) in rows.items()
+    )
