@@ -1,0 +1,59 @@
+"""What a backend says of an operation: exactly one of emit, decompose, unsupported, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compiler.ir.core import Equation, Graph, walk
+from specs.errors import SpecRTError
+
+
+@dataclass(frozen=True)
+class Emit:
+    """The backend has this operation; `note` says what deserves to be known about it."""
+
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Decompose:
+    """The backend computes this operation by others; `rule` says how."""
+
+    rule: str
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """The backend can't compute this operation."""
+
+    reason: str
+
+
+Verdict = Emit | Decompose | Unsupported
+Judge = Callable[[Equation], Verdict]
+
+
+def key_dtype(equation: Equation) -> str:
+    """The element type that a capability table is keyed by: the result's, or the operand's where that is what decides."""
+    if equation.op in ("compare", "cast"):
+        return equation.values[0].type.dtype
+    return equation.results[0].type.dtype
+
+
+def check(graph: Graph, judge: Judge, backend: str) -> None:
+    """Raise SpecRTError LOWER-001 at the first unsupported operation, with the others as notes."""
+    missing = [
+        (equation, verdict.reason)
+        for equation in walk(graph.equations)
+        if isinstance(verdict := judge(equation), Unsupported)
+    ]
+    if not missing:
+        return
+    equation, reason = missing[0]
+    raise SpecRTError(
+        "LOWER-001",
+        f"{backend} can't run `{equation.op}` of {key_dtype(equation)} (%{equation.results[0].name}): {reason}",
+        where=equation.where,
+        notes=tuple(f"also `{other.op}` of {key_dtype(other)} (%{other.results[0].name}): {why}" for other, why in missing[1:]),
+    )

@@ -1,0 +1,59 @@
+"""Lowers a graph for a target: check, cut, write every segment with its backend, write the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.ir.core import Graph
+from compiler.lower.capability import check
+from compiler.lower.partition import partition
+from compiler.lower.plan import Plan, Step, cache_of
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = Callable[[str], "torch.Tensor"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What lowering wrote (`plan`, relative to the bundle) and with what (`toolchain`: package to version)."""
+
+    plan: Plan
+    toolchain: Mapping[str, str]
+
+
+def lower(
+    graph: Graph,
+    weights: Weights,
+    out: Path,
+    *,
+    target: str = "cpu",
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> Lowered:
+    """Write the engines and plan.json of a graph into `out`; weights are read one by one, by name.
+
+    Raises SpecRTError LOWER-001 where the target can't run an operation; OSError where the disk is full.
+    """
+    from compiler.lower import openvino as backend
+
+    if target != backend.TARGET:
+        raise ValueError(f"no backend for `{target}`")  # the caller checks what a user typed
+    check(graph, backend.verdict, backend.NAME)
+    steps = []
+    engines = partition(graph, backend.is_step)
+    (out / "engine").mkdir(parents=True, exist_ok=True)
+    for number, segment in enumerate(engines):
+        file = f"engine/{number}.xml"
+        backend.write_segment(segment.graph, weights, out / file, progress)
+        inputs = {value.name: value.name for value in segment.graph.inputs}
+        outputs = {port: value.name for port, value in segment.graph.outputs}
+        steps.append(Step(backend.NAME, file, inputs, outputs, backend.config(precision)))
+    plan = Plan(graph.dims, graph.inputs, tuple(steps), graph.outputs, cache_of(graph))
+    plan.write(out / "plan.json")
+    return Lowered(plan, backend.toolchain())

@@ -1,0 +1,54 @@
+"""The CPU backend: OpenVINO, through its opset API, operation by operation. One graph is one segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.ir.core import Equation, Graph
+from compiler.lower.openvino.capabilities import verdict
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "openvino"
+TARGET = "cpu"
+
+# What compile_model is given. KV_CACHE_PRECISION is stated because a bf16 model gets a u8 cache otherwise.
+_CONFIG = {
+    "fp32": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+    "bf16": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
+}
+
+__all__ = ["NAME", "TARGET", "config", "is_step", "toolchain", "verdict", "write_segment"]
+
+
+def config(precision: str) -> dict[str, str]:
+    """What the runtime gives to compile_model for a precision; raises KeyError for one that this backend lacks."""
+    return dict(_CONFIG[precision])
+
+
+def is_step(equation: Equation) -> bool:
+    """Whether an operation needs a step of its own between engines: none does, attention with a paged cache is native."""
+    del equation
+    return False
+
+
+def toolchain() -> dict[str, str]:
+    """The versions that a bundle records, as the runtime compares them: `2026.4.1`."""
+    from importlib.metadata import version
+
+    return {"openvino": version("openvino")}
+
+
+def write_segment(
+    graph: Graph,
+    weights: Callable[[str], torch.Tensor],
+    path: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Write a segment as `path` (xml) and its weights beside it (bin); OSError where the disk is full."""
+    from compiler.lower.openvino.segment import write  # imports OpenVINO, which reading verdicts does not need
+
+    write(graph, weights, path, progress)

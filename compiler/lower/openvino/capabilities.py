@@ -1,0 +1,125 @@
+"""What OpenVINO's CPU plugin does with each operation and element type, as data. One verdict for each pair.
+
+16-bit floats are held in float32 between operations, with weights stored in 16 bits: the plugin computes in the precision that
+INFERENCE_PRECISION_HINT names, and rounds where its kernels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler.ir.core import Equation, Value
+from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
+
+FLOATS = ("f32", "bf16", "f16")
+INTEGERS = ("i32", "i64")
+NO_FLOAT8 = Unsupported("the CPU plugin has no arithmetic on 8-bit floats")
+NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need an operation that unpacks them")
+NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so overflow would differ")
+NO_BOOL = Unsupported("no arithmetic on bool")
+NO_STATE = Unsupported("the paged cache holds floats")
+NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
+
+_NARROW: dict[str, Verdict] = {"f8e4m3": NO_FLOAT8, "i8": NO_INT8, "u8": NO_INT8, "i4": NO_INT4}
+
+
+def _row(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
+    return dict.fromkeys(dtypes, verdict)
+
+
+def _float(verdict: Verdict) -> dict[str, Verdict]:
+    return {**_row(verdict, *FLOATS), "f8e4m3": NO_FLOAT8}
+
+
+def _number(verdict: Verdict) -> dict[str, Verdict]:
+    return {**_row(verdict, *FLOATS, *INTEGERS), **_NARROW, "bool": NO_BOOL}
+
+
+def _any(verdict: Verdict) -> dict[str, Verdict]:
+    return {**_row(verdict, *FLOATS, *INTEGERS, "i8", "u8", "bool"), "f8e4m3": NO_FLOAT8, "i4": NO_INT4}
+
+
+_PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")
+_SOFTMAX = Decompose("products, mask and softmax in float32, as equations")
+
+TABLE: Mapping[str, Mapping[str, Verdict]] = {
+    "add": _number(Emit()),
+    "sub": _number(Emit()),
+    "mul": _number(Emit()),
+    "div": {**_number(Emit()), **_row(NO_INT_DIV, *INTEGERS)},
+    "maximum": _number(Emit()),
+    "minimum": _number(Emit()),
+    "compare": {**_number(Emit()), "bool": NO_BOOL},
+    "and": _row(Emit(), "bool"),
+    "or": _row(Emit(), "bool"),
+    "where": _any(Emit()),
+    "exp": _float(Emit()),
+    "rsqrt": _float(Decompose("1 / sqrt(x), the form that the plugin's norm fusion knows")),
+    "cos": _float(Emit()),
+    "sin": _float(Emit()),
+    "tanh": _float(Emit()),
+    "erf": _float(Emit()),
+    "sigmoid": _float(Emit()),
+    "relu": _float(Emit()),
+    "silu": _float(Emit()),
+    "gelu": _float(Emit()),
+    "cast": _any(Emit("between floats nothing happens: they are held in float32")),
+    "matmul": _float(Emit()),
+    "gather": _any(Emit("rows of a stored weight are read in its own type, then widened")),
+    "mean": _float(Emit()),
+    "sum": _float(Emit()),
+    "softmax": _float(Emit()),
+    "reshape": _any(Emit()),
+    "transpose": _any(Emit()),
+    "concat": _any(Emit()),
+    "slice": _any(Emit()),
+    "rms_norm": _float(Decompose("x * (1 / sqrt(mean(x^2) + eps)) * weight, which the plugin fuses into one operation")),
+    "layer_norm": _float(Decompose("mean-variance normalisation, then weight and bias")),
+    "rotate": _float(_PAIRS),
+    "attention": _float(_SOFTMAX),
+    "paged_attention": _float(Emit()),  # by its features: PAGED_NATIVE
+    "weight": _any(Emit("kept in the checkpoint's type where that is narrower: widening is exact")),
+    "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), *FLOATS)},
+    "const": _any(Emit()),
+    "repeat": _any(Decompose("every round is written out with its own weights")),
+}
+
+# Features of paged attention that PagedAttentionExtension computes, alone or together. Measured by tests/conformance.
+PAGED_NATIVE = (
+    frozenset[str](),
+    frozenset({"window"}),
+    frozenset({"slopes"}),
+    frozenset({"sinks"}),
+    frozenset({"window", "sinks"}),
+)
+PAGED_GATHERED = Decompose("reads the cache's blocks by gather and attends with plain operations")
+
+
+def paged_features(equation: Equation) -> frozenset[str]:
+    """The features of an attention: window, softcap, slopes, prefix, sinks, value_dim (values wider or narrower than keys)."""
+    found = {name for name in ("window", "softcap", "slopes") if equation.attr.get(name) is not None}
+    operands = dict(enumerate(equation.args))
+    if operands.get(10) is not None:
+        found.add("prefix")
+    if operands.get(11) is not None:
+        found.add("sinks")
+    q, v = equation.args[0], equation.args[2]
+    assert isinstance(q, Value)  # the type rule of paged_attention
+    assert isinstance(v, Value)
+    if q.type.shape[-1] != v.type.shape[-1]:
+        found.add("value_dim")
+    if equation.attr.get("causal") is not True:
+        found.add("not_causal")
+    return frozenset(found)
+
+
+def verdict(equation: Equation) -> Verdict:
+    """Emit, decompose or unsupported, for one equation."""
+    row = TABLE[equation.op]
+    found = row[key_dtype(equation)]
+    if equation.op == "cast" and not isinstance(found, Unsupported):
+        to = TABLE["cast"][equation.results[0].type.dtype]
+        return to if isinstance(to, Unsupported) else found
+    if equation.op == "paged_attention" and isinstance(found, Emit) and paged_features(equation) not in PAGED_NATIVE:
+        return PAGED_GATHERED
+    return found

@@ -1,0 +1,72 @@
+"""Weights on their way into an engine: kept as PyTorch tensors while only weights meet, then constants that share memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compiler.ir.core import Equation, Value
+from compiler.ir.interpreter import torch_dtype
+from compiler.ir.ops import REGISTRY
+from compiler.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+# They place elements and compute none, so they may work on the checkpoint's own type.
+_MOVEMENT = frozenset({"concat", "slice", "reshape", "transpose"})
+_NARROW_FLOATS = ("bf16", "f16")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value known at compile time: `tensor` may be of a narrower float type than `type` says, which widens exactly."""
+
+    tensor: torch.Tensor
+    type: TensorType
+    name: str
+
+
+def stored_weight(tensor: torch.Tensor, kind: TensorType, name: str) -> Stored:
+    """A weight as it will be written: in its own type if that is a 16-bit float and float32 is asked for, else in the asked one."""
+    import torch
+
+    narrow = kind.dtype == "f32" and tensor.dtype in (torch.bfloat16, torch.float16)
+    return Stored(tensor if narrow else tensor.to(torch_dtype(kind.dtype)), kind, name)
+
+
+def evaluate(equation: Equation, operands: list[Any]) -> Stored:
+    """An equation of stored operands (or literals), computed as the interpreter would."""
+    result: Value = equation.result
+    tensors = [operand.tensor for operand in operands if isinstance(operand, Stored)]
+    together = equation.op in _MOVEMENT and len({tensor.dtype for tensor in tensors}) == 1
+    args = [
+        (operand.tensor if together else operand.tensor.to(torch_dtype(operand.type.dtype)))
+        if isinstance(operand, Stored)
+        else operand
+        for operand in operands
+    ]
+    attrs = dict(equation.attr)
+    if equation.op == "reshape":
+        attrs["shape"] = result.type.static_shape()
+    return Stored(REGISTRY[equation.op].body(*args, **attrs), result.type, result.name)
+
+
+def ir_value(value: Any, kind: TensorType) -> Any:
+    """A `const` as a PyTorch tensor."""
+    import torch
+
+    return torch.tensor(value, dtype=torch_dtype(kind.dtype))
+
+
+def constant(tensor: torch.Tensor) -> Any:
+    """An OpenVINO constant over the tensor's own memory; keep the tensor alive until the model is written."""
+    import openvino as ov
+    import torch
+    from openvino.op import Constant
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype is torch.bfloat16:
+        bits = tensor.view(torch.int16).numpy()
+        return Constant(ov.Tensor(bits, ov.Shape(list(tensor.shape)), ov.Type.bf16), shared_memory=True)
+    return Constant(ov.Tensor(tensor.numpy(), shared_memory=True), shared_memory=True)

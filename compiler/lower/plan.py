@@ -1,0 +1,117 @@
+"""The plan: which step reads and writes which value, and the KV cache that lives between runs. Written as plan.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.ir.core import Equation, Graph, Value, walk
+from compiler.ir.names import expand, is_template
+from compiler.ir.types import Sym
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: an engine that a backend built, with its ports bound to values of the graph."""
+
+    backend: str
+    file: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    config: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "engine"
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """The two caches of one attention: [C, heads, block_size, dim] and [C, heads, block_size, value_dim]."""
+
+    k: str
+    v: str
+    heads: int
+    dim: int
+    value_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The paged KV cache; blocks hold `block_size` tokens."""
+
+    block_size: int
+    layers: tuple[CacheLayer, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Inputs, steps in order, outputs, and the cache where the model has one."""
+
+    dims: tuple[Sym, ...]
+    inputs: tuple[Value, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[tuple[str, Value], ...]
+    cache: Cache | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        cache = None
+        if self.cache is not None:
+            cache = {"block_size": self.cache.block_size, "layers": [vars(layer) for layer in self.cache.layers]}
+        return {
+            "dims": {sym.name: [sym.lo, sym.opt, sym.hi] for sym in self.dims},
+            "inputs": [_port(value.name, value) for value in self.inputs],
+            "steps": [
+                {
+                    "kind": step.kind, "backend": step.backend, "file": step.file, "inputs": dict(step.inputs),
+                    "outputs": dict(step.outputs), "config": dict(step.config),
+                }
+                for step in self.steps
+            ],
+            "outputs": {name: value.name for name, value in self.outputs},
+            "output_types": [_port(name, value) for name, value in self.outputs],
+            "cache": cache,
+        }  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Write plan.json."""
+        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _port(name: str, value: Value) -> dict[str, Any]:
+    return {"name": name, "dtype": value.type.dtype, "shape": list(value.type.shape)}
+
+
+def cache_of(graph: Graph) -> Cache | None:
+    """The KV cache that the graph's states are, in the order of the layers; None where it has none."""
+    names = {
+        equation.result.name: str(equation.attr["name"])
+        for equation in walk(graph.equations)
+        if equation.op == "state"
+    }
+    layers: list[CacheLayer] = []
+    block = 0
+    for top in graph.equations:
+        attentions = [equation for equation in walk((top,)) if equation.op == "paged_attention"]
+        for index in range(rounds(top)):
+            for equation in attentions:
+                k, v = equation.values[3:5]
+                heads, block, dim = (int(size) for size in k.type.shape[1:])
+                wide = int(v.type.shape[3])
+                k_name, v_name = (stored_name(names[value.name], index) for value in (k, v))
+                layers.append(CacheLayer(k_name, v_name, heads, dim, wide, k.type.dtype))
+    return Cache(block, tuple(layers)) if layers else None
+
+
+def rounds(equation: Equation) -> int:
+    """How often an equation runs: the count of a `repeat`, else once."""
+    count = equation.attr.get("count", 1) if equation.body is not None else 1
+    assert isinstance(count, int)  # the type rule of repeat
+    return count
+
+
+def stored_name(name: str, index: int | None) -> str:
+    """The name of a weight or state in round `index` of `repeat`."""
+    return expand(name, index) if index is not None and is_template(name) else name
