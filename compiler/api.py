@@ -232,7 +232,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
             "spec_sha256": hashlib.sha256(spec_file.read_bytes()).hexdigest(),
             "weights": asked.weights if source.checkpoint is None or asked.weights == "random" else source.label,
         },
-        "passes": [{"name": report.name, "hits": report.hits} for report in prepared.reports],
+        "passes": [{"name": report.name, "hits": len(report.hits)} for report in prepared.reports],
     }
 
 
