@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from compiler.ir.core import Arg, AttrValue, Equation, Value
-from compiler.ir.ops import REGISTRY, TypeRuleError
+from compiler.ir.ops import REGISTRY, Op, TypeRuleError
 from compiler.ir.types import Shape, TensorType
 from compiler.passes.pattern import show
-
-_ELEMENTWISE = {
-    "add", "sub", "mul", "div", "maximum", "minimum", "compare", "and", "or", "where", "cast",
-    "exp", "rsqrt", "cos", "sin", "tanh", "erf", "sigmoid", "relu", "silu", "gelu",
-}  # fmt: skip
-# Of these the number is how many dims, counted from the end, one result element depends on.
-_TRAILING = {"mean": 1, "sum": 1, "softmax": 1, "rms_norm": 1, "layer_norm": 1, "rotate": 2}
 
 
 def has_rows(value: Arg, rows: Shape) -> bool:
@@ -32,19 +25,13 @@ def why_not(equation: Equation, rows: Shape) -> str | None:
     leading = [has_rows(arg, rows) for arg in equation.args]
     inner = {arg.name: arg.type.rank - len(rows) for arg in equation.values if has_rows(arg, rows)}
     op = equation.op
-    if op in _ELEMENTWISE:
+    if _is_elementwise(REGISTRY[op]):
         rank = equation.result.type.rank
         for arg in equation.values:
             if has_rows(arg, rows) and arg.type.rank != rank:
                 return f"%{arg.name} {arg.type} is broadcast to {equation.result.type}"
             if not has_rows(arg, rows) and arg.type.rank > rank - len(rows):
                 return f"%{arg.name} {arg.type} is aligned with the dims {_text(rows)} of another operand"
-        return None
-    if op in _TRAILING:
-        if not all(leading[: 3 if op == "rotate" else 1]):
-            return f"an operand of {show(equation)} has no rows"
-        if inner[equation.values[0].name] < _TRAILING[op]:
-            return f"{show(equation)} mixes the dims {_text(rows)}"
         return None
     if op == "matmul":
         a, b = equation.values
@@ -65,7 +52,30 @@ def why_not(equation: Equation, rows: Shape) -> str | None:
     if op == "paged_attention":
         # It reads q, k and v as rows that belong to sequences; the other operands say to which.
         return None if all(leading[:3]) and not any(leading[3:]) else f"{show(equation)} has operands that are no rows"
-    return f"`{op}` works on {_text(rows)} as such"
+    return _by_signature(equation, rows)
+
+
+def _is_elementwise(definition: Op) -> bool:
+    shapes = [operand.shape for operand in definition.operands] + [shape for _, shape in definition.results]
+    return all(shape == ("*N",) for shape in shapes) and definition.name != "repeat"
+
+
+def _by_signature(equation: Equation, rows: Shape) -> str | None:
+    """An operation on F[*N,M] does the same whatever *N is: rows may be in it, and nowhere else."""
+    definition = REGISTRY[equation.op]
+    if not all(shape[:1] == ("*N",) for _, shape in definition.results):
+        return f"`{equation.op}` works on {_text(rows)} as such"
+    for operand, arg in zip(definition.operands, equation.args, strict=False):
+        if not isinstance(arg, Value):
+            continue
+        if operand.shape[:1] != ("*N",):
+            if has_rows(arg, rows):
+                return f"`{equation.op}` reads its operand `{operand.name}` whole"
+        elif not has_rows(arg, rows):
+            return f"%{arg.name} {arg.type} has no rows"
+        elif arg.type.rank - len(rows) < len(operand.shape) - 1:
+            return f"{show(equation)} mixes the dims {_text(rows)}"
+    return None
 
 
 def replace_rows(equation: Equation, values: Mapping[str, Value], old: Shape, new: Shape) -> Equation:

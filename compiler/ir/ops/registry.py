@@ -96,6 +96,8 @@ class Op:
             operand = self.operands[min(index, len(self.operands) - 1)]
             if arg is None and not operand.optional:
                 raise TypeRuleError(f"operand `{operand.name}` of `{self.name}` can't be left out")
+            if isinstance(arg, Value) and not _of_class(operand.dtype, arg.type.dtype):
+                raise TypeRuleError(f"operand `{operand.name}` must be {operand.dtype}, got {arg.type.dtype}")
             literal = arg is not None and not isinstance(arg, Value)
             if literal and not (self.literals and isinstance(arg, (int, float))):
                 raise TypeRuleError(f"operand `{operand.name}` of `{self.name}` must be a value, got the literal {arg}")
@@ -208,16 +210,16 @@ def _apply_rule(definition: Op, args: Sequence[Arg]) -> tuple[TensorType, ...]:
     return tuple(results)
 
 
-def _bind_dtype(operand: Operand, dtype: str, bound: dict[str, str]) -> None:
-    wanted = operand.dtype
+def _of_class(wanted: str, dtype: str) -> bool:
+    """Whether an element type is what a rule's letter (F, I, T) or name allows."""
     if wanted in DTYPES:
-        fits = dtype == wanted
-    else:
-        kind = wanted[0]
-        fits = kind == "T" or (dtype in FLOATS if kind == "F" else dtype in INTEGERS)
-        fits = fits and bound.setdefault(wanted, dtype) == dtype
-    if not fits:
-        raise TypeRuleError(f"operand `{operand.name}` must be {bound.get(wanted, wanted)}, got {dtype}")
+        return dtype == wanted
+    return wanted[0] == "T" or dtype in (FLOATS if wanted[0] == "F" else INTEGERS)
+
+
+def _bind_dtype(operand: Operand, dtype: str, bound: dict[str, str]) -> None:
+    if bound.setdefault(operand.dtype, dtype) != dtype:
+        raise TypeRuleError(f"operand `{operand.name}` must be {bound[operand.dtype]}, got {dtype}")
 
 
 def _bind_shape(operand: Operand, shape: tuple[Dim, ...], bound: dict[str, tuple[Dim, ...]]) -> None:
