@@ -118,9 +118,10 @@ def _write_error(out: Path, error: OSError) -> SpecRTError:
             "BUNDLE-012", f"no space left to write `{out}` ({free / 1e6:.0f} MB free)",
             hint="free some space or give an `--out` on another disk; nothing was left behind",
         )  # fmt: skip
-    return SpecRTError(
-        "BUNDLE-011", f"can't write `{out}`: {error.strerror} ({place})", hint="give an `--out` that you may write to"
-    )
+    reason = f"{error.strerror} ({place})"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = f"`{place}` is no folder"
+    return SpecRTError("BUNDLE-011", f"can't write `{out}`: {reason}", hint="give an `--out` that you may write to")
 
 
 def _existing(path: Path) -> Path:

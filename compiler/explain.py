@@ -1,4 +1,4 @@
-"""Why a model becomes what it becomes: facts about choices, what passes did and refused, the backend's answer per operation.
+"""Why a model becomes what it becomes: choices, what passes did and refused, the backend's answers.
 
 Everything is data, for `specrt explain` and for reports; no weight is read and no engine is built.
 """
@@ -118,7 +118,9 @@ def _role_fact(prepared: Prepared) -> Fact:
     masks = {name: part.choice("mask", env) for name, part in spec.parts.items() if isinstance(part, Attention)}
     told = ", ".join(f"`{name}` has mask `{mask}`" for name, mask in masks.items()) or "it has no attention"
     if prepared.role == "encoder":
-        return Fact("role", f"encoder, because {told}: every token sees every other, so there is no cache to go on from")
+        return Fact(
+            "role", f"encoder, because {told}: every token sees every other, so there is no cache to go on from"
+        )
     where = next((_place(part.where) for part in spec.parts.values() if isinstance(part, Attention)), None)
     return Fact("role", f"decoder, because {told}: it goes on token by token from a paged KV cache", where)
 
@@ -129,14 +131,14 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
         text = "fp32: weights, activations and cache are float32, the precision that the model's numbers are checked in"
     else:
         text = (
-            f"{precision}: weights, activations and cache are {precision}; norm statistics, rotary tables, softmax and logits stay "
-            "float32, where 16 bits lose too much"
+            f"{precision}: weights, activations and cache are {precision}; norm statistics, rotary tables, softmax and "
+            "logits stay float32, where 16 bits lose too much"
         )
     facts = [Fact("precision", text)]
     checkpoint = prepared.source.checkpoint
     if checkpoint is not None:
         stored = sorted({tensor.dtype for tensor in checkpoint.tensors.values()})
-        facts.append(Fact("weights", f"stored as {', '.join(stored)} in the checkpoint, held as {precision} in the bundle"))
+        facts.append(Fact("weights", f"stored as {', '.join(stored)} in the checkpoint, computed with in {precision}"))
     return tuple(facts)
 
 
@@ -147,8 +149,8 @@ def _cache_fact(prepared: Prepared) -> Fact:
         return Fact("cache", "none")
     told = "given" if prepared.request.max_sequence else "the longest that the model states, or the default"
     text = (
-        f"{size.cache_bytes_per_token:,} bytes a token; {limits.batch} sequences of {limits.sequence} tokens ({told}) take "
-        f"{size.cache_bytes_max / 1e6:,.1f} MB"
+        f"{size.cache_bytes_per_token:,} bytes a token; {limits.batch} sequences of {limits.sequence} tokens ({told}) "
+        f"take {size.cache_bytes_max / 1e6:,.1f} MB"
     )
     return Fact("cache", text)
 

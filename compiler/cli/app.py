@@ -40,7 +40,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _specrt(
-    version: Annotated[  # noqa: ARG001 (typer calls _version)
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

@@ -39,7 +39,8 @@ def compile_command(
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
     weights: Annotated[
-        str | None, typer.Option(help="checkpoint, or random: for speed without a checkpoint.", show_default="checkpoint")
+        str | None,
+        typer.Option(help="checkpoint, or random: for speed without a checkpoint.", show_default="checkpoint"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of random weights.", show_default="0")] = None,
     dump: Annotated[
@@ -50,7 +51,7 @@ def compile_command(
 ) -> None:
     """Compile a model written as data into a bundle that runs.
 
-    A checkpoint folder is enough: its spec is found by its config.json. [bold]compile demo/tiny-llama[/bold]
+    A checkpoint folder is enough, its config.json finds the spec: [bold]compile path/to/checkpoint[/bold]
     """
     from compiler.api import compile_prepared, prepare_request, request
     from compiler.cli.progress import Stages
@@ -63,7 +64,9 @@ def compile_command(
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)
         path = compile_prepared(prepared, stages.report)
-    seconds = {**prepared.seconds, **stages.seconds(), "total": time.perf_counter() - start}
+    total = time.perf_counter() - start
+    seconds = {**prepared.seconds, **stages.seconds()}
+    seconds |= {"other": max(total - sum(seconds.values()), 0.0), "total": total}
     summary = summarize(prepared, path, seconds)
     if json:
         print_json(summary)
@@ -77,7 +80,9 @@ def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict
     from compiler.sizes import sizes
 
     size = sizes(prepared)
-    files = {item.relative_to(path).as_posix(): item.stat().st_size for item in sorted(path.rglob("*")) if item.is_file()}
+    files = {
+        item.relative_to(path).as_posix(): item.stat().st_size for item in sorted(path.rglob("*")) if item.is_file()
+    }
     return {
         "bundle": str(path),
         "name": prepared.source.label,
@@ -101,7 +106,7 @@ def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict
 
 
 def fusions(prepared: Prepared) -> dict[str, dict[str, int]]:
-    """For each fusion pass the rules that fired, with how many layers they serve, and how many times one was refused."""
+    """For each fusion pass how often a rule fired, and how often one was refused."""
     return {
         report.name: {"hits": len(report.hits), "refused": len(report.refusals)}
         for report in prepared.reports
@@ -124,20 +129,22 @@ def _show(summary: dict[str, Any], dump: Path | None) -> None:
     console = stdout()
     layers = "" if summary["layers"] is None else f", {plural(summary['layers'], 'layer')}"
     console.print(
-        f"[bold green]compiled[/] [bold]{escape(summary['name'])}[/]: {count_text(summary['parameters'])} parameters{layers}, "
-        f"for {summary['target']} in {summary['precision']}",
+        f"[bold green]compiled[/] [bold]{escape(summary['name'])}[/]: "
+        f"{count_text(summary['parameters'])} parameters{layers}, for {summary['target']} in {summary['precision']}",
         soft_wrap=True,
     )
     equations = summary["equations"]
     told = {
         "spec": f"`{summary['architecture']}` from {Path(summary['spec']).name}",
         "build": plural(equations["built"], "equation"),
-        "passes": f"{_fused(summary['fusions'])}; {plural(equations['final'], 'equation')} left",
+        "passes": f"{plural(equations['final'], 'equation')} left; {_fused(summary['fusions'])}",
+        "write": bytes_text(summary["bundle_bytes"]),
+        "other": "loading PyTorch and the backend, hashing",
     }
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan")
     table.add_column(justify="right")
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
     for name, value in summary["seconds"].items():
         if name != "total":
             table.add_row(name, f"{value:.2f} s", told.get(name, ""))
@@ -151,7 +158,9 @@ def _show(summary: dict[str, Any], dump: Path | None) -> None:
     )
     if dump is not None:
         console.print(f"graphs   {escape(str(dump))}/", soft_wrap=True)
-    console.print(f"bundle   [bold]{escape(summary['bundle'])}[/] ({bytes_text(summary['bundle_bytes'])})", soft_wrap=True)
+    console.print(
+        f"bundle   [bold]{escape(summary['bundle'])}[/] ({bytes_text(summary['bundle_bytes'])})", soft_wrap=True
+    )
     console.print(f"next     [bold]{escape(summary['run'])}[/]", soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def command(function: F) -> F:
-    """A command whose mistakes are rendered, whose exit codes are those of docs/cli.md, and which cleans up when killed."""
+    """A command that renders mistakes, exits with the codes of docs/cli.md, and cleans up when it is killed."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -135,7 +135,14 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SpecRTError("CLI-012", f"can't write `{path}`: {error.strerror}", hint="name a file that you may write") from error
+        reason = (
+            f"`{path.parent}` is no folder"
+            if isinstance(error, (FileExistsError, NotADirectoryError))
+            else error.strerror
+        )
+        raise SpecRTError(
+            "CLI-012", f"can't write `{path}`: {reason}", hint="name a file that you may write"
+        ) from error
 
 
 def is_bundle(path: Path) -> bool:

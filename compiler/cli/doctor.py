@@ -46,7 +46,9 @@ def doctor_command(
 def _problems(machine: Machine) -> list[str]:
     from compiler.doctor import missing_packages
 
-    return [f"`{name}` is not installed: run `make demo`, or `pip install specrt`" for name in missing_packages(machine)]
+    return [
+        f"`{name}` is not installed: run `make demo`, or `pip install specrt`" for name in missing_packages(machine)
+    ]
 
 
 def _show(machine: Machine, problems: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`specrt explain`: what was fused or not and why, what the backend does with each operation, which precision and why."""
+"""`specrt explain`: what was fused or not, what the backend does with each operation, which precision, and why."""
 
 from __future__ import annotations
 
@@ -42,7 +42,13 @@ def explain_command(
     from compiler.explain import explain
 
     prepared = prepare(
-        source, checkpoint, size=size, target=target, precision=precision, max_batch=max_batch, max_sequence=max_sequence
+        source,
+        checkpoint,
+        size=size,
+        target=target,
+        precision=precision,
+        max_batch=max_batch,
+        max_sequence=max_sequence,
     )
     found = explain(prepared)
     if json:
@@ -55,7 +61,9 @@ def _show(found: Explanation) -> None:
     from rich.markup import escape
 
     console = stdout()
-    console.print(f"[bold]{escape(found.name)}[/] for {found.target} in {found.precision}, as {found.role}", soft_wrap=True)
+    console.print(
+        f"[bold]{escape(found.name)}[/] for {found.target} in {found.precision}, as {found.role}", soft_wrap=True
+    )
     _heading(console, "why this spec, this role, this precision")
     for fact in found.facts:
         place = f" [dim]{escape(place_text(fact.where))}[/]" if fact.where else ""
@@ -67,7 +75,9 @@ def _show(found: Explanation) -> None:
         for hit in item.hits:
             console.print(f"    [green]✓[/] {escape(_at(hit))}", soft_wrap=True)
         for refusal in item.refusals:
-            console.print(f"    [red]✗[/] {escape(_at(refusal))}\n      {escape(str(refusal['reason']))}", soft_wrap=True)
+            console.print(
+                f"    [red]✗[/] {escape(_at(refusal))}\n      {escape(str(refusal['reason']))}", soft_wrap=True
+            )
     _heading(console, f"operations on {found.target}")
     _show_operations(console, found)
 

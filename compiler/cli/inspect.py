@@ -48,10 +48,14 @@ def inspect_command(
     """Look inside a model or a bundle. Without flags: what it is, its sizes and its stages."""
     if is_bundle(source):
         given = {"CHECKPOINT": checkpoint, "--size": size, "--target": target, "--precision": precision}
-        extra = [name for name, value in {**given, "--max-batch": max_batch, "--max-sequence": max_sequence}.items() if value]
+        extra = [
+            name for name, value in {**given, "--max-batch": max_batch, "--max-sequence": max_sequence}.items() if value
+        ]
         if extra or stage != "final":
             wrong = ", ".join(f"`{name}`" for name in [*extra, *(["--stage"] if stage != "final" else [])])
-            raise SpecRTError("CLI-015", f"{wrong} can't be chosen for a bundle: it is compiled", hint="inspect its source")
+            raise SpecRTError(
+                "CLI-015", f"{wrong} can't be chosen for a bundle: it is compiled", hint="inspect its source"
+            )
         found = _of_bundle(source)
     else:
         options = {
@@ -242,7 +246,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
         console.print(table)
     for number, step in enumerate(plan["steps"]):
         console.print(
-            f"[bold]step {number}[/] {escape(step['kind'])} on {escape(step['backend'])} {escape(step.get('file') or '')}",
+            f"[bold]step {number}[/] {escape(step['kind'])} on {escape(step['backend'])} {escape(step['file'])}",
             soft_wrap=True,
         )
         for side in ("inputs", "outputs"):
@@ -253,7 +257,12 @@ def _show_plan(plan: dict[str, Any]) -> None:
     cache = plan.get("cache")
     if cache:
         layers = cache["layers"]
-        one = f", each K and V of {layers[0]['heads']} heads × {layers[0]['dim']} in {layers[0]['dtype']}" if layers else ""
+        one = (
+            f", each K and V of {layers[0]['heads']} heads × {layers[0]['dim']} in {layers[0]['dtype']}"
+            if layers
+            else ""
+        )
         console.print(
-            f"[bold]cache[/] {plural(len(layers), 'layer')} in blocks of {cache['block_size']} tokens{one}", soft_wrap=True
+            f"[bold]cache[/] {plural(len(layers), 'layer')} in blocks of {cache['block_size']} tokens{one}",
+            soft_wrap=True,
         )

@@ -10,6 +10,7 @@ import typer
 Source = Annotated[
     Path,
     typer.Argument(
+        metavar="SOURCE",
         show_default=False,
         help="An architecture file (specs/models/*.yaml), a checkpoint folder, or a deployment file.",
     ),

@@ -26,11 +26,18 @@ class Stages:
 
     def __enter__(self) -> Stages:
         if not self._quiet:
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                SpinnerColumn,
+                TaskProgressColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
 
             self._progress = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(32), TaskProgressColumn(), TimeElapsedColumn(),
-                console=stderr(), transient=True,
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(32), TaskProgressColumn(),
+                TimeElapsedColumn(), console=stderr(), transient=True,
             )  # fmt: skip
             self._progress.start()
             self._task = self._progress.add_task(self._first, total=None)

@@ -1,14 +1,15 @@
 """Places boxes in layers, top to bottom, so that few lines cross and most run straight.
 
-The method of Sugiyama, Tagawa and Toda (1981): layers by the longest path, a point for each layer that an edge passes, order in a
-layer by the mean of its neighbours, then positions by isotonic regression: the nearest to where the neighbours
-pull (least squares) with the order and the gaps kept.
+The method of Sugiyama, Tagawa and Toda (1981): layers by the longest path, a point for each layer that an edge
+passes, order in a layer by the mean of its neighbours, then positions by isotonic regression: the nearest to where the
+neighbours pull (least squares) with the order and the gaps kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 GAP_X, GAP_Y = 18.0, 30.0
@@ -55,7 +56,7 @@ def place(boxes: Mapping[str, Box], edges: Sequence[tuple[str, str]]) -> Layout:
             rows[layer].append((number, layer))
         chain.append(target)
         chains.append(chain)
-        links += zip(chain, chain[1:], strict=False)
+        links += pairwise(chain)
     above: dict[Key, list[Key]] = {key: [] for row in rows for key in row}
     below: dict[Key, list[Key]] = {key: [] for row in rows for key in row}
     for upper, lower in links:
@@ -91,9 +92,7 @@ def _layers(boxes: Mapping[str, Box], edges: Sequence[tuple[str, str]]) -> dict[
     return layer
 
 
-def _order(
-    rows: list[list[Key]], above: Mapping[Key, list[Key]], below: Mapping[Key, list[Key]]
-) -> list[list[Key]]:
+def _order(rows: list[list[Key]], above: Mapping[Key, list[Key]], below: Mapping[Key, list[Key]]) -> list[list[Key]]:
     """The best order found by sweeping down and up."""
     best, fewest = rows, _crossings(rows, below)
     for sweep in range(SWEEPS):
@@ -118,7 +117,7 @@ def _order(
 def _crossings(rows: Sequence[Sequence[Key]], below: Mapping[Key, list[Key]]) -> int:
     """How many pairs of lines between neighbouring rows cross."""
     total = 0
-    for upper, lower in zip(rows, rows[1:], strict=False):
+    for upper, lower in pairwise(rows):
         at = {key: index for index, key in enumerate(lower)}
         ends = [at[target] for key in upper for target in sorted(below[key], key=at.__getitem__)]
         total += sum(ends[i] > ends[j] for i in range(len(ends)) for j in range(i + 1, len(ends)))
@@ -153,13 +152,15 @@ def _positions(
                     near = pulls.get(key) or [*above[key], *below[key]]
                 wanted.append(sum(centres[other] for other in near) / len(near) if near else centres[key])
                 weights.append(1.0 if isinstance(key, str) else POINT_WEIGHT)
-            gaps = [(widths[a] + widths[b]) / 2 + GAP_X for a, b in zip(row, row[1:], strict=False)]
+            gaps = [(widths[a] + widths[b]) / 2 + GAP_X for a, b in pairwise(row)]
             centres.update(zip(row, spread(wanted, weights, gaps), strict=True))
     return centres
 
 
 def spread(wanted: Sequence[float], weights: Sequence[float], gaps: Sequence[float]) -> list[float]:
-    """The positions nearest to `wanted` (weighted least squares) with x[i+1] - x[i] >= gaps[i]: pool adjacent violators."""
+    """The positions nearest to `wanted` (weighted least squares) with x[i+1] - x[i] >= gaps[i].
+
+    The algorithm is pool adjacent violators: linear, exact."""
     offsets = [0.0]
     for gap in gaps:
         offsets.append(offsets[-1] + gap)

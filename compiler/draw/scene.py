@@ -1,8 +1,8 @@
 """Graph -> what a picture shows: a node for each operation, with weights written in the node that uses them.
 
-What depends on weights and constants only is no node: it becomes a line in its consumer. So is an input that joins a node with
-other operands (the block table of attention). A `repeat` is a node with a scene inside, whose ports are the values that
-go in and come out.
+What depends on weights and constants only is no node: it becomes a line in its consumer. So does an input that joins a
+node with other operands (the block table of attention). A `repeat` is a node with a scene inside, whose ports are the
+values that go in and come out.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class _Placed:
 
 
 def svg(graph: Graph) -> str:
-    """A picture of a graph: `repeat` is drawn once, weights stand in the box that uses them, boxes tell their equation on hovering."""
+    """A picture: `repeat` drawn once, weights in the box that uses them, a box tells its equation on hovering."""
     whole = scene(graph)
     placed = _place(whole)
     width = max(placed.layout.width, (len(graph.name) + 8) * CHAR * 1.4) + 2 * MARGIN
@@ -140,7 +140,8 @@ def _node(node: Node, placed: _Placed) -> Iterator[str]:
     if node.detail:
         yield f"<title>{escape(node.detail)}</title>"
     yield (
-        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius}"/>'
+        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{box.width:.1f}" '
+        f'height="{box.height:.1f}" rx="{radius}"/>'
     )
     lines = [line for line in (node.title, node.subtitle, *node.notes) if line]
     first = y + (box.height - len(lines) * LINE) / 2 + 11
