@@ -1,6 +1,6 @@
 """The graph IR: a typed, immutable list of equations that prints, parses, verifies and runs.
 
-`parse(str(graph)) == graph`; `verify(graph)` re-infers every type; `run(graph, ...)` is the reference meaning in PyTorch.
+`parse(str(graph)) == graph`; `verify(graph)` re-infers every type; `run(graph, ...)` is its meaning, in PyTorch.
 """
 
 from compiler.ir.builder import Builder

@@ -33,7 +33,7 @@ class Builder:
         """A graph input (pass the collected ones to `graph`)."""
         return Value(self.unique(name), TensorType(dtype, shape))
 
-    def emit(self, op: str, *args: Arg, to: str, type: TensorType | None = None, **attrs: AttrValue) -> Value:
+    def emit(self, op: str, *args: Arg, to: str, type: TensorType | None = None, **attrs: AttrValue) -> Value:  # noqa: A002
         """Append `to = op(args) {attrs}` and give its result; `type` is for sources (weight, state, const).
 
         Raises SpecRTError IR-002 where the type rule refuses.
@@ -51,7 +51,7 @@ class Builder:
     def repeat(
         self, count: int, carried: Sequence[Value], names: Sequence[str], body: Callable[..., Sequence[Value]]
     ) -> tuple[Value, ...]:
-        """Append a `repeat` whose body is built by `body(*params) -> results`; `names` are what the carried are called."""
+        """Append a `repeat` whose body is built by `body(*params) -> results`; `names` are those of the carried."""
         place = self.where
         params = tuple(Value(self.unique(f"{name}.in"), value.type) for name, value in zip(names, carried, strict=True))
         with self._block() as equations:

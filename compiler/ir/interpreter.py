@@ -49,8 +49,8 @@ def run(
 ) -> dict[str, torch.Tensor]:
     """The outputs by name.
 
-    `weights(name)` gives a weight in any float type; it is cast to the type that the graph states. `states` holds buffers
-    by name and is changed in place. `trace(name, tensor)` sees every value, in `repeat` as `name[round]`.
+    `weights(name)` gives a weight in any float type; it is cast to the type that the graph states. `states` holds
+    buffers by name and is changed in place. `trace(name, tensor)` sees every value, in `repeat` as `name[round]`.
     Raises SpecRTError IR-004 where an input is missing or misshaped.
     """
     runner = _Runner(weights, {} if states is None else states, trace)

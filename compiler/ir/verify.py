@@ -36,7 +36,8 @@ class _Verifier:
 
     def fail(self, constraint: str, message: str, where: Where | None = None) -> SpecRTError:
         source = f" after {self.after}" if self.after else ""
-        return SpecRTError("IR-003", f"{constraint} broken in graph `{self.graph.name}`{source}: {message}", where=where)
+        text = f"{constraint} broken in graph `{self.graph.name}`{source}: {message}"
+        return SpecRTError("IR-003", text, where=where)
 
     def run(self) -> None:
         names = [sym.name for sym in self.graph.dims]

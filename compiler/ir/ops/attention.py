@@ -111,15 +111,15 @@ def attention(
 )
 def paged_attention(
     q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, past_lens: Any, seq_begins: Any, block_ids: Any,
-    block_begins: Any, max_context: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,
+    block_begins: Any, max_context: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,  # noqa: ARG001
     window: int | None = None, softcap: float | None = None, slopes: tuple[float, ...] | None = None,
 ) -> Any:
     """Append k and v to the paged cache, then attend to the whole sequence (arXiv:2309.06180, section 4.2).
 
     The leading dims are the packed tokens of B sequences, one after the other: sequence b has the tokens
     seq_begins[b]:seq_begins[b+1], follows past_lens[b] cached ones, and owns the cache blocks
-    block_ids[block_begins[b]:block_begins[b+1]], W tokens each. max_context is the longest past + new length, for kernels
-    that size buffers by it. Changes k_cache and v_cache in place. The attributes are those of `attention`.
+    block_ids[block_begins[b]:block_begins[b+1]], W tokens each. max_context is the longest past + new length: kernels
+    size buffers by it. Changes k_cache and v_cache in place. The attributes are those of `attention`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Operations that move or view elements and compute nothing. Axes count from the end, so that leading dims can be packed."""
+"""Operations that move or view elements and compute nothing. Axes count from the end: leading dims can be packed."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@
         '''RMS norm (arXiv:1910.07467, eq. 4): ...'''
         ...PyTorch...
 
-Type rule: `F` any float type, `I` any integer type, `T` any type; a letter that occurs twice means the same type twice. `*N` binds
-any run of dims, a name binds one dim, a number is itself. `x?` may be left out. Where attributes decide the result, `infer` computes it.
+Type rule: `F` any float type, `I` any integer type, `T` any type; a letter that occurs twice means the same type twice.
+`*N` binds any run of dims, a name binds one dim, a number is itself. `x?` may be left out. Where attributes decide the
+result, `infer` computes it; `check` refuses what the rule can't say.
 Keyword-only parameters are the attributes; their annotations are checked.
 """
 
@@ -140,7 +141,8 @@ def op(
     def register(body: Callable[..., Any]) -> Callable[..., Any]:
         left, _, right = signature.partition("->")
         operands = tuple(
-            Operand(name, dtype, _dims(shape), bool(optional)) for name, optional, dtype, shape in _OPERAND.findall(left)
+            Operand(name, dtype, _dims(shape), bool(optional))
+            for name, optional, dtype, shape in _OPERAND.findall(left)
         )
         results = tuple((dtype, _dims(shape)) for dtype, shape in _RESULT.findall(right))
         attributes = tuple(
@@ -169,7 +171,7 @@ _ANNOTATIONS: dict[str, Callable[[AttrValue], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "str": lambda value: isinstance(value, str),
     "None": lambda value: value is None,
-    "Any": lambda value: True,
+    "Any": lambda _: True,
 }
 
 
