@@ -21,7 +21,7 @@ def _matmul(a: TensorType, b: TensorType, *, transpose_b: bool = False) -> tuple
 
 @op("a: F[*N,I,J], b: F[*N,J,K] -> F[*N,I,K]", infer=_matmul)
 def matmul(a: Any, b: Any, *, transpose_b: bool = False) -> Any:
-    """a b over the last two dims, the others broadcast; `transpose_b` reads b as [*N,K,J], a linear layer's [out, in]."""
+    """a b over the last two dims, the others broadcast; `transpose_b` reads b as [*N,K,J]: [out, in]."""
     return a @ (b.transpose(-1, -2) if transpose_b else b)
 
 
