@@ -1,4 +1,4 @@
-"""From a finished graph to what a runtime executes: capability decides where it is cut, a backend writes each segment."""
+"""From a finished graph to what a runtime executes: capability decides where to cut, a backend writes each segment."""
 
 from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict
 from compiler.lower.lowering import Lowered, lower

@@ -35,7 +35,7 @@ Judge = Callable[[Equation], Verdict]
 
 
 def key_dtype(equation: Equation) -> str:
-    """The element type that a capability table is keyed by: the result's, or the operand's where that is what decides."""
+    """The element type that a capability table is keyed by: the result's, or the operand's where that decides."""
     if equation.op in ("compare", "cast"):
         return equation.values[0].type.dtype
     return equation.results[0].type.dtype
@@ -50,10 +50,6 @@ def check(graph: Graph, judge: Judge, backend: str) -> None:
     ]
     if not missing:
         return
-    equation, reason = missing[0]
-    raise SpecRTError(
-        "LOWER-001",
-        f"{backend} can't run `{equation.op}` of {key_dtype(equation)} (%{equation.results[0].name}): {reason}",
-        where=equation.where,
-        notes=tuple(f"also `{other.op}` of {key_dtype(other)} (%{other.results[0].name}): {why}" for other, why in missing[1:]),
-    )
+    texts = [f"`{bad.op}` of {key_dtype(bad)} (%{bad.results[0].name}): {reason}" for bad, reason in missing]
+    notes = tuple(f"also {text}" for text in texts[1:])
+    raise SpecRTError("LOWER-001", f"{backend} can't run {texts[0]}", where=missing[0][0].where, notes=notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ class Lowered:
     """What lowering wrote (`plan`, relative to the bundle) and with what (`toolchain`: package to version)."""
 
     plan: Plan
-    toolchain: Mapping[str, str]
+    toolchain: dict[str, str]
 
 
 def lower(

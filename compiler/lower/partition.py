@@ -1,9 +1,9 @@
 """Cuts a graph into maximal convex segments that one engine runs, and the steps between them.
 
-The top-level equations form a graph of who reads whom. An equation's stage is the number of times that the longest way to
-it from an input changes between engine and step; all engine equations of one stage are one segment. No way leads out
-of a segment and back (it would pass a step and so end in a later stage): segments are convex, and run in the order of their
-stages. Weights, constants and states belong to whoever reads them.
+The top-level equations form a graph of who reads whom. An equation's stage is how often the longest way to it from an
+input changes between engine and step; all engine equations of one stage are one segment. No way leads out of a segment
+and back (it would pass a step, and so end in a later stage): segments are convex, and run in the order of their stages.
+Weights, constants and states belong to whoever reads them.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ def partition(graph: Graph, is_step: IsStep) -> tuple[Segment, ...]:
                 reads.add_edge(before, index)
     stages: dict[int, int] = {}
     for index in nx.topological_sort(reads):
-        before = (stages[other] + ((other in steps) != (index in steps)) for other in reads.predecessors(index))
-        stages[index] = max(before, default=int(index in steps))
+        own = index in steps
+        reached = [stages[other] + ((other in steps) != own) for other in reads.predecessors(index)]
+        stages[index] = max(reached, default=int(own))
     members: dict[tuple[int, bool], list[int]] = {}
     for index in sorted(stages):
         members.setdefault((stages[index], index in steps), []).append(index)
     return tuple(
-        Segment(
-            "step" if step else "engine", _subgraph(graph, chosen, producer, sources, f"{graph.name}.{number}")
-        )
+        Segment("step" if step else "engine", _subgraph(graph, chosen, producer, sources, f"{graph.name}.{number}"))
         for number, ((_, step), chosen) in enumerate(sorted(members.items()))
     )
 
@@ -61,7 +60,7 @@ def _is_step(equation: Equation, is_step: IsStep) -> bool:
         return is_step(equation)
     inside = next((inner for inner in walk(equation.body.equations) if is_step(inner)), None)
     if inside is not None:
-        message = f"`{inside.op}` (%{inside.results[0].name}) needs a step of its own, which can't be cut out of `repeat`"
+        message = f"`{inside.op}` (%{inside.results[0].name}) needs a step, which can't be cut out of `repeat`"
         raise SpecRTError("LOWER-002", message, where=inside.where)
     return False
 
@@ -82,10 +81,7 @@ def _subgraph(graph: Graph, chosen: list[int], producer: dict[str, int], sources
     order = {value.name: index for index, value in enumerate(graph.inputs)}
     ordered = sorted(inputs.values(), key=lambda value: order.get(value.name, len(order)))
     results = {
-        value.name: value
-        for equation in equations
-        if not REGISTRY[equation.op].source
-        for value in equation.results
+        value.name: value for equation in equations if not REGISTRY[equation.op].source for value in equation.results
     }
     outputs = [(port, value) for port, value in graph.outputs if value.name in results]
     public = {value.name for _, value in outputs}

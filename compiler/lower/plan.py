@@ -87,9 +87,7 @@ def _port(name: str, value: Value) -> dict[str, Any]:
 def cache_of(graph: Graph) -> Cache | None:
     """The KV cache that the graph's states are, in the order of the layers; None where it has none."""
     names = {
-        equation.result.name: str(equation.attr["name"])
-        for equation in walk(graph.equations)
-        if equation.op == "state"
+        equation.result.name: str(equation.attr["name"]) for equation in walk(graph.equations) if equation.op == "state"
     }
     layers: list[CacheLayer] = []
     block = 0

@@ -1,4 +1,4 @@
-"""Runs what lowering wrote through the real OpenVINO, as a runtime does: plan.json, engines, ports. Knows no cache policy."""
+"""Runs what lowering wrote through the real OpenVINO, as a runtime does; knows no cache policy."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def config(precision: str) -> dict[str, str]:
 
 
 def is_step(equation: Equation) -> bool:
-    """Whether an operation needs a step of its own between engines: none does, attention with a paged cache is native."""
+    """Whether an operation needs a step of its own between engines: none does, also attention with a paged cache."""
     del equation
     return False
 

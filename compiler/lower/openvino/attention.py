@@ -57,8 +57,11 @@ def _native(e: Emitter, equation: Equation, *, everything: bool) -> ov.Output:
     )
     slopes = attr.get("slopes") if everything else None
     window = attr.get("window") if everything else None
-    sinks = equation.args[11] if everything and len(equation.args) > 11 else None
-    heads = shape_of(operand(equation, 0))[-2]
+    sinks = _optional(e, equation, 11) if everything else None
+    if sinks is not None:
+        heads = shape_of(operand(equation, 0))[-2]
+        assert isinstance(heads, int)
+        sinks = ops.reshape(sinks, axes(1, heads, 1, 1), False).output(0)
     inputs = [
         q, k, v,
         e.node(equation.args[3]), e.node(equation.args[4]),  # caches
@@ -70,8 +73,8 @@ def _native(e: Emitter, equation: Equation, *, everything: bool) -> ov.Output:
         empty(np.int32),  # score_aggregation_window
         empty(np.int32), empty(np.int32), empty(np.float32),  # rotation of cached blocks: indices, deltas, table
         empty(np.float32), scalar(0), scalar(0),  # sparse attention: threshold, block size, stride
-        ops.reshape(e.node(sinks), axes(1, int(heads), 1, 1), False).output(0) if sinks is not None else empty(np.float32),
-        scalar(0), empty(np.int32), empty(np.int32), empty(np.int32),  # eviction: start, sizes, block sets and their begins
+        empty(np.float32) if sinks is None else sinks,
+        scalar(0), empty(np.int32), empty(np.int32), empty(np.int32),  # eviction: start, sizes, block sets, begins
         empty(np.int32),  # token types
         empty(np.uint8), empty(np.int32),  # bias between queries and its begins
     ]  # fmt: skip
@@ -92,7 +95,7 @@ def _number(value: object) -> float:
     return value
 
 
-# -- as equations: what both forms without the native operation share ----------------------------------------------------
+# -- as equations: what both forms without the native operation share -----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def attention(e: Emitter, equation: Equation) -> ov.Output:
     q5 = reshaped(e.node(equation.args[0]), shapes[0], (batch, length, groups, heads // groups, dim))
     q = ops.transpose(q5, axes(0, 2, 3, 1, 4)).output(0)
     k, v = (
-        ops.unsqueeze(ops.transpose(e.node(equation.args[index]), axes(0, 2, 1, 3)), axes(2)).output(0) for index in (1, 2)
+        ops.unsqueeze(ops.transpose(e.node(arg), axes(0, 2, 1, 3)), axes(2)).output(0) for arg in equation.args[1:3]
     )
     at = e.node(equation.args[3])
     prefix = _optional(e, equation, 4)

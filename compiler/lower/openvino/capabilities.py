@@ -1,7 +1,7 @@
 """What OpenVINO's CPU plugin does with each operation and element type, as data. One verdict for each pair.
 
-16-bit floats are held in float32 between operations, with weights stored in 16 bits: the plugin computes in the precision that
-INFERENCE_PRECISION_HINT names, and rounds where its kernels do.
+16-bit floats are held in float32 between operations, with weights stored in 16 bits: the plugin computes in the
+precision that INFERENCE_PRECISION_HINT names, and rounds where its kernels do.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "transpose": _any(Emit()),
     "concat": _any(Emit()),
     "slice": _any(Emit()),
-    "rms_norm": _float(Decompose("x * (1 / sqrt(mean(x^2) + eps)) * weight, which the plugin fuses into one operation")),
+    "rms_norm": _float(Decompose("x * (1 / sqrt(mean(x^2) + eps)) * weight, which the plugin fuses")),
     "layer_norm": _float(Decompose("mean-variance normalisation, then weight and bias")),
     "rotate": _float(_PAIRS),
     "attention": _float(_SOFTMAX),
@@ -96,7 +96,7 @@ PAGED_GATHERED = Decompose("reads the cache's blocks by gather and attends with 
 
 
 def paged_features(equation: Equation) -> frozenset[str]:
-    """The features of an attention: window, softcap, slopes, prefix, sinks, value_dim (values wider or narrower than keys)."""
+    """The features of an attention that decide how it is computed; `value_dim`: values wider or narrower than keys."""
     found = {name for name in ("window", "softcap", "slopes") if equation.attr.get(name) is not None}
     operands = dict(enumerate(equation.args))
     if operands.get(10) is not None:

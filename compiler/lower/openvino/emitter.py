@@ -1,9 +1,9 @@
-"""Walks a segment's equations and keeps what each value became: an OpenVINO output, or a tensor while only weights met."""
+"""Walks a segment's equations and keeps what each value became: an OpenVINO output, or a tensor of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import openvino as ov
 import openvino.opset15 as ops
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 # The OpenVINO type in which values of an IR type are held between operations.
-HELD = {"f32": "f32", "bf16": "f32", "f16": "f32", "i32": "i32", "i64": "i64", "i8": "i8", "u8": "u8", "bool": "boolean"}
-TYPES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i32": "i32", "i64": "i64", "i8": "i8", "u8": "u8", "bool": "boolean"}
+_SAME = {"i32": "i32", "i64": "i64", "i8": "i8", "u8": "u8", "bool": "boolean"}
+HELD = {"f32": "f32", "bf16": "f32", "f16": "f32", **_SAME}
+# The type of a port.
+TYPES = {"f32": "f32", "bf16": "bf16", "f16": "f16", **_SAME}
 Emission = Callable[["Emitter", Equation], ov.Output]
 EMISSIONS: dict[str, Emission] = {}
 
@@ -51,7 +53,7 @@ class Emitter:
         self._alive: list[Stored] = []  # constants share their memory, and the memo goes by identity
         self._named: set[str] = set()
 
-    # -- values ---------------------------------------------------------------------------------------------------------
+    # -- values -------------------------------------------------------------------------------------------------------
 
     def node(self, arg: Arg, dtype: str = "f32") -> ov.Output:
         """An operand in its held type; a literal becomes a scalar of `dtype`."""
@@ -115,7 +117,7 @@ class Emitter:
         self._named.add(unique)
         node.set_friendly_name(unique)
 
-    # -- equations ------------------------------------------------------------------------------------------------------
+    # -- equations ----------------------------------------------------------------------------------------------------
 
     def run(self, equations: tuple[Equation, ...]) -> None:
         """Write equations in order into the scope."""

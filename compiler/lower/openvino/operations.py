@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def reshape(e: Emitter, equation: Equation) -> ov.Output:
 
 
 def reshaped(x: ov.Output, source: tuple[int | str, ...], target: tuple[int | str, ...]) -> ov.Output:
-    """x under another shape: at most one symbolic dim is computed (-1), others are copied (0) or read from x's shape."""
+    """x under another shape: one symbolic dim is computed (-1), others are copied (0) or read from x's shape."""
     plain = [-1 if isinstance(size, str) else size for size in target]
     if plain.count(-1) <= 1:
         return ops.reshape(x, axes(*plain), False).output(0)
@@ -203,7 +204,7 @@ def _rotate_half(e: Emitter, x: ov.Output, cos: ov.Output, sin: ov.Output, half:
         twice = ops.concat([half_table, half_table], -1)
         return ops.unsqueeze(twice, axes(-2)).output(0)
 
-    cos2, sin2 = (e.memo(("rotate_half", *identity(t)), lambda t=t: table(t)) for t in (cos, sin))
+    cos2, sin2 = (e.memo(("rotate_half", *identity(t)), partial(table, t)) for t in (cos, sin))
     a, b = part(x, 0, half), part(x, half, 2 * half)
     turned = ops.concat([ops.multiply(b, e.scalar(-1.0)), a], -1)
     return ops.add(ops.multiply(x, cos2), ops.multiply(turned, sin2)).output(0)
@@ -212,9 +213,11 @@ def _rotate_half(e: Emitter, x: ov.Output, cos: ov.Output, sin: ov.Output, half:
 def _rotate_pairs(e: Emitter, x: ov.Output, cos: ov.Output, sin: ov.Output, half: int, equation: Equation) -> ov.Output:
     """The same with a and b taken from even and odd places."""
     at = shape_of(operand(equation, 0))[:-1]
-    cos1, sin1 = (
-        e.memo(("rotate_pairs", *identity(t)), lambda t=t: ops.unsqueeze(t, axes(-2, -1)).output(0)) for t in (cos, sin)
-    )
+
+    def table(column: ov.Output) -> ov.Output:
+        return ops.unsqueeze(column, axes(-3, -1)).output(0)
+
+    cos1, sin1 = (e.memo(("rotate_pairs", *identity(t)), partial(table, t)) for t in (cos, sin))
     pairs = reshaped(x, (*at, 2 * half), (*at, half, 2))
     a, b = part(pairs, 0, 1), part(pairs, 1, 2)
     first = ops.subtract(ops.multiply(a, cos1), ops.multiply(b, sin1))

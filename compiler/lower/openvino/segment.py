@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import openvino as ov
 import openvino.opset15 as ops
+from openvino.opset16 import identity
 
 from compiler.ir.core import Graph
 from compiler.lower.openvino import attention, operations  # noqa: F401 (they register how operations are written)
@@ -43,6 +44,9 @@ def model_of(
 
 
 def _result(name: str, output: ov.Output) -> ov.Node:
+    # one tensor has one name in the xml: what is an input too, or an output already, gets a tensor of its own
+    if output.get_names():
+        output = identity(output).output(0)
     result = ops.result(output)
     result.set_friendly_name(name)
     result.output(0).set_names({name})
@@ -50,7 +54,7 @@ def _result(name: str, output: ov.Output) -> ov.Node:
 
 
 def _name_helpers(model: ov.Model) -> None:
-    """Name helper nodes after the node they serve: automatic names count through the process and differ from run to run."""
+    """Name helpers after the node they serve: automatic names count through the process and differ from run to run."""
     named: dict[str, int] = {}
     for node in reversed(model.get_ordered_ops()):
         if node.get_friendly_name() != node.get_name():

@@ -1,4 +1,4 @@
-"""Weights on their way into an engine: kept as PyTorch tensors while only weights meet, then constants that share memory."""
+"""Weights on their way into an engine: PyTorch tensors while only weights meet, then constants that share memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NARROW_FLOATS = ("bf16", "f16")
 
 @dataclass(frozen=True)
 class Stored:
-    """A value known at compile time: `tensor` may be of a narrower float type than `type` says, which widens exactly."""
+    """A value known at compile time; `tensor` may be of a narrower float type than `type`, which widens exactly."""
 
     tensor: torch.Tensor
     type: TensorType
@@ -28,7 +28,7 @@ class Stored:
 
 
 def stored_weight(tensor: torch.Tensor, kind: TensorType, name: str) -> Stored:
-    """A weight as it will be written: in its own type if that is a 16-bit float and float32 is asked for, else in the asked one."""
+    """A weight as it will be written: in its own type if that is a 16-bit float where float32 is asked for."""
     import torch
 
     narrow = kind.dtype == "f32" and tensor.dtype in (torch.bfloat16, torch.float16)

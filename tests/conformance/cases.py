@@ -1,0 +1,150 @@
+"""One graph or more for each operation, written for any element type ({F}): what the conformance suite runs.
+
+Shapes have a symbolic dim, odd sizes and broadcasting; a case is named `op` or `op-variant`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DIMS = "dim B in 1..2..8 dim S in 1..5..64"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph over element type {F}, with {BITS} three of its values; `ranges` bounds the random values of inputs and weights by name."""
+
+    name: str
+    inputs: str
+    body: str
+    result: str
+    dims: str = DIMS
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def op(self) -> str:
+        return self.name.partition("-")[0]
+
+    def text(self, dtype: str) -> str:
+        """The IR of this case with its result as output `y`."""
+        body = f"graph case({self.inputs}) {{ {self.dims} {self.body} return y = %{self.result} }}"
+        bits = "(true, false, true)" if dtype == "bool" else "(1, 0, 1)"
+        return body.replace("{F}", dtype).replace("{BITS}", bits)
+
+
+def _binary(op: str, **ranges: tuple[float, float]) -> list[Case]:
+    return [
+        Case(op, "%a: {F}[B,S,6], %b: {F}[B,S,6]", f"%y: {{F}}[B,S,6] = {op}(%a, %b)", "y", ranges=ranges),
+        Case(f"{op}-broadcast", "%a: {F}[B,S,6], %b: {F}[B,1,6]", f"%y: {{F}}[B,S,6] = {op}(%b, %a)", "y", ranges=ranges),
+        Case(f"{op}-literal", "%a: {F}[B,S,6]", f"%y: {{F}}[B,S,6] = {op}(%a, 3)", "y", ranges=ranges),
+    ]
+
+
+def _unary(op: str, low: float = -4.0, high: float = 4.0, attrs: str = "") -> Case:
+    return Case(op, "%x: {F}[B,S,6]", f"%y: {{F}}[B,S,6] = {op}(%x){attrs}", "y", ranges={"x": (low, high)})
+
+
+def _attention(variant: str, attrs: str, heads: int = 4, groups: int = 2, dim: int = 16, wide: int = 16) -> Case:
+    operands, extra = "%q, %k, %v, %positions", ""
+    if "prefix" in variant or "sinks" in variant:
+        operands += ", %prefix" if "prefix" in variant else ", _"
+        extra += ", %prefix: i32[B]" if "prefix" in variant else ""
+    if "sinks" in variant:
+        operands += ", %sinks"
+        extra += f", %sinks: {{F}}[{heads}]"
+    shapes = f"%q: {{F}}[B,S,{heads},{dim}], %k: {{F}}[B,S,{groups},{dim}], %v: {{F}}[B,S,{groups},{wide}]"
+    return Case(
+        f"attention-{variant}",
+        f"{shapes}, %positions: i32[B,S]{extra}",
+        f"%y: {{F}}[B,S,{heads},{wide}] = attention({operands}) {{{attrs}}}",
+        "y",
+        ranges={"prefix": (2, 3)},
+    )
+
+
+SLOPES = "slopes = (0.5, 0.25, 0.125, 0.0625)"
+_NORM = "%x: {F}[B,S,48]"
+CASES: tuple[Case, ...] = (
+    *_binary("add"),
+    *_binary("sub"),
+    *_binary("mul"),
+    *_binary("div", a=(1.0, 4.0), b=(1.0, 4.0)),
+    *_binary("maximum"),
+    *_binary("minimum"),
+    *(
+        Case(f"compare-{kind}", "%a: {F}[B,S,6], %b: {F}[B,1,6]",
+             f'%y: bool[B,S,6] = compare(%a, %b) {{kind = "{kind}"}}', "y", ranges={"a": (-2, 2), "b": (-2, 2)})
+        for kind in ("lt", "le", "gt", "ge", "eq", "ne")
+    ),
+    Case("and", "%a: {F}[B,S,6], %b: {F}[B,1,6]", "%y: {F}[B,S,6] = and(%a, %b)", "y"),
+    Case("or", "%a: {F}[B,S,6], %b: {F}[B,1,6]", "%y: {F}[B,S,6] = or(%a, %b)", "y"),
+    Case("where", "%c: bool[B,S,1], %a: {F}[B,S,6], %b: {F}[6]", "%y: {F}[B,S,6] = where(%c, %a, %b)", "y"),
+    _unary("exp"),
+    _unary("rsqrt", 0.01, 4.0),
+    _unary("cos", -30.0, 30.0),
+    _unary("sin", -30.0, 30.0),
+    _unary("tanh"),
+    _unary("erf"),
+    _unary("sigmoid", -9.0, 9.0),
+    _unary("relu"),
+    _unary("silu", -9.0, 9.0),
+    Case("gelu-erf", "%x: {F}[B,S,6]", "%y: {F}[B,S,6] = gelu(%x) {approximate = false}", "y"),
+    Case("gelu-tanh", "%x: {F}[B,S,6]", "%y: {F}[B,S,6] = gelu(%x) {approximate = true}", "y"),
+    *(
+        Case(f"cast-{to}", "%x: {F}[B,S,6]", f'%y: {to}[B,S,6] = cast(%x) {{dtype = "{to}"}}', "y", ranges={"x": (0, 4)})
+        for to in ("f32", "bf16", "i32", "bool")
+    ),
+    Case("matmul", "%a: {F}[B,S,24], %b: {F}[B,24,7]", "%y: {F}[B,S,7] = matmul(%a, %b)", "y"),
+    Case("matmul-transposed", "%a: {F}[B,S,24]",
+         '%w: {F}[7,24] = weight() {name = "w"} %y: {F}[B,S,7] = matmul(%a, %w) {transpose_b = true}', "y"),
+    Case("matmul-broadcast", "%a: {F}[B,3,S,24], %b: {F}[B,1,7,24]",
+         "%y: {F}[B,3,S,7] = matmul(%a, %b) {transpose_b = true}", "y"),
+    Case("gather", "%i: i32[B,S]", '%w: {F}[11,6] = weight() {name = "w"} %y: {F}[B,S,6] = gather(%w, %i)', "y",
+         ranges={"i": (0, 10)}),
+    Case("gather-rows", "%x: {F}[S,6], %i: i32[B]", "%y: {F}[B,6] = gather(%x, %i)", "y", ranges={"i": (0, 4)}),
+    Case("mean", "%x: {F}[B,S,48]", "%y: {F}[B,S,1] = mean(%x)", "y"),
+    Case("sum", "%x: {F}[B,S,48]", "%y: {F}[B,S,1] = sum(%x)", "y"),
+    Case("softmax", "%x: {F}[B,S,48]", "%y: {F}[B,S,48] = softmax(%x)", "y"),
+    Case("reshape-split", "%x: {F}[B,S,12]", '%y: {F}[B,S,3,4] = reshape(%x) {shape = ("B", "S", 3, 4)}', "y"),
+    Case("reshape-merge", "%x: {F}[B,3,S,4]", '%y: {F}[3,B,S,4] = reshape(%x) {shape = (3, "B", "S", 4)}', "y"),
+    Case("transpose", "%x: {F}[B,S,3,4]", "%y: {F}[B,3,S,4] = transpose(%x) {axes = (-2, -3, -1)}", "y"),
+    Case("concat", "%a: {F}[B,S,3], %b: {F}[B,S,5]", "%y: {F}[B,S,8] = concat(%a, %b) {axis = -1}", "y"),
+    Case("concat-weights", "%a: {F}[B,S,8]",
+         '%v: {F}[3,8] = weight() {name = "v"} %w: {F}[2,8] = weight() {name = "w"} '
+         "%j: {F}[5,8] = concat(%v, %w) {axis = -2} %p: {F}[8,5] = transpose(%j) {axes = (-1, -2)} "
+         "%s: {F}[8,4] = slice(%p) {axis = -1, start = 1, stop = 5} %r: {F}[4,8] = reshape(%s) {shape = (4, 8)} "
+         "%t: {F}[1,8] = slice(%r) {axis = -2, start = 2, stop = 3} %y: {F}[B,S,8] = maximum(%a, %t)", "y"),
+    Case("slice", "%x: {F}[B,S,9]", "%y: {F}[B,S,4] = slice(%x) {axis = -1, start = 3, stop = 7}", "y"),
+    Case("rms_norm", _NORM,
+         '%w: {F}[48] = weight() {name = "w"} %y: {F}[B,S,48] = rms_norm(%x, %w) {eps = 1e-05}', "y"),
+    Case("layer_norm", _NORM,
+         '%w: {F}[48] = weight() {name = "w"} %b: {F}[48] = weight() {name = "b"} '
+         "%y: {F}[B,S,48] = layer_norm(%x, %w, %b) {eps = 1e-05}", "y"),
+    Case("layer_norm-no-bias", _NORM,
+         '%w: {F}[48] = weight() {name = "w"} %y: {F}[B,S,48] = layer_norm(%x, %w) {eps = 1e-12}', "y"),
+    *(
+        Case(f"rotate-{style}-{half}", f"%x: {{F}}[B,S,3,16], %cos: f32[B,S,{half}], %sin: f32[B,S,{half}]",
+             f'%y: {{F}}[B,S,3,16] = rotate(%x, %cos, %sin) {{style = "{style}"}}', "y")
+        for style in ("half", "interleaved") for half in (8, 3)
+    ),
+    Case("rotate-packed", "%x: {F}[S,3,16], %cos: f32[S,8], %sin: f32[S,8]",
+         '%y: {F}[S,3,16] = rotate(%x, %cos, %sin) {style = "half"}', "y"),
+    _attention("full", "scale = 0.25, causal = false"),
+    _attention("causal", "scale = 0.25, causal = true", groups=4),
+    _attention("window", "scale = 0.25, causal = true, window = 3", groups=1),
+    _attention("two-sided-window", "scale = 0.25, causal = false, window = 3"),
+    _attention("prefix", "scale = 0.25, causal = true"),
+    _attention("softcap", "scale = 0.25, causal = true, softcap = 2.0"),
+    _attention("slopes", f"scale = 0.25, causal = true, {SLOPES}"),
+    _attention("sinks", "scale = 0.25, causal = true"),
+    _attention("prefix-sinks", f"scale = 0.5, causal = true, window = 4, softcap = 3.0, {SLOPES}", wide=8),
+    Case("weight", "%x: {F}[B,S,6]", '%w: {F}[6] = weight() {name = "w"} %y: {F}[B,S,6] = maximum(%x, %w)', "y"),
+    Case("weight-used-raw", "%x: {F}[B,S,6], %c: bool[B,S,1]",
+         '%w: {F}[6] = weight() {name = "w"} %y: {F}[B,S,6] = where(%c, %x, %w)', "y"),
+    Case("const", "%x: {F}[B,S,3], %c: bool[B,S,1]",
+         "%w: {F}[3] = const() {value = {BITS}} %y: {F}[B,S,3] = where(%c, %x, %w)", "y"),
+    Case("repeat", "%x: {F}[B,S,6], %c: bool[B,S,6]",
+         "%y: {F}[B,S,6] = repeat(%x) {count = 3} (%i: {F}[B,S,6]) => { "
+         '%w: {F}[6] = weight() {name = "l.{i}.w"} %v: {F}[6] = weight() {name = "l.{2*i+1}.v"} '
+         "%n: {F}[B,S,6] = where(%c, %i, %w) %o: {F}[B,S,6] = where(%c, %v, %n) yield %o }", "y"),
+)  # fmt: skip
