@@ -63,6 +63,7 @@ def compile_command(
     )  # fmt: skip
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)
+        stages.say("load PyTorch and the backend")
         path = compile_prepared(prepared, stages.report)
     total = time.perf_counter() - start
     seconds = {**prepared.seconds, **stages.seconds()}

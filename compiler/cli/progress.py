@@ -50,6 +50,11 @@ class Stages:
         if self._progress is not None:
             self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """What goes on now, where nothing reports itself."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=text)
+
     def report(self, stage: str, done: int, total: int) -> None:
         """What `compile` calls: `done` of `total` in `stage`."""
         if stage not in self._begins:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from compiler.ir.core import Block, Equation, Graph, Value, used_values
 from compiler.ir.ops import REGISTRY
@@ -146,7 +147,12 @@ class _Builder:
         ]
         notes += [str(arg) for arg in equation.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
         subtitle = f"{result.name}: {result.type}"
-        detail = print_equation(equation, places=True)
+        place = equation.where
+        detail = print_equation(equation)
+        if (
+            place is not None
+        ):  # not the whole path: a picture is passed on
+            detail += f"\n{Path(place.file).name}:{place.line}:{place.column}"
         identity = self.prefix + result.name
         self.add(
             Node(identity, equation.op, subtitle, tuple(_wrapped(notes)), KINDS.get(equation.op, "pointwise"), detail),

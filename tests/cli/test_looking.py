@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from compiler.explain import explain
 from compiler.ir.parser import parse
 from compiler.sizes import sizes
 from compiler.stages import stage
-from tests.cli.conftest import DEMO, SPEC, Cli
+from tests.cli.conftest import DEMO, ROOT, SPEC, Cli
 
 NAMES = ["built", "fuse_norm", "fuse_attention", "insert_kv_cache", "pack_tokens"]
 
@@ -211,3 +212,11 @@ def test_svg_of_a_spec_is_written(cli: Cli, tmp_path: Path) -> None:
     done = cli("inspect", SPEC, "--size", "7b", "--svg", path)
     assert (done.code, done.out) == (0, f"wrote {path}\n")
     assert path.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_the_picture_in_the_readme_is_current(demo: compiler.Prepared) -> None:
+    path = ROOT / "docs" / "graph.svg"
+    if os.environ.get("UPDATE_GOLDENS"):
+        path.write_text(svg(demo.graph), encoding="utf-8")
+    again = "run `specrt inspect demo/tiny-llama --svg docs/graph.svg` and look at it"
+    assert path.read_text(encoding="utf-8") == svg(demo.graph), again
