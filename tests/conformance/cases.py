@@ -35,7 +35,9 @@ class Case:
 def _binary(op: str, **ranges: tuple[float, float]) -> list[Case]:
     return [
         Case(op, "%a: {F}[B,S,6], %b: {F}[B,S,6]", f"%y: {{F}}[B,S,6] = {op}(%a, %b)", "y", ranges=ranges),
-        Case(f"{op}-broadcast", "%a: {F}[B,S,6], %b: {F}[B,1,6]", f"%y: {{F}}[B,S,6] = {op}(%b, %a)", "y", ranges=ranges),
+        Case(
+            f"{op}-broadcast", "%a: {F}[B,S,6], %b: {F}[B,1,6]", f"%y: {{F}}[B,S,6] = {op}(%b, %a)", "y", ranges=ranges
+        ),
         Case(f"{op}-literal", "%a: {F}[B,S,6]", f"%y: {{F}}[B,S,6] = {op}(%a, 3)", "y", ranges=ranges),
     ]
 

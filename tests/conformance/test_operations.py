@@ -43,9 +43,7 @@ def random_tensor(kind: TensorType, bounds: tuple[float, float] | None, generato
 def feed(graph: Graph, case: Case) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Inputs and weights of a case: random, always the same."""
     generator = torch.Generator().manual_seed(7)
-    inputs = {
-        value.name: random_tensor(value.type, case.ranges.get(value.name), generator) for value in graph.inputs
-    }
+    inputs = {value.name: random_tensor(value.type, case.ranges.get(value.name), generator) for value in graph.inputs}
     if "positions" in inputs:
         inputs["positions"] = torch.arange(SIZES["S"], dtype=torch.int32).repeat(SIZES["B"], 1)
         inputs["positions"][1, 3:] = -1

@@ -30,7 +30,11 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 _FLOAT: dict[str, tuple[float, float, str]] = {
     "moved": (0.0, 2.0, "a bf16 engine may round f32 operands on the way in: one rounding, u"),
     "rounded": (0.0, 4.0, "IEEE 754: one rounding of the result, u, one of each operand"),
-    "function": (16.0, 16.0, "oneDNN's eltwise kernels: polynomials good to some units in the last place (its test bound)"),
+    "function": (
+        16.0,
+        16.0,
+        "oneDNN's eltwise kernels: polynomials good to some units in the last place (its test bound)",
+    ),
     "reduced": (64.0, 32.0, "Higham, Accuracy and Stability, 3.1: n u |a||b| with n = 48, sums of size 1"),
     "attention": (64.0, 64.0, "two products around a softmax: reduced, twice"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compiler.ir.core import Equation, Value
+from compiler.ir.core import Equation
 from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
 
 FLOATS = ("f32", "bf16", "f16")
@@ -96,18 +96,13 @@ PAGED_GATHERED = Decompose("reads the cache's blocks by gather and attends with 
 
 
 def paged_features(equation: Equation) -> frozenset[str]:
-    """The features of an attention that decide how it is computed; `value_dim`: values wider or narrower than keys."""
+    """The features of an attention that decide how it is computed."""
     found = {name for name in ("window", "softcap", "slopes") if equation.attr.get(name) is not None}
     operands = dict(enumerate(equation.args))
     if operands.get(10) is not None:
         found.add("prefix")
     if operands.get(11) is not None:
         found.add("sinks")
-    q, v = equation.args[0], equation.args[2]
-    assert isinstance(q, Value)  # the type rule of paged_attention
-    assert isinstance(v, Value)
-    if q.type.shape[-1] != v.type.shape[-1]:
-        found.add("value_dim")
     if equation.attr.get("causal") is not True:
         found.add("not_causal")
     return frozenset(found)

@@ -106,7 +106,8 @@ class Emitter:
             self.parameters.append(port)
             return port.output(0)
 
-        return self.memo(("parameter", name), make)
+        # by type too: a state named like an input becomes a second port, and ov.Model refuses two ports of one name
+        return self.memo(("parameter", name, kind), make)
 
     def call(self, node: ov.Node, name: str) -> None:
         """Give a node a friendly name that no other has."""
