@@ -1,4 +1,4 @@
-"""The pipelines: which passes, in which order, for which role of a model."""
+"""The pipelines: which passes, in which order, for which role of a model on the CPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from compiler.passes.runner import Pass
 from compiler.passes.select_rows import SELECT_ROWS
 
 # Fusion first: folding merges equal equations, also halves of two norms on one value, which then match no more.
-_FUSION = (FUSE_NORM, FUSE_ATTENTION)
-_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
+FUSION = (FUSE_NORM, FUSE_ATTENTION)
+SERVING = (INSERT_KV_CACHE, PACK_TOKENS, SELECT_ROWS)
+# For targets where each product costs a launch. On the CPU they gain nothing (docs/decisions.md).
+JOIN_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
 
 
 def decoder(precision: str) -> tuple[Pass, ...]:
     """Tokens in, logits out, with a paged cache; raises SpecRTError PASS-002 for an unknown precision."""
-    serving = (INSERT_KV_CACHE, PACK_TOKENS, SELECT_ROWS)
-    return (*_FUSION, *serving, *_PRODUCTS, FOLD_CONSTANTS, assign_precision(precision))
+    return (*FUSION, *SERVING, FOLD_CONSTANTS, assign_precision(precision))
 
 
 def encoder(precision: str) -> tuple[Pass, ...]:
     """All tokens at once, rows padded; raises SpecRTError PASS-002 for an unknown precision."""
-    return (*_FUSION, *_PRODUCTS, FOLD_CONSTANTS, assign_precision(precision))
+    return (*FUSION, FOLD_CONSTANTS, assign_precision(precision))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compiler.ir import Graph
-from compiler.passes.pipelines import decoder, encoder
+from compiler.passes.pipelines import FUSION, JOIN_PRODUCTS, SERVING, decoder, encoder
 from compiler.passes.runner import run_passes
 from tests.passes.graphs import ROPE, Paged, Weights, batch, masked, model, outputs, unrolled
 
@@ -81,6 +81,27 @@ def test_served_in_sixteen_bits(precision: str) -> None:
     graph, _ = run_passes(built.graph, decoder(precision))
     for got, expected in zip(serve(graph, weights, rows), want, strict=True):
         assert_close(got, expected, precision)
+
+
+def test_joined_products_serve_the_same() -> None:
+    built = model(attention=f"mask: causal, position: {ROPE}, bias: {{qkv: true, out: false}}")
+    weights = Weights(built.graph)
+    rows, want = reference(built.graph, weights)
+    graph, reports = run_passes(built.graph, (*FUSION, *JOIN_PRODUCTS, *SERVING))
+    assert all(report.hits for report in reports)
+    for got, expected in zip(serve(graph, weights, rows), want, strict=True):
+        assert_close(got, expected)
+
+
+def test_alternating_windows_have_a_cache_for_each_layer() -> None:
+    window = "4 if layer % 2 == 0 else 9"
+    built = model(attention=f"mask: causal, window: {window}, position: {ROPE}", layers=4)
+    weights = Weights(built.graph)
+    rows, want = reference(built.graph, weights)
+    graph, _ = run_passes(built.graph, decoder("fp32"))
+    for got, expected in zip(serve(graph, weights, rows), want, strict=True):
+        assert_close(got, expected)
+    assert sorted(Paged(graph, weights).states) == [f"layers.{i}.attn.{kind}" for i in range(4) for kind in "kv"]
 
 
 def test_layers_written_out_serve_the_same() -> None:

@@ -1,0 +1,45 @@
+"""Names of caches: what an attention's weights are called, one cache for each layer whatever they are called."""
+
+from __future__ import annotations
+
+import pytest
+
+from compiler.ir import Graph, walk
+from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.runner import run_passes
+from tests.passes.cases import edited, fused, qkv
+from tests.passes.graphs import ROPE, unrolled
+
+
+def caches(graph: Graph) -> list[str]:
+    done, _ = run_passes(graph, (INSERT_KV_CACHE,))
+    return [str(equation.attr["name"]) for equation in walk(done.equations) if equation.op == "state"]
+
+
+def test_named_like_the_weights() -> None:
+    assert caches(fused()) == ["layers.{i}.attn.k", "layers.{i}.attn.v"]
+    assert caches(unrolled(fused())) == [f"layers.{i}.attn.{kind}" for i in range(2) for kind in "kv"]
+
+
+@pytest.mark.parametrize("more", [", qk_norm: {eps: 1.0e-6}", ", bias: {qkv: true, out: true}"])
+def test_norms_and_biases_do_not_matter(more: str) -> None:
+    assert caches(qkv(f"mask: causal, position: {ROPE}{more}")) == ["layers.{i}.attn.k", "layers.{i}.attn.v"]
+
+
+def test_weights_that_all_layers_share_still_have_a_cache_each() -> None:
+    lines = [f'    %attn.{x}.weight: f32[{n},16] = weight() {{name = "layers.{{i}}.attn.{x}.weight"}}\n' for x, n in
+             (("q", 32), ("k", 16), ("v", 16))]  # fmt: skip
+    shared = "".join(line.replace("layers.{i}.", "") for line in lines)
+    graph = edited(fused(), *((line, "") for line in lines), ("  %x.out:", shared + "  %x.out:"))
+    assert caches(graph) == ["layers.{i}.attn.k", "layers.{i}.attn.v"]
+
+
+def test_two_attentions_on_the_same_weights_have_two_caches() -> None:
+    text = unrolled(fused())
+    graph = edited(text, *((f"layers.1.attn.{x}.weight", f"layers.0.attn.{x}.weight") for x in "qkv"))
+    assert caches(graph) == [
+        "layers.0.attn.k",
+        "layers.0.attn.v",
+        "layers.0.attn.2.k",
+        "layers.0.attn.2.v",
+    ]
