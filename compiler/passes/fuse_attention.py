@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from compiler.ir.core import AttrValue, Value
+from compiler.ir.core import AttrValue, Equation, Value
 from compiler.ir.types import Shape
 from compiler.passes.pattern import Match, show
 from compiler.passes.rewrite import Rule, rewrite
@@ -216,6 +216,11 @@ def _flatten(value: AttrValue) -> list[float]:
     return [float(value)]
 
 
+def over_tokens(softmax: Equation) -> bool:
+    """Whether a softmax weighs tokens, as attention does, and not a fixed number of things (a router's experts)."""
+    return isinstance(softmax.result.type.shape[-1], str)
+
+
 ATTENTION = Rule(
     "attention",
     before=_before(),
@@ -226,7 +231,7 @@ ATTENTION = Rule(
     """,
     anchor="p",
     refuse=_refuse,
-    explain=True,
+    explain=over_tokens,
 )
 
 FUSE_ATTENTION = Pass("fuse_attention", lambda graph, log: rewrite(graph, (ATTENTION,), log))

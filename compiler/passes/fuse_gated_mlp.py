@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from compiler.passes.linears import why_not_joined
 from compiler.passes.pattern import Match
-from compiler.passes.rewrite import Rule, rewrite
+from compiler.passes.rewrite import Rule, always, rewrite
 from compiler.passes.runner import Pass
 
 _ACTIVATIONS = (
@@ -49,7 +49,7 @@ def _rules(name: str, activation: str) -> tuple[Rule, Rule]:
         """,
         anchor="a",
         refuse=_refuse,
-        explain=True,
+        explain=always,
     )
     plain = Rule(
         f"gated_{name}",
@@ -68,7 +68,7 @@ def _rules(name: str, activation: str) -> tuple[Rule, Rule]:
         """,
         anchor="a",
         refuse=_refuse,
-        explain=True,
+        explain=always,
     )
     return with_bias, plain
 

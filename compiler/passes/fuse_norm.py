@@ -7,7 +7,7 @@ see docs/decisions.md.
 from __future__ import annotations
 
 from compiler.passes.pattern import Match
-from compiler.passes.rewrite import Rule, rewrite
+from compiler.passes.rewrite import Rule, always, rewrite
 from compiler.passes.runner import Pass
 
 _LAYER_NORM = """
@@ -43,7 +43,7 @@ RULES = (
         after="%y = rms_norm(%x, %w) {eps = $eps}",
         anchor="r",
         refuse=_not_a_vector,
-        explain=True,
+        explain=always,
     ),
     Rule(
         "layer_norm_bias",
@@ -58,7 +58,7 @@ RULES = (
         after="%y = layer_norm(%x, %w) {eps = $eps}",
         anchor="r",
         refuse=_not_a_vector,
-        explain=True,
+        explain=always,
     ),
 )
 

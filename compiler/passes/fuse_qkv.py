@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from compiler.ir.core import Arg, Equation, Value
 from compiler.passes.linears import why_not_joined
 from compiler.passes.pattern import Match, Scope, show
-from compiler.passes.rewrite import Rule, Seed, rewrite
+from compiler.passes.rewrite import Rule, Seed, always, rewrite
 from compiler.passes.runner import Pass
 
 # Operations between a product and the attention that reads it, by the operand that comes from the product.
@@ -107,7 +107,7 @@ RULES = (
         """
         + _SLICES,
         refuse=_refuse,
-        explain=True,
+        explain=always,
         seeds=_seeds,
     ),
 )

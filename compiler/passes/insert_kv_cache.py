@@ -11,6 +11,7 @@ from dataclasses import replace
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.names import is_template
 from compiler.ir.types import Sym, TensorType
+from compiler.passes.fuse_attention import over_tokens
 from compiler.passes.pattern import Scope
 from compiler.passes.rewrite import Names, beside, remove_dead
 from compiler.passes.runner import Log, Pass
@@ -35,7 +36,7 @@ def _insert(graph: Graph, log: Log) -> Graph:
         if why is not None:
             log.refuse(RULE, equation.result.name, equation.where, why)
     for equation in walk(graph.equations):
-        if equation.op == "softmax":
+        if equation.op == "softmax" and over_tokens(equation):
             why = "attention that is not fused can't read a cache"
             log.refuse(RULE, equation.result.name, equation.where, why)
     if not attentions:

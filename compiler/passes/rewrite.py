@@ -28,6 +28,11 @@ class Seed:
     reason: str | None = None
 
 
+def always(equation: Equation) -> bool:  # noqa: ARG001 -- the signature of `explain`
+    """Explain every equation of the anchor's operation."""
+    return True
+
+
 def _never(match: Match) -> str | None:  # noqa: ARG001 -- the signature of `refuse`
     return None
 
@@ -37,8 +42,8 @@ class Rule:
     """`before` -> `after`; alternatives of `before` are tried in order.
 
     Matching starts at the equation that defines `anchor` (default: the last), or at `seeds`. `refuse` gives the reason
-    not to apply, or None, and may bind holes and values for the right side. With `explain`, every equation of the
-    anchor's operation that no rule of the pass consumed is reported with what stopped the match.
+    not to apply, or None, and may bind holes and values for the right side. Every equation of the anchor's operation
+    that no rule of the pass consumed is reported with what stopped the match, if it is one to `explain`.
     """
 
     name: str
@@ -46,7 +51,7 @@ class Rule:
     after: str
     anchor: str | None = None
     refuse: Callable[[Match], str | None] = _never
-    explain: bool = False
+    explain: Callable[[Equation], bool] | None = None
     seeds: Callable[[Scope], Iterable[Seed]] | None = None
 
     @property
@@ -180,7 +185,8 @@ class _Rewriter:
                 continue
             search = Search(pattern, scope)
             if not search.start(tuple((named(name), value) for name, value in seed.values.items())):
-                if rule.explain and search.miss is not None:
+                defined = scope.definition(seed.at)
+                if rule.explain and search.miss is not None and defined is not None and rule.explain(defined):
                     self.refuse(rule, seed, search.miss)
                 continue
             match = search.match

@@ -308,6 +308,11 @@ PACK_TOKENS_CASES: dict[str, Case] = {
         '%flat: f32[B,1,S,16] = reshape(%e) {shape = ("B", 1, "S", 16)}', "flat"
     ),
     "refused_transpose": lambda: _tokens("%turned: f32[B,16,S] = transpose(%e) {axes = (-1, -2)}", "turned"),
+    "router": lambda: _tokens(
+        '%r: f32[4,16] = weight() {name = "router"} %s: f32[B,S,4] = matmul(%e, %r) {transpose_b = true}'
+        "%y: f32[B,S,4] = softmax(%s)",
+        "y",
+    ),
     "refused_scores": lambda: _tokens("%scores: f32[B,S,S] = matmul(%e, %e) {transpose_b = true}", "scores"),
     "refused_table_by_column": lambda: _tokens(
         '%table: f32[1,1,16] = weight() {name = "table"} %sum: f32[B,S,16] = add(%e, %table)', "sum"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compiler.ir import Graph, walk
+from compiler.passes.fuse_attention import FUSE_ATTENTION
 from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
 from compiler.passes.runner import run_passes
 from tests.passes.cases import edited, fused, qkv
@@ -43,3 +44,13 @@ def test_two_attentions_on_the_same_weights_have_two_caches() -> None:
         "layers.0.attn.2.k",
         "layers.0.attn.2.v",
     ]
+
+
+def test_a_softmax_over_a_fixed_number_of_things_is_no_attention() -> None:
+    graph = edited(
+        fused(),
+        ("  return logits = %head", "  %probabilities: f32[B,S,32] = softmax(%head)\n  return logits = %probabilities"),
+    )
+    assert caches(graph) == ["layers.{i}.attn.k", "layers.{i}.attn.v"]
+    _, (report,) = run_passes(graph, (FUSE_ATTENTION,))
+    assert not report.refusals
