@@ -12,7 +12,7 @@ DIMS = "dim B in 1..2..8 dim S in 1..5..64"
 
 @dataclass(frozen=True)
 class Case:
-    """A graph over element type {F}, with {BITS} three of its values; `ranges` bounds the random values of inputs and weights by name."""
+    """A graph over element type {F}, {BITS} being three of its values; `ranges` bounds random values by name."""
 
     name: str
     inputs: str
@@ -93,7 +93,8 @@ CASES: tuple[Case, ...] = (
     Case("gelu-erf", "%x: {F}[B,S,6]", "%y: {F}[B,S,6] = gelu(%x) {approximate = false}", "y"),
     Case("gelu-tanh", "%x: {F}[B,S,6]", "%y: {F}[B,S,6] = gelu(%x) {approximate = true}", "y"),
     *(
-        Case(f"cast-{to}", "%x: {F}[B,S,6]", f'%y: {to}[B,S,6] = cast(%x) {{dtype = "{to}"}}', "y", ranges={"x": (0, 4)})
+        Case(f"cast-{to}", "%x: {F}[B,S,6]", f'%y: {to}[B,S,6] = cast(%x) {{dtype = "{to}"}}', "y",
+             ranges={"x": (0, 4)})
         for to in ("f32", "bf16", "i32", "bool")
     ),
     Case("matmul", "%a: {F}[B,S,24], %b: {F}[B,24,7]", "%y: {F}[B,S,7] = matmul(%a, %b)", "y"),

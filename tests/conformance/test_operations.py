@@ -1,4 +1,4 @@
-"""Every operation and element type that the CPU backend says it computes, through real OpenVINO against the interpreter."""
+"""Every operation and element type that the CPU backend says it computes: OpenVINO against the interpreter."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def typed(case: Case, dtype: str) -> Graph | None:
         graph = parse(case.text(dtype))
         verify(graph)
     except SpecRTError as error:
-        assert error.code == "IR-003", error
+        if error.code != "IR-003":
+            raise
         return None
     return graph
 

@@ -1,4 +1,4 @@
-"""Attention with a paged cache: every combination of features, in calls that mix prefill and decode, against the interpreter."""
+"""Attention with a paged cache: every combination of features, in calls that mix prefill and decode."""
 
 from __future__ import annotations
 

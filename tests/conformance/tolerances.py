@@ -19,21 +19,21 @@ class Tolerance:
 
 EXACT = Tolerance(0.0, 0.0, "moves or compares elements, or integers: no rounding")
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "moved": ("where", "relu", "maximum", "minimum", "gather", "reshape", "transpose", "concat", "slice", "weight", "const",
-              "repeat", "compare", "and", "or"),
+    "moved": ("where", "relu", "maximum", "minimum", "gather", "reshape", "transpose", "concat", "slice", "weight",
+              "const", "repeat", "compare", "and", "or"),
     "rounded": ("add", "sub", "mul", "div", "cast"),
     "function": ("exp", "rsqrt", "cos", "sin", "tanh", "erf", "sigmoid", "silu", "gelu"),
     "reduced": ("matmul", "mean", "sum", "softmax", "rms_norm", "layer_norm", "rotate"),
     "attention": ("attention", "paged_attention"),
 }  # fmt: skip
-# Each bound is a small multiple of u; the values of the cases are of size 1 to 10, and reductions have at most 48 terms.
+# Each bound is a small multiple of u; values of the cases are of size 1 to 10, reductions have at most 48 terms.
 _FLOAT: dict[str, tuple[float, float, str]] = {
     "moved": (0.0, 2.0, "a bf16 engine may round f32 operands on the way in: one rounding, u"),
     "rounded": (0.0, 4.0, "IEEE 754: one rounding of the result, u, one of each operand"),
     "function": (
         16.0,
         16.0,
-        "oneDNN's eltwise kernels: polynomials good to some units in the last place (its test bound)",
+        "oneDNN's eltwise kernels: polynomials good to some units in the last place",
     ),
     "reduced": (64.0, 32.0, "Higham, Accuracy and Stability, 3.1: n u |a||b| with n = 48, sums of size 1"),
     "attention": (64.0, 64.0, "two products around a softmax: reduced, twice"),
@@ -46,5 +46,4 @@ def tolerance(op: str, dtype: str) -> Tolerance:
     if dtype not in U or (group == "moved" and dtype != "bf16"):
         return EXACT
     absolute, relative, source = _FLOAT[group]
-    unit = U[dtype] if dtype != "f16" else U["f16"]
-    return Tolerance(absolute * unit, relative * unit, source)
+    return Tolerance(absolute * U[dtype], relative * U[dtype], source)
