@@ -78,7 +78,7 @@ class _Assigner:
         if equation.op in ("weight", "state"):
             if not equation.result.type.is_float:
                 return equation
-            self.log.hit(equation.op, equation.result.name, equation.where)
+            self.log.hit(f"{self.dtype}_{equation.op}", equation.result.name, equation.where)
             result = self.retyped(equation.result, equation.result.type.with_dtype(self.dtype))
             return replace(equation, results=(result,))
         if not equation.values:
@@ -131,6 +131,7 @@ class _Assigner:
             where = out[-1].where if out else None
             out.append(Equation("cast", (value,), (new,), (("dtype", dtype),), None, where))
             self.casts[key] = new
+            self.log.hit("cast", new.name, where)
         return self.casts[key]
 
     def retyped(self, value: Value, kind: TensorType) -> Value:

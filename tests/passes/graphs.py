@@ -14,7 +14,9 @@ from compiler.ir import Equation, Graph, Value, walk
 from compiler.ir.core import substitute
 from compiler.ir.interpreter import run, torch_dtype
 from compiler.ir.names import expand, is_template
+from compiler.ir.parser import parse
 from compiler.ir.printer import print_graph
+from compiler.passes.runner import Log, Pass
 from specs.schema import load_spec
 
 ROPE = "{kind: rope, style: half, dims: d_head, theta: 10000.0}"
@@ -248,3 +250,29 @@ class Paged:
             out[key] = logits[at : at + rows]
             at += rows
         return out
+
+
+# -- graphs as text ---------------------------------------------------------------------------------------------------
+
+LOWEST = "-3.4028234663852886e+38"  # what a masked score becomes
+
+
+def graph(body: str, inputs: str = "%x: f32[B,S,16]", result: str = "y") -> Graph:
+    """A graph in text, of one output."""
+    return parse(f"graph g({inputs}) {{ dim B in 1..1..4 dim S in 1..8..64 {body} return {result} = %{result} }}")
+
+
+def edited(source: Graph, *changes: tuple[str, str]) -> Graph:
+    """A graph with pieces of its text replaced; each must occur."""
+    text = text_of(source)
+    for old, new in changes:
+        assert old in text, f"{old!r} is not in\n{text}"
+        text = text.replace(old, new)
+    return parse(text)
+
+
+def after(source: Graph, *passes: Pass) -> Graph:
+    """A graph after some passes."""
+    for item in passes:
+        source = item.apply(source, Log())
+    return source

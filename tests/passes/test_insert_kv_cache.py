@@ -8,8 +8,9 @@ from compiler.ir import Graph, walk
 from compiler.passes.fuse_attention import FUSE_ATTENTION
 from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
 from compiler.passes.runner import run_passes
-from tests.passes.cases import edited, fused, qkv
-from tests.passes.graphs import ROPE, unrolled
+from tests.passes.cases_fusion import qkv
+from tests.passes.cases_serving import fused
+from tests.passes.graphs import ROPE, edited, unrolled
 
 
 def caches(graph: Graph) -> list[str]:
