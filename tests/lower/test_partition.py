@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def run_parts(segments: tuple[Segment, ...], graph: Graph, inputs: dict[str, tor
 
 def test_one_engine_runs_everything_in_one_segment() -> None:
     graph = parse(LAYERS)
-    (segment,) = partition(graph, lambda equation: False)
+    (segment,) = partition(graph, lambda _: False)
     assert segment.kind == "engine"
     assert segment.graph.equations == graph.equations
     assert segment.graph.inputs == graph.inputs
@@ -108,6 +110,4 @@ def test_any_cut_computes_the_same(graph: Graph) -> None:
     for port, tensor in run_parts(segments, graph, inputs).items():
         assert torch.equal(tensor, expected[port])
     kinds = [segment.kind for segment in segments]
-    assert all(kind != other for kind, other in zip(kinds, kinds[1:], strict=False)), (
-        "neighbours of one kind: not maximal"
-    )
+    assert all(kind != other for kind, other in pairwise(kinds)), "neighbours of one kind: not maximal"
