@@ -61,7 +61,10 @@ class _Folder:
             if equation.body is not None:
                 out.append(self.repeat(equation, definitions, known, scalars))
                 continue
-            equation = _with_literals(equation, scalars)
+            written = _with_literals(equation, scalars)
+            if written is not equation:
+                self.log.hit("literal", equation.results[0].name, equation.where)
+                equation = written
             folded = _evaluate(equation, definitions)
             if folded is not None:
                 self.log.hit("constant", equation.result.name, equation.where)

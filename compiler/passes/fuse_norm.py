@@ -29,22 +29,8 @@ def _not_a_vector(match: Match) -> str | None:
     return None
 
 
+# A layer norm holds the equations of an RMS norm of its centred values, so it comes first.
 RULES = (
-    Rule(
-        "rms_norm",
-        before="""
-            %sq = mul(%x, %x)
-            %ms = mean(%sq)
-            %me = add(%ms, $eps)
-            %r = rsqrt(%me)
-            %n = mul(%x, %r)
-            %y = mul(%n, %w)
-        """,
-        after="%y = rms_norm(%x, %w) {eps = $eps}",
-        anchor="r",
-        refuse=_not_a_vector,
-        explain=always,
-    ),
     Rule(
         "layer_norm_bias",
         before=_LAYER_NORM + "    %z = add(%y, %b)",
@@ -56,6 +42,21 @@ RULES = (
         "layer_norm",
         before=_LAYER_NORM,
         after="%y = layer_norm(%x, %w) {eps = $eps}",
+        anchor="r",
+        refuse=_not_a_vector,
+        explain=always,
+    ),
+    Rule(
+        "rms_norm",
+        before="""
+            %sq = mul(%x, %x)
+            %ms = mean(%sq)
+            %me = add(%ms, $eps)
+            %r = rsqrt(%me)
+            %n = mul(%x, %r)
+            %y = mul(%n, %w)
+        """,
+        after="%y = rms_norm(%x, %w) {eps = $eps}",
         anchor="r",
         refuse=_not_a_vector,
         explain=always,

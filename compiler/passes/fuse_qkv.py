@@ -11,7 +11,7 @@ from compiler.passes.rewrite import Rule, Seed, always, rewrite
 from compiler.passes.runner import Pass
 
 # Operations between a product and the attention that reads it, by the operand that comes from the product.
-_BETWEEN = {"reshape": 0, "rotate": 0, "rms_norm": 0, "layer_norm": 0, "cast": 0}
+_BETWEEN = {"reshape": 0, "rotate": 0, "rms_norm": 0, "layer_norm": 0, "cast": 0, "maximum": 0, "minimum": 0}
 
 
 def _seeds(scope: Scope) -> Iterator[Seed]:

@@ -230,7 +230,7 @@ class _Rewriter:
 
     def refuse(self, rule: Rule, seed: Seed, miss: Miss) -> None:
         known = self.refused.get(seed.at.name)
-        if known is None or miss.depth > known.miss.depth:
+        if known is None or miss.depth >= known.miss.depth:
             self.refused[seed.at.name] = _Refused(rule.name, seed.where, miss)
 
     # -- the right side ----------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ PACK_TOKENS_CASES: dict[str, Case] = {
 SELECT_ROWS_CASES: dict[str, Case] = {
     "final_norm_and_head": packed,
     "unrolled": lambda: after(unrolled(fused()), INSERT_KV_CACHE, PACK_TOKENS),
-    "hidden_states_too": lambda: packed(output="hidden = norm_f(x)\n  - logits = head(hidden)"),
+    "hidden_states_too": lambda: packed(output="last_hidden_state = norm_f(x)\n  - logits = head(last_hidden_state)"),
     "refused_not_packed": cached,
     "refused_no_logits": lambda: edited(packed(), ("return logits =", "return hidden =")),
     "refused_twice": lambda: after(packed(), SELECT_ROWS),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compiler.ir import Graph
+from compiler.passes.fold_constants import FOLD_CONSTANTS
 from compiler.passes.pipelines import FUSION, JOIN_PRODUCTS, SERVING, decoder, encoder
 from compiler.passes.runner import run_passes
 from tests.passes.graphs import ROPE, Paged, Weights, batch, masked, model, outputs, unrolled
 
+ALIBI = "{kind: alibi, scaled: false}"
 LENGTHS = (5, 40, 1, 9)  # 40: more than one block of 32
 # Relative to the largest logit. float32: sums of fewer than 100 terms in another order, each rounded to 2^-24, the
 # largest seen 2e-6; bfloat16: 2 layers of some 20 roundings to 8 bits each; float16 has 11 bits.
@@ -20,7 +26,7 @@ MODELS = {
     "mha": {"kv_heads": 4},
     "mqa": {"kv_heads": 1},
     "window": {"attention": f"mask: causal, window: 6, position: {ROPE}"},
-    "alibi": {"attention": "mask: causal, position: {kind: alibi, scaled: false}", "kv_heads": 4},
+    "alibi": {"attention": f"mask: causal, position: {ALIBI}", "kv_heads": 4},
     "softcap_window": {"attention": "mask: causal, window: 35, softcap: 3.0, position: {kind: none}"},
     "qk_norm_bias": {
         "attention": f"mask: causal, position: {ROPE}, bias: {{qkv: true, out: true}}, qk_norm: {{eps: 1.0e-6}}"
@@ -73,6 +79,45 @@ def test_served_in_steps_is_the_whole_at_once(name: str) -> None:
         assert_close(got, expected)
 
 
+@st.composite
+def options(draw: Any) -> dict[str, Any]:
+    """Any attention, norm and MLP that a decoder may have."""
+    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (3, 2)]))
+    parts = [draw(st.sampled_from(["mask: causal", "mask: causal", "mask: prefix"]))]
+    style, dims = draw(st.sampled_from(["half", "interleaved"])), draw(st.sampled_from([4, 8]))
+    rope = f"{{kind: rope, style: {style}, dims: {dims}, theta: 100.0}}"
+    parts.append("position: " + draw(st.sampled_from([rope, rope, "{kind: none}", ALIBI])))
+    for option in ("window: 3", "window: 33", "softcap: 2.0", "scale: 0.1", "bias: {qkv: true, out: false}",
+                   "qk_norm: {eps: 1.0e-6, gain: one_plus}"):  # fmt: skip
+        if draw(st.booleans()) and not any(part.startswith(option[:6]) for part in parts):
+            parts.append(option)
+    norms = (
+        "{kind: rms_norm, eps: 1.0e-5}",
+        "{kind: layer_norm, eps: 1.0e-5, bias: true}",
+        "{kind: layer_norm, eps: 1.0e-5}",
+    )
+    mlps = ("{kind: gated_mlp, act: silu}", "{kind: gated_mlp, act: relu, bias: true}", "{kind: mlp, act: gelu}")
+    return {
+        "attention": ", ".join(parts), "norm": draw(st.sampled_from(norms)), "mlp": draw(st.sampled_from(mlps)),
+        "heads": kv_heads * group, "kv_heads": kv_heads, "layers": draw(st.integers(1, 3)),
+    }  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(options())
+def test_any_decoder_served_in_two_steps_is_the_whole_at_once(options: dict[str, Any]) -> None:
+    built = model(**options)
+    weights = Weights(built.graph)
+    rows, want = reference(built.graph, weights)
+    graph, reports = run_passes(built.graph, (*FUSION, *SERVING, *JOIN_PRODUCTS, FOLD_CONSTANTS))
+    assert all(refusal.rule.startswith("gated") for report in reports for refusal in report.refusals)
+    paged = Paged(graph, weights)
+    first = paged.step({key: row[:2] for key, row in enumerate(rows)})  # the whole prefix
+    rest = paged.step({key: row[2:] for key, row in enumerate(rows) if row[2:]})
+    for key, expected in enumerate(want):
+        assert_close(torch.cat([first[key], *([rest[key]] if key in rest else [])]), expected)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_served_in_sixteen_bits(precision: str) -> None:
     built = model(attention=f"mask: causal, position: {ROPE}, qk_norm: {{eps: 1.0e-6}}")
@@ -113,7 +158,7 @@ def test_layers_written_out_serve_the_same() -> None:
         assert_close(got, expected)
 
 
-@pytest.mark.parametrize("position", [ROPE, "{kind: alibi, scaled: false}"])
+@pytest.mark.parametrize("position", [ROPE, ALIBI])
 def test_prefix_is_seen_whole(position: str) -> None:
     # A prompt with a prefix goes in one step: its tokens see each other. Steps follow after it.
     built = model(attention=f"mask: prefix, position: {position}")
