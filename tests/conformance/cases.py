@@ -133,6 +133,8 @@ CASES: tuple[Case, ...] = (
     Case("rotate-packed", "%x: {F}[S,3,16], %cos: f32[S,8], %sin: f32[S,8]",
          '%y: {F}[S,3,16] = rotate(%x, %cos, %sin) {style = "half"}', "y"),
     _attention("full", "scale = 0.25, causal = false"),
+    _attention("full-one-key-head-each", "scale = 0.25, causal = false", groups=4, wide=8),
+    _attention("prefix-one-key-head-each", "scale = 0.25, causal = true, window = 3", groups=4),
     _attention("causal", "scale = 0.25, causal = true", groups=4),
     _attention("window", "scale = 0.25, causal = true, window = 3", groups=1),
     _attention("two-sided-window", "scale = 0.25, causal = false, window = 3"),

@@ -17,6 +17,7 @@ from compiler.lower.openvino.emitter import Emitter, emits, identity
 from compiler.lower.openvino.operations import axes, operand, reshaped, shape_of
 
 MASKED = -3.4028234663852886e38  # float32's lowest, as the IR's attention says
+MASK_TERM = -3.3895313892515355e38  # bfloat16's lowest: the mask is added, and a bf16 engine may round it
 
 
 @emits("paged_attention")
@@ -174,19 +175,36 @@ def attention(e: Emitter, equation: Equation) -> ov.Output:
     (batch, length, heads, dim), (_, _, groups, _), (*_, wide) = shapes
     assert isinstance(heads, int)
     assert isinstance(groups, int)
-    q5 = reshaped(e.node(equation.args[0]), shapes[0], (batch, length, groups, heads // groups, dim))
-    q = ops.transpose(q5, axes(0, 2, 3, 1, 4)).output(0)
-    k, v = (
-        ops.unsqueeze(ops.transpose(e.node(arg), axes(0, 2, 1, 3)), axes(2)).output(0) for arg in equation.args[1:3]
-    )
     at = e.node(equation.args[3])
     prefix = _optional(e, equation, 4)
     column = None if prefix is None else e.memo(
         ("prefix", *identity(prefix)), lambda: ops.unsqueeze(prefix, axes(-1)).output(0)
     )  # fmt: skip
-    out = _attend(e, equation, q, k, v, _Layout(at, at, None, column), _optional(e, equation, 5))
+    layout, sinks = _Layout(at, at, None, column), _optional(e, equation, 5)
+    plain = all(equation.attr.get(name) is None for name in ("softcap", "slopes"))
+    if heads == groups and plain and sinks is None:
+        return _fused(e, equation, layout)
+    q5 = reshaped(e.node(equation.args[0]), shapes[0], (batch, length, groups, heads // groups, dim))
+    q = ops.transpose(q5, axes(0, 2, 3, 1, 4)).output(0)
+    k, v = (
+        ops.unsqueeze(ops.transpose(e.node(arg), axes(0, 2, 1, 3)), axes(2)).output(0) for arg in equation.args[1:3]
+    )
+    out = _attend(e, equation, q, k, v, layout, sinks)
     back = ops.transpose(out, axes(0, 3, 1, 2, 4)).output(0)
     return reshaped(back, (batch, length, groups, heads // groups, wide), (batch, length, heads, wide))
+
+
+def _fused(e: Emitter, equation: Equation, layout: _Layout) -> ov.Output:
+    """As the opset's attention, which the plugin runs in one piece: a key head for each query head, a mask, no more."""
+    mask = _mask(e, equation, layout)
+
+    def term() -> ov.Output:
+        return ops.unsqueeze(ops.select(mask, e.scalar(0.0), e.scalar(MASK_TERM)), axes(1)).output(0)
+
+    q, k, v = (ops.transpose(e.node(arg), axes(0, 2, 1, 3)) for arg in equation.args[:3])
+    added, scale = e.memo(("mask_term", *identity(mask)), term), e.scalar(_number(equation.attr["scale"]))
+    out = ops.scaled_dot_product_attention(q, k, v, added, scale, causal=False)
+    return ops.transpose(out, axes(0, 2, 1, 3)).output(0)
 
 
 def _gathered(e: Emitter, equation: Equation) -> ov.Output:

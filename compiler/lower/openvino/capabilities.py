@@ -40,7 +40,7 @@ def _any(verdict: Verdict) -> dict[str, Verdict]:
 
 
 _PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")
-_SOFTMAX = Decompose("products, mask and softmax in float32, as equations")
+_ATTENTION = Decompose("the opset's attention where it has the features, else products, mask and softmax in float32")
 
 TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "add": _number(Emit()),
@@ -76,7 +76,7 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rms_norm": _float(Decompose("x * (1 / sqrt(mean(x^2) + eps)) * weight, which the plugin fuses")),
     "layer_norm": _float(Decompose("mean-variance normalisation, then weight and bias")),
     "rotate": _float(_PAIRS),
-    "attention": _float(_SOFTMAX),
+    "attention": _float(_ATTENTION),
     "paged_attention": _float(Emit()),  # by its features: PAGED_NATIVE
     "weight": _any(Emit("kept in the checkpoint's type where that is narrower: widening is exact")),
     "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), *FLOATS)},
