@@ -231,7 +231,7 @@ ATTENTION = Rule(
     """,
     anchor="p",
     refuse=_refuse,
-    explain=over_tokens,
+    explain=lambda softmax, _: over_tokens(softmax),
 )
 
 FUSE_ATTENTION = Pass("fuse_attention", lambda graph, log: rewrite(graph, (ATTENTION,), log))

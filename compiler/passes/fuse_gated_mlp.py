@@ -5,9 +5,10 @@ Slices instead of an operation of its own: every backend has them, and the activ
 
 from __future__ import annotations
 
+from compiler.ir.core import Equation
 from compiler.passes.linears import why_not_joined
-from compiler.passes.pattern import Match
-from compiler.passes.rewrite import Rule, always, rewrite
+from compiler.passes.pattern import Match, Miss
+from compiler.passes.rewrite import Rule, rewrite
 from compiler.passes.runner import Pass
 
 _ACTIVATIONS = (
@@ -25,6 +26,10 @@ _SLICES = """
 
 def _refuse(match: Match) -> str | None:
     return why_not_joined(match, ("wg", "wu"), ("bg", "bu") if "bg" in match.values else ())
+
+
+def _after_a_product(activation: Equation, miss: Miss) -> bool:  # noqa: ARG001 -- the signature of `explain`
+    return miss.depth > 1  # more than the activation itself: any other use of one is no MLP
 
 
 def _rules(name: str, activation: str) -> tuple[Rule, Rule]:
@@ -49,7 +54,7 @@ def _rules(name: str, activation: str) -> tuple[Rule, Rule]:
         """,
         anchor="a",
         refuse=_refuse,
-        explain=always,
+        explain=_after_a_product,
     )
     plain = Rule(
         f"gated_{name}",
@@ -68,7 +73,7 @@ def _rules(name: str, activation: str) -> tuple[Rule, Rule]:
         """,
         anchor="a",
         refuse=_refuse,
-        explain=always,
+        explain=_after_a_product,
     )
     return with_bias, plain
 

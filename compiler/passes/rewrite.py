@@ -28,7 +28,7 @@ class Seed:
     reason: str | None = None
 
 
-def always(equation: Equation) -> bool:  # noqa: ARG001 -- the signature of `explain`
+def always(equation: Equation, miss: Miss) -> bool:  # noqa: ARG001 -- the signature of `explain`
     """Explain every equation of the anchor's operation."""
     return True
 
@@ -51,7 +51,7 @@ class Rule:
     after: str
     anchor: str | None = None
     refuse: Callable[[Match], str | None] = _never
-    explain: Callable[[Equation], bool] | None = None
+    explain: Callable[[Equation, Miss], bool] | None = None
     seeds: Callable[[Scope], Iterable[Seed]] | None = None
 
     @property
@@ -185,16 +185,16 @@ class _Rewriter:
                 continue
             search = Search(pattern, scope)
             if not search.start(tuple((named(name), value) for name, value in seed.values.items())):
-                defined = scope.definition(seed.at)
-                if rule.explain and search.miss is not None and defined is not None and rule.explain(defined):
-                    self.refuse(rule, seed, search.miss)
+                miss, defined = search.miss, scope.definition(seed.at)
+                if rule.explain and miss is not None and defined is not None and rule.explain(defined, miss):
+                    self.refuse(rule, seed, miss)
                 continue
             match = search.match
             reason, done = self.complete(rule, pattern, match, gone)
             if reason is None:
                 return done
             if reason:
-                self.refuse(rule, seed, Miss(_COMPLETE, reason))
+                self.refuse(rule, seed, Miss(_COMPLETE + len(match.equations), reason))
         return None
 
     def complete(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from compiler.ir import Graph
 from compiler.passes.fuse_attention import FUSE_ATTENTION
@@ -59,6 +60,14 @@ FUSE_NORM_CASES: dict[str, Case] = {
     "layer_norm_bias": lambda: graph(_LAYER_NORM + _BIAS),
     "layer_norm_residual": lambda: graph(_LAYER_NORM + "%y: f32[B,S,16] = add(%scaled, %x)"),
     "in_repeat": lambda: model(attention=f"mask: causal, position: {ROPE}, qk_norm: {{eps: 1.0e-6}}").graph,
+    # its normalisation of the centred values still is an RMS norm
+    "rms_norm_in_layer_norm_read_elsewhere": lambda: graph(
+        _LAYER_NORM + "%z: f32[B,S,16] = mul(%scaled, %centred)", result="z"
+    ),
+    "refused_layer_norm_used_elsewhere": lambda: graph(
+        _LAYER_NORM + "%z: f32[B,S,16] = mul(%scaled, %normed)", result="z"
+    ),
+    "refused_layer_norm_gain_matrix": lambda: graph(_LAYER_NORM.replace(*_MATRIX) + _BIAS),
     "refused_used_elsewhere": lambda: graph(_NORM + "%z: f32[B,S,16] = mul(%y, %rsqrt)", result="z"),
     "refused_other_value": lambda: graph(_NORM.replace(*_OTHER)),
     "refused_gain_matrix": lambda: graph(_NORM.replace(*_MATRIX)),
@@ -165,29 +174,55 @@ def mlp(options: str) -> Graph:
 
 _SILU = "{kind: gated_mlp, act: silu}"
 _UP = "%mlp.up: f32[B,S,24] = matmul(%norm_2, %mlp.up.weight) {transpose_b = true}"
+_ACTIVATIONS = {"silu": "", "gelu": "{approximate = true}", "relu": "", "sigmoid": "", "tanh": ""}
+
+
+def gated(act: str, *, bias: bool, up: str = "x") -> Graph:
+    """act(gate x) * up x, the up product on a value that may be another."""
+    plain = f"""
+        %other: f32[B,S,16] = exp(%x)
+        %gate.weight: f32[24,16] = weight() {{name = "gate.weight"}}
+        %gate: f32[B,S,24] = matmul(%x, %gate.weight) {{transpose_b = true}}
+        %up.weight: f32[24,16] = weight() {{name = "up.weight"}}
+        %up: f32[B,S,24] = matmul(%{up}, %up.weight) {{transpose_b = true}}
+        %act: f32[B,S,24] = {act}(%gate) {_ACTIVATIONS[act]}
+        %y: f32[B,S,24] = mul(%up, %act)
+    """
+    if not bias:
+        return graph(plain)
+    for name, user in (("gate", f"{act}(%gate)"), ("up", "mul(%up, ")):
+        added = f"""
+            %{name}.bias: f32[24] = weight() {{name = "{name}.bias"}}
+            %{name}.2: f32[B,S,24] = add(%{name}, %{name}.bias)
+            %"""
+        line = {"gate": "%act: ", "up": "%y: "}[name]
+        plain = plain.replace(line, added.strip() + line[1:]).replace(user, user.replace(f"%{name}", f"%{name}.2"))
+    return graph(plain)
+
 
 FUSE_GATED_MLP_CASES: dict[str, Case] = {
-    "silu": lambda: mlp(_SILU),
-    "gelu": lambda: mlp("{kind: gated_mlp, act: gelu}"),
-    "gelu_tanh_bias": lambda: mlp("{kind: gated_mlp, act: gelu_tanh, bias: true}"),
-    "relu": lambda: mlp("{kind: gated_mlp, act: relu}"),
-    "refused_not_gated": lambda: mlp("{kind: mlp, act: gelu, bias: true}"),
-    "refused_other_input": lambda: edited(mlp(_SILU), (_UP, _UP.replace("%norm_2,", "%x,"))),
-    "refused_used_elsewhere": lambda: edited(
-        mlp(_SILU),
-        ("mul(%mlp.act, %mlp.up)", "mul(%mlp.act, %mlp.twice)"),
-        (_UP, _UP + "\n%mlp.twice: f32[B,S,24] = add(%mlp.up, %mlp.gate)"),
-    ),
+    "in_a_model": lambda: mlp(_SILU),
     "gate_read_elsewhere": lambda: edited(
         mlp(_SILU),
         ("matmul(%mlp.hidden, %mlp.down.weight)", "matmul(%mlp.more, %mlp.down.weight)"),
         ("    %mlp.down.weight", "    %mlp.more: f32[B,S,24] = add(%mlp.hidden, %mlp.gate)\n    %mlp.down.weight"),
+    ),
+    "refused_not_gated": lambda: mlp("{kind: mlp, act: gelu, bias: true}"),
+    "refused_used_elsewhere": lambda: edited(
+        mlp(_SILU),
+        ("mul(%mlp.act, %mlp.up)", "mul(%mlp.act, %mlp.twice)"),
+        (_UP, _UP + "\n%mlp.twice: f32[B,S,24] = add(%mlp.up, %mlp.gate)"),
     ),
     "refused_weight_computed": lambda: edited(
         mlp(_SILU),
         (_UP, f"%mlp.scaled: f32[24,16] = mul(%mlp.up.weight, 2.0)\n{_UP.replace('up.weight', 'scaled')}"),
     ),
 }
+for _act in _ACTIVATIONS:
+    for _bias in (False, True):
+        _name = f"{_act}_bias" if _bias else _act
+        FUSE_GATED_MLP_CASES[_name] = partial(gated, _act, bias=_bias)
+        FUSE_GATED_MLP_CASES[f"refused_{_name}_other_input"] = partial(gated, _act, bias=_bias, up="other")
 
 
 def qkv(options: str = f"mask: causal, position: {ROPE}", **config: int) -> Graph:

@@ -6,6 +6,7 @@ UPDATE_GOLDENS=1 rewrites tests/golden/passes/PASS/CASE.ir.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from compiler.ir import Graph
 from compiler.ir.parser import parse
+from compiler.passes import fuse_attention, fuse_gated_mlp, fuse_norm, fuse_qkv
 from compiler.passes.runner import PassReport, run_passes
 from specs.errors import Where
 from tests.passes.cases import CASES
@@ -78,6 +80,16 @@ def test_same_numbers(name: str) -> None:
         error = (got[output].float() - wide).abs().max() / wide.abs().max()
         assert error <= TOLERANCE[dtype_of(name)], f"{output}: {error:.1e}"
         assert torch.isfinite(got[output]).all()
+
+
+def test_every_rule_has_a_golden_that_fires_and_one_that_is_refused() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in GOLDENS.glob("*/*.ir"))
+    fired, refused = (set(re.findall(rf"^// {word} (\w+) at ", text, re.MULTILINE)) for word in ("hit", "refused"))
+    rules = {rule.name for module in (fuse_norm, fuse_gated_mlp, fuse_qkv) for rule in module.RULES}
+    rules |= {fuse_attention.ATTENTION.name, "paged_attention", "pack_tokens", "select_rows"}
+    assert rules <= fired
+    assert rules <= refused
+    assert {"constant", "literal", "identity", "chain", "equal", "dead", "bf16_weight", "bf16_state", "cast"} <= fired
 
 
 def test_every_golden_has_its_case() -> None:
