@@ -69,7 +69,7 @@ _NORM = "%x: {F}[B,S,48]"
 CASES: tuple[Case, ...] = (
     *_binary("add"),
     *_binary("sub"),
-    *_binary("mul"),
+    *_binary("mul", a=(-30.0, 30.0), b=(-30.0, 30.0)),
     *_binary("div", a=(1.0, 4.0), b=(1.0, 4.0)),
     *_binary("maximum"),
     *_binary("minimum"),

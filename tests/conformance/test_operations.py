@@ -36,7 +36,9 @@ def random_tensor(kind: TensorType, bounds: tuple[float, float] | None, generato
     if dtype.is_floating_point:
         low, high = bounds or (-2.0, 2.0)
         return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)
-    low, high = bounds or (-9.0 if dtype.is_signed else 0.0, 9.0)
+    # 32-bit integers beyond what a float32 holds: sums of two fit, and nothing may go through a float
+    wide = {"i32": (-(2.0**30), 2.0**30), "i8": (-60.0, 60.0), "u8": (0.0, 120.0)}
+    low, high = bounds or wide.get(kind.dtype, (-9.0, 9.0))
     return torch.randint(int(low), int(high) + 1, shape, generator=generator, dtype=dtype)
 
 

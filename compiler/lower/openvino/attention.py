@@ -80,7 +80,7 @@ def _native(e: Emitter, equation: Equation, *, everything: bool) -> ov.Output:
         empty(np.uint8), empty(np.int32),  # bias between queries and its begins
     ]  # fmt: skip
     node = PagedAttentionExtension(inputs)
-    e.call(node, e.label(equation))
+    e.name(node, e.label(equation))
     return node.output(0)
 
 

@@ -12,15 +12,18 @@ from compiler.ir.core import Equation
 from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
 
 FLOATS = ("f32", "bf16", "f16")
-INTEGERS = ("i32", "i64")
+INTEGERS = ("i32",)
 NO_FLOAT8 = Unsupported("the CPU plugin has no arithmetic on 8-bit floats")
 NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need an operation that unpacks them")
+NO_INT64 = Unsupported("the CPU plugin narrows 64-bit integers to 32 bits")
 NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so overflow would differ")
 NO_BOOL = Unsupported("no arithmetic on bool")
 NO_STATE = Unsupported("the paged cache holds floats")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
-_NARROW: dict[str, Verdict] = {"f8e4m3": NO_FLOAT8, "i8": NO_INT8, "u8": NO_INT8, "i4": NO_INT4}
+_NO_ARITHMETIC: dict[str, Verdict] = {
+    "f8e4m3": NO_FLOAT8, "i64": NO_INT64, "i8": NO_INT8, "u8": NO_INT8, "i4": NO_INT4,
+}  # fmt: skip
 
 
 def _row(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
@@ -32,11 +35,16 @@ def _float(verdict: Verdict) -> dict[str, Verdict]:
 
 
 def _number(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS, *INTEGERS), **_NARROW, "bool": NO_BOOL}
+    return {**_row(verdict, *FLOATS, *INTEGERS), **_NO_ARITHMETIC, "bool": NO_BOOL}
 
 
 def _any(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS, *INTEGERS, "i8", "u8", "bool"), "f8e4m3": NO_FLOAT8, "i4": NO_INT4}
+    return {
+        **_row(verdict, *FLOATS, *INTEGERS, "i8", "u8", "bool"),
+        "i64": NO_INT64,
+        "f8e4m3": NO_FLOAT8,
+        "i4": NO_INT4,
+    }
 
 
 _PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # The OpenVINO type in which values of an IR type are held between operations.
-_SAME = {"i32": "i32", "i64": "i64", "i8": "i8", "u8": "u8", "bool": "boolean"}
+_SAME = {"i32": "i32", "i8": "i8", "u8": "u8", "bool": "boolean"}
 HELD = {"f32": "f32", "bf16": "f32", "f16": "f32", **_SAME}
 # The type of a port.
 TYPES = {"f32": "f32", "bf16": "bf16", "f16": "f16", **_SAME}
@@ -70,7 +70,7 @@ class Emitter:
         def make() -> ov.Output:
             self._alive.append(value)
             node = constant(value.tensor)
-            self.call(node, value.name)
+            self.name(node, value.name)
             return node.output(0)
 
         return self.memo(("constant", id(value)), make)
@@ -109,7 +109,7 @@ class Emitter:
         # by type too: a state named like an input becomes a second port, and ov.Model refuses two ports of one name
         return self.memo(("parameter", name, kind), make)
 
-    def call(self, node: ov.Node, name: str) -> None:
+    def name(self, node: ov.Node, name: str) -> None:
         """Give a node a friendly name that no other has."""
         unique, number = name, 1
         while unique in self._named:
@@ -144,7 +144,7 @@ class Emitter:
         output = EMISSIONS[equation.op](self, equation)
         node = output.get_node()
         if node.get_friendly_name() == node.get_name():  # not an operand handed through
-            self.call(node, self.label(equation))
+            self.name(node, self.label(equation))
         return output
 
     def label(self, equation: Equation) -> str:
