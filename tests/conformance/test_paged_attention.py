@@ -12,7 +12,7 @@ from compiler.ir.core import Graph, walk
 from compiler.ir.interpreter import run, torch_dtype
 from compiler.ir.parser import parse
 from compiler.ir.verify import verify
-from compiler.lower import Decompose, Emit
+from compiler.lower import Decompose, Emit, Unsupported
 from compiler.lower.openvino import capabilities, verdict
 from compiler.lower.openvino.capabilities import PAGED_NATIVE
 from tests.conformance.tolerances import tolerance
@@ -96,6 +96,12 @@ def check(made: Graph, dtype: str, folder: Path) -> None:
         assert excess.max() <= 0, f"{call}: off by {difference.max():.3g}, tolerance {bound}"
         for number, new in call.items():
             past[number] += new
+
+
+def test_each_supported_type_is_run_here() -> None:
+    for op in ("paged_attention", "state"):
+        row = capabilities.TABLE[op]
+        assert {dtype for dtype, found in row.items() if not isinstance(found, Unsupported)} == {"f32", "bf16"}
 
 
 COMBINATIONS = [names for size in range(len(FEATURES) + 1) for names in combinations(FEATURES, size)]

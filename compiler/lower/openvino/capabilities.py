@@ -18,7 +18,7 @@ NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need a
 NO_INT64 = Unsupported("the CPU plugin narrows 64-bit integers to 32 bits")
 NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so overflow would differ")
 NO_BOOL = Unsupported("no arithmetic on bool")
-NO_STATE = Unsupported("the paged cache holds floats")
+NO_STATE = Unsupported("the paged cache holds float32 or bfloat16, as the engine computes")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
 _NO_ARITHMETIC: dict[str, Verdict] = {
@@ -85,9 +85,9 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "layer_norm": _float(Decompose("mean-variance normalisation, then weight and bias")),
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
-    "paged_attention": _float(Emit()),  # by its features: PAGED_NATIVE
+    "paged_attention": {**_float(Emit()), "f16": NO_STATE},  # by its features: PAGED_NATIVE
     "weight": _any(Emit("kept in the checkpoint's type where that is narrower: widening is exact")),
-    "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), *FLOATS)},
+    "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), "f32", "bf16")},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out with its own weights")),
 }
