@@ -49,6 +49,8 @@ def lower(
     engines = partition(graph, backend.is_step)
     (out / "engine").mkdir(parents=True, exist_ok=True)
     for number, segment in enumerate(engines):
+        if segment.kind != "engine":
+            raise AssertionError(f"{backend.NAME} states a step that it can't write: {segment.graph.name}")
         file = f"engine/{number}.xml"
         backend.write_segment(segment.graph, weights, out / file, progress)
         inputs = {value.name: value.name for value in segment.graph.inputs}
