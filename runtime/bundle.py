@@ -1,0 +1,177 @@
+"""Reads a bundle: checks that it is whole, unchanged and made for this runtime, before anything is loaded from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from runtime.program import Program, read_program
+from specs.errors import SpecRTError, Where
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+ROLES = ("decoder", "encoder")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a bundle was compiled for: sequences at once, and tokens in each."""
+
+    max_batch: int
+    max_sequence: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A directory that passed every check; `manifest` and `plan` are the JSON as it stands in the files."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    program: Program
+    limits: Limits
+    name: str
+    role: str
+    vocab: int
+    stop: tuple[int, ...]
+    toolchain: Mapping[str, str]
+    tokenizer: Path | None
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+        """Read and check a bundle; without `verify` the files' hashes are not computed, their sizes are compared still.
+
+        Raises SpecRTError BUNDLE-001 to BUNDLE-008.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        files = _files(folder, manifest)
+        for name, entry in files.items():
+            _check_file(folder, name, entry, verify)
+        if "plan.json" not in files:
+            raise _broken(folder, "`files` does not list plan.json")
+        plan, program = read_program(folder / "plan.json")
+        for step in program.steps:
+            if step.file not in files:
+                raise SpecRTError("BUNDLE-008", f"`files` of the bundle does not list `{step.file}`, which a step runs",
+                                  where=Where(str(folder / "plan.json")), hint=_REMAKE)  # fmt: skip
+        try:
+            return cls(
+                path=folder,
+                manifest=manifest,
+                plan=plan,
+                program=program,
+                limits=Limits(_count(manifest["limits"]["max_batch"]), _count(manifest["limits"]["max_sequence"])),
+                name=str(manifest["name"]),
+                role=_role(manifest["role"]),
+                vocab=_count(manifest["vocab"]),
+                stop=tuple(int(token) for token in manifest["generation"]["stop"]),
+                toolchain={str(key): str(value) for key, value in manifest["toolchain"].items()},
+                tokenizer=folder / manifest["tokenizer"] if manifest.get("tokenizer") in files else None,
+            )
+        except KeyError as error:
+            raise _broken(folder, f"key {error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _broken(folder, str(error)) from error
+
+
+_REMAKE = "compile the bundle again: `specrt compile SOURCE --out BUNDLE`"
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = f"has no {MANIFEST}" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        hint = "a bundle is the folder that `specrt compile SOURCE --out BUNDLE` writes"
+        raise SpecRTError("BUNDLE-001", f"`{folder}` is no bundle: it {what}", hint=hint) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(folder, "it can't be read: " + (getattr(error, "strerror", None) or "not UTF-8")) from error
+    try:
+        manifest = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecRTError("BUNDLE-002", f"{MANIFEST} is not JSON: {error.msg}",
+                          where=Where(str(path), error.lineno, error.colno), hint=_REMAKE) from error  # fmt: skip
+    if not isinstance(manifest, dict):
+        raise _broken(folder, "expected an object")
+    if manifest.get("format") != FORMAT:
+        maker = manifest.get("specrt", "an unknown version")
+        theirs = f"the bundle has format {manifest.get('format')}, written by specrt {maker}"
+        message = f"{theirs}; this runtime reads format {FORMAT}"
+        raise SpecRTError("BUNDLE-003", message, where=Where(str(path)), hint=_REMAKE)
+    return manifest
+
+
+def _broken(folder: Path, reason: str) -> SpecRTError:
+    return SpecRTError(
+        "BUNDLE-002", f"{MANIFEST} is damaged: {reason}", where=Where(str(folder / MANIFEST)), hint=_REMAKE
+    )
+
+
+def _files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    entries = manifest.get("files")
+    if not isinstance(entries, dict):
+        raise _broken(folder, "`files` is not an object")
+    files: dict[str, tuple[int, str]] = {}
+    for name, entry in entries.items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise _broken(folder, f"file `{name}` is outside the bundle")
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("size"), int)
+            or not isinstance(entry.get("sha256"), str)
+        ):
+            raise _broken(folder, f"file `{name}` has no size and sha256")
+        files[name] = (entry["size"], entry["sha256"])
+    return files
+
+
+def _check_file(folder: Path, name: str, entry: tuple[int, str], verify: bool) -> None:
+    path, (size, sha256) = folder / name, entry
+    try:
+        found = path.stat().st_size
+        if not path.is_file():
+            raise FileNotFoundError
+        if found != size:
+            why = "the file is truncated" if found < size else "the file was changed"
+            message = f"`{name}` has {found} bytes, expected {size}: {why}"
+            raise SpecRTError("BUNDLE-006", message, where=Where(str(path)), hint=_COPY)
+        if verify and _sha256(path) != sha256:
+            message = f"`{name}` is corrupted: its SHA-256 is not the one in {MANIFEST}"
+            raise SpecRTError("BUNDLE-007", message, where=Where(str(path)), hint=_COPY)
+    except OSError as error:
+        reason = (
+            "is missing"
+            if isinstance(error, (FileNotFoundError, NotADirectoryError))
+            else f"can't be read: {error.strerror}"
+        )
+        raise SpecRTError("BUNDLE-005", f"`{name}` {reason}", where=Where(str(path)), hint=_COPY) from error
+
+
+_COPY = f"copy the bundle again, or {_REMAKE}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected a count, found {value!r}")
+    return value
+
+
+def _role(value: object) -> str:
+    if value not in ROLES:
+        raise ValueError(f"role is {value!r}, expected {' or '.join(ROLES)}")
+    return str(value)

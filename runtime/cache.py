@@ -1,0 +1,129 @@
+"""The paged KV cache: which blocks are free, and how many blocks the memory of this machine allows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.program import CacheLayout
+from specs.errors import SpecRTError
+
+SHARE = 0.5  # of the free memory that a cache takes where its size is not stated
+
+
+class BlockAllocator:
+    """Hands out cache blocks by number; those given back last go first: the CPU may still cache them."""
+
+    def __init__(self, blocks: int) -> None:
+        self.total = blocks
+        self._free = list(range(blocks - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody has."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int] | None:
+        """`count` blocks, or None, and nothing taken, where there are fewer."""
+        if count > len(self._free):
+            return None
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        taken.reverse()
+        return taken
+
+    def give(self, blocks: list[int]) -> None:
+        """Give blocks back."""
+        self._free.extend(reversed(blocks))
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """How large a cache was decided to be, and out of what; `available` is None where the system does not tell."""
+
+    blocks: int
+    block_size: int
+    block_bytes: int
+    wanted: int
+    available: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that fit."""
+        return self.blocks * self.block_size
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all layers."""
+        return self.blocks * self.block_bytes
+
+    def __str__(self) -> str:
+        free = "" if self.available is None else f" of {self.available / 1e6:.0f} MB free"
+        return f"KV cache: {self.tokens} tokens, {self.bytes / 1e6:.0f} MB{free}"
+
+
+def decide_size(
+    layout: CacheLayout, *, max_batch: int, max_sequence: int, cache_tokens: int | None, available: int | None
+) -> CacheSize:
+    """The size of a cache, before it is allocated: what the limits can use, at most SHARE of the available bytes.
+
+    A stated `cache_tokens` is taken as it is, where it fits. Raises SpecRTError RUN-011 where the memory is too small
+    for it, or for one sequence; RUN-012 where `cache_tokens` is less than one block.
+    """
+    size, cost = layout.block_size, layout.block_bytes
+    per_sequence = -(-max_sequence // size)
+    wanted = max_batch * per_sequence
+    if cache_tokens is not None:
+        if cache_tokens < size:
+            message = f"`cache_tokens` is {cache_tokens}, one block of the cache has {size} tokens"
+            raise SpecRTError(
+                "RUN-012", message, hint=f"give at least the longest sequence that you run, {max_sequence} here"
+            )
+        blocks = min(wanted, -(-cache_tokens // size))  # more than all sequences can fill is never touched
+        if available is not None and blocks * cost > available:
+            raise _too_small(f"{cache_tokens} tokens", blocks * cost, available, "lower `cache_tokens`")
+        return CacheSize(blocks, size, cost, wanted, available)
+    blocks = wanted if available is None else min(wanted, int(available * SHARE) // cost)
+    if blocks < per_sequence:
+        what = f"one sequence of {max_sequence} tokens"
+        hint = (
+            "free memory, compile with a lower `max_sequence`, or state a smaller `cache_tokens` "
+            f"(the default takes {SHARE:.0%} of the free memory)"
+        )
+        raise _too_small(what, per_sequence * cost, int((available or 0) * SHARE), hint)
+    return CacheSize(blocks, size, cost, wanted, available)
+
+
+def _too_small(what: str, needed: int, available: int, hint: str) -> SpecRTError:
+    message = f"the KV cache of {what} needs {needed / 1e6:.0f} MB, {available / 1e6:.0f} MB are available"
+    return SpecRTError("RUN-011", message, hint=hint)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still take: the system's, or the container's where that is less; None if unknown."""
+    if not sys.platform.startswith("linux"):
+        return None
+    found = []
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if os.path.exists(limit) and os.path.exists(usage):
+            text = Path(limit).read_text().strip()
+            if text.isdigit():
+                # the container's page cache counts as used but is given up on demand: it is not free, yet not lost
+                found.append(max(0, int(text) - int(Path(usage).read_text()) + _page_cache(Path(usage).parent)))
+    return min(found) if found else None
+
+
+def _page_cache(group: Path) -> int:
+    stat = group / "memory.stat"
+    if not stat.exists():
+        return 0
+    values = dict(line.split()[:2] for line in stat.read_text().splitlines() if len(line.split()) >= 2)
+    return int(values.get("inactive_file", 0))

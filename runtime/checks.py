@@ -1,0 +1,35 @@
+"""Checks of what a caller gives, the same for decoders and encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from specs.errors import SpecRTError
+
+
+def check_prompt(prompt: Sequence[int], max_sequence: int, vocab: int) -> None:
+    """Raises SpecRTError RUN-001 (prompt is empty), RUN-002 (too long), RUN-003 (an id is out of range)."""
+    if len(prompt) == 0:
+        raise SpecRTError("RUN-001", "the prompt is empty", hint="give at least one token")
+    if len(prompt) > max_sequence:
+        message = f"the prompt has {len(prompt)} tokens, the limit is {max_sequence}"
+        raise SpecRTError("RUN-002", message, hint="shorten it, or compile with a higher `max_sequence`")
+    for place, token in enumerate(prompt):
+        if not 0 <= token < vocab:
+            message = f"token {token} at place {place} is out of range: ids go from 0 to {vocab - 1}"
+            raise SpecRTError("RUN-003", message, hint="the prompt may come from the tokenizer of another model")
+
+
+def check_inputs(given: Mapping[str, object], expected: Sequence[str]) -> None:
+    """Raises SpecRTError RUN-004 for an unknown keyword, RUN-008 for an input of the model that is not given."""
+    for name in given:
+        if name not in expected:
+            known = (
+                f"the model's further inputs: {', '.join(expected)}" if expected else "the model has no further inputs"
+            )
+            raise SpecRTError("RUN-004", f"unknown keyword `{name}`", hint=known)
+    for name in expected:
+        if name not in given:
+            raise SpecRTError(
+                "RUN-008", f"input `{name}` is not given", hint=f"pass `{name}=`, a value for each sequence"
+            )

@@ -1,0 +1,217 @@
+"""In-flight batching: sequences join, run and leave while others run; prefill and decode share each step.
+
+Order is by arrival. A sequence is admitted when the blocks of all its tokens are free, and one more for each running
+sequence; it takes further blocks as it grows. Where none is left, the youngest running sequence gives up its blocks and
+is computed again later, from its tokens: the oldest always gets on, and nobody's result depends on it. A request that
+the whole cache could not hold is refused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from threading import RLock
+
+from runtime.cache import BlockAllocator
+from runtime.checks import check_inputs, check_prompt
+from runtime.executable import PACKED, Executable
+from runtime.packing import Packer
+from runtime.request import Request
+from runtime.sampling import Sampler, Sampling
+from specs.errors import SpecRTError
+
+STEP_TOKENS = 512  # in one call: long enough to use the machine fully, short enough for those that wait to decode
+
+
+class Engine:
+    """Runs requests on an executable, `step` by `step`; safe to call from several threads."""
+
+    def __init__(
+        self,
+        executable: Executable,
+        *,
+        max_batch: int,
+        max_sequence: int,
+        vocab: int,
+        inputs: Sequence[str] = PACKED,
+        step_tokens: int | None = None,
+    ) -> None:
+        if step_tokens is not None and step_tokens < max_batch:
+            message = f"`step_tokens` is {step_tokens}, expected at least one for each of {max_batch} sequences"
+            raise SpecRTError("RUN-013", message)
+        self.max_batch, self.max_sequence, self.vocab = max_batch, max_sequence, vocab
+        self.step_tokens = step_tokens or max(STEP_TOKENS, max_batch)
+        self.extra_inputs = tuple(name for name in inputs if name not in PACKED)
+        self.preemptions = 0
+        self._executable = executable
+        self._allocator = BlockAllocator(executable.blocks)
+        # a prompt with inputs of its own is never cut (see _prefill): room for one more prompt in a step
+        room = self.step_tokens + (max_sequence if self.extra_inputs else 0)
+        self._packer = Packer(max_batch, room, executable.blocks, self.extra_inputs)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []  # by arrival
+        self._serial = 0
+        self._lock = RLock()
+
+    # -- what a caller uses ---------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        max_new_tokens: int = 128,
+        stop: Collection[int] = (),
+        inputs: Mapping[str, int] | None = None,
+    ) -> Request:
+        """Queue a prompt, to generate from. Raises SpecRTError RUN-001 to RUN-008 for what can't be run."""
+        self._check(prompt, inputs or {})
+        if max_new_tokens < 1:
+            raise SpecRTError("RUN-005", f"`max_new_tokens` is {max_new_tokens}, expected 1 or more")
+        total = len(prompt) + max_new_tokens
+        if total > self.max_sequence:
+            left = self.max_sequence - len(prompt)
+            message = (
+                f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the limit of {self.max_sequence}"
+            )
+            lower = f"lower `max_new_tokens` to {left}" if left else "shorten the prompt"
+            raise SpecRTError("RUN-006", message, hint=f"{lower}, or compile with a higher `max_sequence`")
+        sampler = Sampler(sampling or Sampling(), prompt, self.vocab)
+        return self._submit(prompt, sampler, max_new_tokens, frozenset(stop), inputs or {}, total - 1)
+
+    def submit_logits(self, prompt: Sequence[int], *, inputs: Mapping[str, int] | None = None) -> Request:
+        """Queue a prompt, for the logits of all its tokens. Raises SpecRTError RUN-001 to RUN-008."""
+        self._check(prompt, inputs or {})
+        return self._submit(prompt, None, 0, frozenset(), inputs or {}, len(prompt))
+
+    def step(self) -> list[Request]:
+        """Run the executable once; gives the requests that got a token or ended; none where nothing waits."""
+        with self._lock:
+            work = self._schedule()
+            if not work:
+                return []
+            logits = self._executable.execute(self._packer.pack(work))["logits"]
+            moved: list[Request] = []
+            row = 0
+            for request, count in work:
+                rows = logits[row : row + (count if request.sampler is None else 1)]
+                row += count if request.sampler is None else request.past + count == len(request.tokens)
+                if request.take(rows, count):
+                    moved.append(request)
+                    if request.finish is not None:
+                        self._leave(request)
+            return moved
+
+    def cancel(self, request: Request) -> None:
+        """Take a request out, wherever it is; one that has ended stays as it is."""
+        with self._lock:
+            if request.finish is not None:
+                return
+            request.finish = "cancelled"
+            if request in self._running:
+                self._leave(request)
+            else:
+                self._waiting.remove(request)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def free_blocks(self) -> int:
+        """Cache blocks that nobody has."""
+        return self._allocator.free
+
+    # -- admission and scheduling ---------------------------------------------------------------------------------
+
+    def _check(self, prompt: Sequence[int], inputs: Mapping[str, int]) -> None:
+        check_prompt(prompt, self.max_sequence, self.vocab)
+        check_inputs(inputs, self.extra_inputs)
+
+    def _submit(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler | None,
+        new: int,
+        stop: frozenset[int],
+        inputs: Mapping[str, int],
+        most: int,
+    ) -> Request:
+        size, blocks = self._executable.block_size, self._allocator.total
+        if self._blocks_for(most) > blocks:
+            message = f"the sequence may grow to {most} tokens, the KV cache holds {blocks * size}"
+            raise SpecRTError(
+                "RUN-007", message, hint=f"load with `cache_tokens` of {most} or more, or lower `max_new_tokens`"
+            )
+        with self._lock:
+            self._serial += 1
+            request = Request(
+                self._serial, prompt, sampler=sampler, max_new_tokens=new, stop=stop, inputs=inputs, vocab=self.vocab
+            )
+            self._waiting.append(request)
+        return request
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._executable.block_size)
+
+    def _schedule(self) -> list[tuple[Request, int]]:
+        """Who runs in this step and how many tokens of each: those that need one first, then prompts."""
+        size = self._executable.block_size
+        for request in tuple(self._running):
+            if request.blocks and len(request.tokens) > len(request.blocks) * size:  # no blocks: just preempted
+                self._grow(request)
+        if self._waiting:
+            self._admit()
+        work = [(request, 1) for request in self._running if len(request.tokens) == request.past + 1]
+        if len(work) < len(self._running):
+            self._prefill(work)
+        return work
+
+    def _prefill(self, work: list[tuple[Request, int]]) -> None:
+        """Add pieces of prompts to a step, oldest first, up to `step_tokens` in all."""
+        left = self.step_tokens - len(work)
+        first = True
+        for request in self._running:
+            need = len(request.tokens) - request.past
+            if need == 1:
+                continue
+            # inputs of a sequence's own may let its tokens see later ones, which must then be in the same step
+            count = need if request.inputs else min(need, left)
+            if left <= 0 or (count > left and not first):
+                return
+            work.append((request, count))
+            left -= count
+            first = False
+
+    def _grow(self, request: Request) -> None:
+        """One more block for a running sequence, taken from the youngest where none is free."""
+        while (blocks := self._allocator.take(1)) is None:
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is request:
+                return
+        request.blocks += blocks
+
+    def _preempt(self, request: Request) -> None:
+        self.preemptions += 1
+        self._leave(request)
+        request.past = 0
+        self._waiting.appendleft(request)
+
+    def _leave(self, request: Request) -> None:
+        self._running.remove(request)
+        self._allocator.give(request.blocks)
+        request.blocks = []
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.max_batch:
+            request = self._waiting[0]
+            need = self._blocks_for(len(request.tokens))
+            if self._running and self._allocator.free < need + len(self._running):
+                return
+            blocks = self._allocator.take(need)
+            if blocks is None:
+                return
+            request.blocks = blocks
+            self._running.append(self._waiting.popleft())

@@ -1,0 +1,41 @@
+"""What the scheduler asks of a backend: run a batch of named arrays over a cache that the backend owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+# What the engine fills for a packed decoder; what else a plan asks for comes from the caller, one value a sequence.
+PACKED = (
+    "tokens", "positions", "past_lens", "seq_begins", "block_ids", "block_begins", "max_context", "select",
+)  # fmt: skip
+PADDED = ("tokens", "positions")  # and for an encoder, [B, S]
+
+
+class Executable(Protocol):
+    """A loaded plan with its caches; `blocks` of `block_size` tokens each, 0 where the model has no cache."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the cache."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all caches."""
+
+    def execute(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run once; an array that is the same object as in the last call is read where it lies, not bound again.
+
+        The outputs are views that the next call overwrites: copy what is kept.
+        """

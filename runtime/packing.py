@@ -1,0 +1,101 @@
+"""Writes the packed inputs of a step into buffers that live as long as the engine.
+
+A decode step of the same sequences as before only adds one to a few numbers in place: the arrays stay the same objects, so the
+executable keeps them bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from runtime.executable import PACKED, Array, Ints
+from runtime.request import Request
+
+Work = Sequence[tuple[Request, int]]  # sequences and how many tokens of each a step takes, at least 1
+
+
+class Packer:
+    """Arrays for steps of at most `max_batch` sequences; `extra` are per-sequence inputs beside the usual ones."""
+
+    def __init__(self, max_batch: int, max_tokens: int, max_blocks: int, extra: Iterable[str] = ()) -> None:
+        sizes = {
+            "tokens": max_tokens, "positions": max_tokens, "select": max_tokens, "past_lens": max_batch,
+            "seq_begins": max_batch + 1, "block_begins": max_batch + 1, "block_ids": max_blocks,
+            **dict.fromkeys(extra, max_batch),
+        }  # fmt: skip
+        self._extra = tuple(extra)
+        self._buffers = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+        self._views: dict[tuple[str, int], Ints] = {}
+        self._batch: dict[str, Array] = {"max_context": np.zeros((), np.int32)}
+        self._order = (*PACKED, *self._extra)
+        self._last: list[tuple[Request, int, int]] = []  # of a decode step: sequence, tokens before it, its blocks
+
+    def pack(self, work: Work) -> dict[str, Array]:
+        """The inputs of a step, as in runtime.executable.PACKED; valid until the next call."""
+        if not self._same_decode(work):
+            self._pack(work)
+        if all([count == 1 for _, count in work]):
+            self._last = [(request, request.past, len(request.blocks)) for request, _ in work]
+        else:
+            self._last = []
+        return self._batch
+
+    def _same_decode(self, work: Work) -> bool:
+        """Where the step before took one token each of the same sequences, go on from its arrays."""
+        last = self._last
+        if len(last) != len(work):
+            return False
+        moved = False
+        for (request, count), (before, past, blocks) in zip(work, last):  # noqa: B905 - lengths are equal, and this is hot
+            if request is not before or count != 1 or request.past != past + 1:
+                return False
+            moved = moved or len(request.blocks) != blocks
+        batch = self._batch
+        tokens = batch["tokens"]
+        for row, (request, _) in enumerate(work):
+            tokens[row] = request.tokens[-1]
+        batch["positions"] += 1
+        batch["past_lens"] += 1
+        batch["max_context"] += 1
+        if moved:
+            self._put_blocks(work)
+        return True
+
+    def _pack(self, work: Work) -> None:
+        tokens: list[int] = []
+        positions: list[int] = []
+        select: list[int] = []
+        for request, count in work:
+            end = request.past + count
+            tokens += request.tokens[request.past : end]
+            positions += range(request.past, end)
+            if request.sampler is None:
+                select += range(len(tokens) - count, len(tokens))
+            elif end == len(request.tokens):
+                select.append(len(tokens) - 1)
+        self._put("tokens", tokens)
+        self._put("positions", positions)
+        self._put("select", select or [0])  # an engine gives at least one row; nobody reads it then
+        self._put("past_lens", [request.past for request, _ in work])
+        self._put("seq_begins", list(accumulate((count for _, count in work), initial=0)))
+        self._batch["max_context"][...] = max(request.past + count for request, count in work)
+        for name in self._extra:
+            self._put(name, [request.inputs[name] for request, _ in work])
+        self._put_blocks(work)
+
+    def _put_blocks(self, work: Work) -> None:
+        self._put("block_ids", [block for request, _ in work for block in request.blocks])
+        self._put("block_begins", list(accumulate((len(request.blocks) for request, _ in work), initial=0)))
+
+    def _put(self, name: str, values: list[int]) -> None:
+        size = len(values)
+        view = self._views.get((name, size))
+        if view is None:
+            view = self._buffers[name][:size]
+            if size <= 4 * len(self._buffers["past_lens"]):  # the sizes that come again, in decode steps
+                self._views[name, size] = view
+        view[:] = values
+        self._batch[name] = view

@@ -1,0 +1,112 @@
+"""The plan as the runtime sees it: typed ports, steps in order, and the layout of the KV cache. Read from plan.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specs.errors import SpecRTError, Where
+
+BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1, "i8": 1}  # of one element of a cache
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the model; a dim is a number or a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of an engine; ports of the engine are bound to values of the plan."""
+
+    kind: str
+    backend: str
+    file: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """The caches of one attention: k [C, heads, block_size, dim] and v [C, heads, block_size, value_dim]."""
+
+    k: str
+    v: str
+    heads: int
+    dim: int
+    value_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The paged KV cache of all layers."""
+
+    block_size: int
+    layers: tuple[CacheLayer, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+        return sum(
+            self.block_size * layer.heads * (layer.dim + layer.value_dim) * BYTES[layer.dtype] for layer in self.layers
+        )
+
+
+@dataclass(frozen=True)
+class Program:
+    """What an executable runs; `dims` bounds each named dim: (lo, opt, hi)."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    values: Mapping[str, str]
+    steps: tuple[Step, ...]
+    dims: Mapping[str, tuple[int, int, int]]
+    cache: CacheLayout | None
+
+
+def read_program(path: Path) -> tuple[dict[str, Any], Program]:
+    """The JSON of a plan and the same typed. Raises SpecRTError BUNDLE-008 where it is not what this runtime knows."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return plan, _program(plan)
+    except json.JSONDecodeError as error:
+        raise _bad(path, error.msg) from error
+    except KeyError as error:
+        raise _bad(path, f"key {error} is missing") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _bad(path, str(error)) from error
+
+
+def _bad(path: Path, reason: str) -> SpecRTError:
+    hint = "compile the bundle again: `specrt compile SOURCE --out BUNDLE`"
+    return SpecRTError("BUNDLE-008", f"{path.name} is not a plan: {reason}", where=Where(str(path)), hint=hint)
+
+
+def _program(plan: Mapping[str, Any]) -> Program:
+    cache = None
+    if plan["cache"] is not None:
+        layers = tuple(CacheLayer(**layer) for layer in plan["cache"]["layers"])
+        if unknown := {layer.dtype for layer in layers} - set(BYTES):
+            raise ValueError(f"cache of unknown type {', '.join(sorted(unknown))}")
+        cache = CacheLayout(int(plan["cache"]["block_size"]), layers)
+    return Program(
+        inputs=_ports(plan["inputs"]),
+        outputs=_ports(plan["output_types"]),
+        values=dict(plan["outputs"]),
+        steps=tuple(Step(**step) for step in plan["steps"]),
+        dims={name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in plan["dims"].items()},
+        cache=cache,
+    )
+
+
+def _ports(entries: Any) -> tuple[Port, ...]:
+    return tuple(Port(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries)

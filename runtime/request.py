@@ -1,0 +1,73 @@
+"""One sequence on its way through the engine: its tokens, its blocks, and what is wanted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from runtime.executable import Floats
+from runtime.sampling import Sampler
+from specs.errors import SpecRTError
+
+Finish = Literal["stop", "length", "logits", "cancelled", "error"]
+
+
+class Request:
+    """A submitted prompt. `new` grows by an id at a time; `finish` says why it ended, and `error` what went wrong.
+
+    Without a sampler no new token is wanted, but `logits` f32[len, V] of the whole prompt.
+    """
+
+    __slots__ = (
+        "blocks", "error", "finish", "inputs", "logits", "max_new_tokens", "new", "past", "sampler", "serial", "stop",
+        "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        serial: int,
+        prompt: Sequence[int],
+        *,
+        sampler: Sampler | None,
+        max_new_tokens: int,
+        stop: frozenset[int],
+        inputs: Mapping[str, int],
+        vocab: int,
+    ) -> None:
+        self.serial = serial
+        self.tokens = list(prompt)  # prompt and new ids
+        self.new: list[int] = []
+        self.past = 0  # how many of `tokens` the cache holds
+        self.blocks: list[int] = []
+        self.sampler = sampler
+        self.max_new_tokens = max_new_tokens
+        self.stop = stop
+        self.inputs = inputs
+        self.finish: Finish | None = None
+        self.error: SpecRTError | None = None
+        self.logits = np.empty((len(self.tokens) if sampler is None else 0, vocab), np.float32)
+
+    def take(self, rows: Floats, count: int) -> bool:
+        """Advance by `count` tokens, whose selected logits are `rows`; whether there is something new to see."""
+        self.past += count
+        if self.sampler is None:
+            self.logits[self.past - count : self.past] = rows
+            if self.past == len(self.tokens):
+                self.finish = "logits"
+            return self.finish is not None
+        if self.past < len(self.tokens):
+            return False
+        try:
+            token = self.sampler(rows[0])
+        except SpecRTError as error:  # concerns this sequence only: the others of the batch go on
+            self.error, self.finish = error, "error"
+            return True
+        self.tokens.append(token)
+        self.new.append(token)
+        if token in self.stop:
+            self.finish = "stop"
+        elif len(self.new) == self.max_new_tokens:
+            self.finish = "length"
+        return True

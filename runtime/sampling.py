@@ -1,0 +1,121 @@
+"""From logits to the next token: repetition penalty, then temperature, top-k, top-p, then a draw.
+
+Each sequence draws from a generator of its own, so that its tokens do not depend on what runs beside it. Order and meaning are
+those of the logits processors in transformers (generation/logits_process.py), in float32 as there; the draws are numpy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.executable import Floats
+from specs.errors import SpecRTError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: the likeliest, unless temperature, top_k or top_p is given and temperature is not 0.
+
+    Raises SpecRTError RUN-020 for a value that means nothing.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, "a number from 0 (greedy) up", lambda x: 0 <= x < math.inf)
+        _check("top_k", self.top_k, "a whole number from 1 up", lambda x: x >= 1, whole=True)
+        _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
+        _check("repetition_penalty", self.repetition_penalty, "a number above 0; 1 is none", lambda x: 0 < x < math.inf)
+        _check("seed", self.seed, "a whole number from 0 up", lambda x: x >= 0, whole=True)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        drawn = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+        return not drawn or self.temperature == 0
+
+
+def _check(name: str, value: object, expected: str, accept: object, *, whole: bool = False) -> None:
+    if value is None:
+        return
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not accept(value):  # type: ignore[operator]
+        raise SpecRTError("RUN-020", f"`{name}` is {value!r}, expected {expected}")
+
+
+class Sampler:
+    """Chooses the tokens of one sequence; holds its generator and, for the penalty, which tokens it has seen."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int) -> None:
+        self._sampling = sampling
+        self._greedy = sampling.greedy
+        self._random = None if self._greedy else np.random.default_rng(sampling.seed)
+        self._seen = None
+        if sampling.repetition_penalty not in (None, 1):
+            self._seen = np.zeros(vocab, dtype=np.bool_)
+            self._seen[np.asarray(prompt, dtype=np.int64)] = True
+
+    def __call__(self, logits: Floats) -> int:
+        """The next token from logits f32[V], which are left as they are. Raises SpecRTError RUN-030 where they are not numbers."""
+        if self._seen is None and self._greedy:
+            token = int(logits.argmax())
+            if logits[token] != logits[token]:  # argmax finds a NaN where there is one
+                raise _not_numbers()
+            return token
+        scores = logits.copy()
+        if self._seen is not None:
+            penalty = np.float32(self._sampling.repetition_penalty)  # type: ignore[arg-type]
+            seen = scores[self._seen]
+            scores[self._seen] = np.where(seen < 0, seen * penalty, seen / penalty)
+        token = int(scores.argmax())
+        if scores[token] != scores[token]:
+            raise _not_numbers()
+        if self._random is not None:
+            ids, weights = candidates(scores, self._sampling)
+            edges = np.cumsum(weights, dtype=np.float64)
+            drawn = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
+            token = int(ids[min(int(drawn), len(ids) - 1)])
+        if self._seen is not None:
+            self._seen[token] = True
+        return token
+
+
+def _not_numbers() -> SpecRTError:
+    message = "the model's logits are not numbers (NaN)"
+    return SpecRTError(
+        "RUN-030", message, hint="the weights may overflow in this precision: compile with `--precision fp32`"
+    )
+
+
+def candidates(scores: Floats, sampling: Sampling) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Floats]:
+    """The tokens that may be drawn and their probabilities, from scores f32[V] after the penalty."""
+    if sampling.temperature is not None and sampling.temperature != 1:
+        scores = scores / np.float32(sampling.temperature)
+    if sampling.top_k is not None and sampling.top_k < scores.size:
+        kth = np.partition(scores, scores.size - sampling.top_k)[scores.size - sampling.top_k]
+        ids = np.flatnonzero(scores >= kth)  # ties with the k-th stay
+    else:
+        ids = np.arange(scores.size)
+    scores = scores[ids]
+    if sampling.top_p is not None and sampling.top_p < 1:
+        order = np.argsort(scores, kind="stable")
+        total = np.cumsum(_softmax(scores[order]), dtype=np.float64).astype(np.float32)
+        drop = total <= np.float32(1 - sampling.top_p)
+        drop[-1] = False  # the likeliest always stays
+        order = order[~drop]
+        order.sort()  # by id again, so that a draw means the same token whatever the filters
+        ids, scores = ids[order], scores[order]
+    return ids, _softmax(scores)
+
+
+def _softmax(scores: Floats) -> Floats:
+    powers: Floats = np.exp(scores - scores.max())
+    return powers / powers.sum()
