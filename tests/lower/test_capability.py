@@ -11,6 +11,7 @@ from compiler.ir.parser import parse
 from compiler.ir.types import DTYPES, FLOATS, INTEGERS
 from compiler.lower import Decompose, Emit, Unsupported, lower
 from compiler.lower.openvino.capabilities import TABLE
+from compiler.lower.openvino.reference import PAGE, render
 from tests.golden_errors import check_raises
 
 # Operations whose verdict is keyed by a type that their signature does not start with.
@@ -64,3 +65,7 @@ def test_unsupported_operations_are_named(tmp_path: Path) -> None:
 def test_unknown_targets_are_refused(target: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no backend"):
         lower(parse(UNSUPPORTED), {}.__getitem__, tmp_path, target=target)
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render(), "run `python -m compiler.lower.openvino.reference`"
