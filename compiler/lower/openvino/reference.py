@@ -1,4 +1,4 @@
-"""Writes docs/cpu.md from the capability table: what the CPU backend does with each operation and element type, and why.
+"""Writes docs/cpu.md from the capability table: what the CPU backend does with each operation and type, and why.
 
 python -m compiler.lower.openvino.reference           write the page
 python -m compiler.lower.openvino.reference --check   exit 1 if it is out of date
@@ -36,11 +36,9 @@ def render() -> str:
         lines.append(f"| `{name}` | {letters} | {'; '.join(_remarks(row.values()))} |")
     lines += ["", "## Paged attention", "", "Native, as OpenVINO's PagedAttentionExtension:", ""]
     lines += [f"- {' + '.join(sorted(features)) or 'no features'}" for features in PAGED_NATIVE]
-    lines += [
-        "",
-        f"Every other combination, also with softcap or prefix, {PAGED_GATHERED.rule}; the native operation writes",
-    ]
-    lines += ["the cache there too, so that ports and layout are the same.", "", "## Why not", ""]
+    lines += ["", f"Every other combination, also with softcap or prefix, {PAGED_GATHERED.rule};"]
+    lines += ["the native operation writes the cache there too, so that ports and layout are the same."]
+    lines += ["", "## Why not", ""]
     reasons: dict[str, set[str]] = {}
     for row in TABLE.values():
         for dtype, verdict in row.items():
