@@ -26,8 +26,8 @@ class Encoder:
 
     def run(self, rows: Sequence[Sequence[int]], inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Floats]]:
         """The outputs of each row, without padding. Raises SpecRTError RUN-001 to RUN-004, RUN-008."""
-        for row in rows:
-            check_prompt(row, self._limits.max_sequence, self._vocab)
+        for tokens in rows:
+            check_prompt(tokens, self._limits.max_sequence, self._vocab)
         check_inputs(inputs, [port.name for port in self._extra])
         for port in self._extra:
             self._check(port, inputs[port.name], rows)

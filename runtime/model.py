@@ -75,7 +75,7 @@ class Model:
         try:
             for row, given in zip(rows, each, strict=True):
                 requests.append(self.engine.submit_logits(row, inputs=given))
-            while any([request.finish is None for request in requests]):
+            while any(request.finish is None for request in requests):
                 self.engine.step()
         finally:
             for request in requests:
@@ -108,8 +108,8 @@ class Model:
     ) -> list[list[int]]:
         """New ids of each row: the likeliest each time, or drawn where temperature, top_k or top_p is given.
 
-        A row ends after `max_new_tokens` or with a stop token, which belongs to the new ids; `stop` None means the bundle's,
-        () means none. A `seed` holds for each row by itself, or there is one for each.
+        A row ends after `max_new_tokens` or with a stop token, which belongs to the new ids; `stop` None means the
+        bundle's, () means none. A `seed` holds for each row by itself, or there is one for each.
         Raises SpecRTError RUN-001 to RUN-009, RUN-020 for sampling values, RUN-021 for stop, RUN-030 for NaN.
         """
         requests = self._submit(
@@ -122,11 +122,10 @@ class Model:
 
     def stream(self, token_lists: Rows, **options: Any) -> Iterator[Event]:
         """`generate`, each id as it comes; what is left is cancelled where the iterator is closed early."""
-        requests = self._submit_options(token_lists, options)
-        return self._run(requests)
+        yield from self._run(self._submit_options(token_lists, options))  # submitted when first asked for an id
 
     def text(self, prompt: str, **options: Any) -> str:
-        """The text that goes on from a prompt; options as of `generate`. Raises SpecRTError RUN-009 without a tokenizer."""
+        """The text that goes on from a prompt; options as of `generate`. Raises SpecRTError RUN-009."""
         return "".join(self.text_stream(prompt, **options))
 
     def text_stream(self, prompt: str, **options: Any) -> Iterator[str]:
@@ -170,7 +169,7 @@ class Model:
         rows = _rows(token_lists)
         ends = self._stop(stop)
         each = self._each(inputs, len(rows))
-        seeds = [seed] * len(rows) if seed is None or isinstance(seed, (int, float, str, np.generic)) else list(seed)
+        seeds: list[Any] = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else [seed] * len(rows)
         if len(seeds) != len(rows):
             raise SpecRTError(
                 "RUN-020", f"`seed` has {len(seeds)} values for {len(rows)} prompts, expected one or one for each"
@@ -199,7 +198,7 @@ class Model:
                         seen[row] += 1
                         last = seen[row] == len(request.new)
                         finish = request.finish if last and request.finish in ("stop", "length") else None
-                        yield Event(row, request.new[index], index, finish)  # type: ignore[arg-type]
+                        yield Event(row, request.new[index], index, finish)
                     if request.error is not None:
                         raise request.error
                     ended = ended or request.finish is not None
@@ -256,9 +255,9 @@ def load(
 ) -> Model:
     """Load a bundle: check its files (hashes too, unless `verify` is off), compile its engines, allocate the KV cache.
 
-    `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory; `threads` the
-    CPU threads, by default all cores; `step_tokens` the most tokens in one call of the engine. Raises SpecRTError BUNDLE-001 to
-    BUNDLE-009, RUN-011 to RUN-013.
+    `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory;
+    `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call of the engine.
+    Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016.
     """
     from runtime.openvino_executable import OpenVINOExecutable
 

@@ -23,10 +23,12 @@ class OpenVINOExecutable:
     def __init__(self, bundle: Bundle, *, cache_tokens: int | None = None, threads: int | None = None) -> None:
         """Compile the engines and allocate the caches.
 
-        Raises SpecRTError BUNDLE-004 for another OpenVINO, BUNDLE-009 for a step of another kind, RUN-011 and RUN-012 for the
-        size of the cache.
+        Raises SpecRTError BUNDLE-004 for another OpenVINO, BUNDLE-009 for a step of another kind, RUN-011 and RUN-012
+        for the size of the cache, RUN-016 for `threads`.
         """
         _check_toolchain(bundle)
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise SpecRTError("RUN-016", f"`threads` is {threads!r}, expected a whole number from 1 up")
         import openvino
 
         self._openvino = openvino
@@ -41,7 +43,7 @@ class OpenVINOExecutable:
             log = _LOG.info if cache_tokens is not None or self.size.blocks == self.size.wanted else _LOG.warning
             log("%s; %d tokens are what the limits can use", self.size, self.size.wanted * self.size.block_size)
             self._allocate(bundle.program.cache, self.size.blocks)
-        # where each value of the plan goes in and comes out: (request, port); an engine's outputs that no one names stay
+        # where each value of the plan goes in and comes out
         steps = list(zip(self._requests, bundle.program.steps, strict=True))
         produced: set[str] = set()
         self._calls: list[tuple[Any, list[tuple[str, int]], list[tuple[str, str]], list[tuple[str, str]]]] = []
@@ -113,19 +115,17 @@ def _check_toolchain(bundle: Bundle) -> None:
     except metadata.PackageNotFoundError:
         found = "none"
     if wanted.split(".")[:2] != found.split(".")[:2]:
-        raise SpecRTError(
-            "BUNDLE-004", f"the bundle was compiled with OpenVINO {wanted}, installed is {found}", where=Where(str(bundle.path)),
-            hint=f"`pip install openvino=={wanted}`, or compile again: `specrt compile SOURCE --out BUNDLE`",
-        )  # fmt: skip
+        message = f"the bundle was compiled with OpenVINO {wanted}, installed is {found}"
+        hint = f"`pip install openvino=={wanted}`, or compile again: `specrt compile SOURCE --out BUNDLE`"
+        raise SpecRTError("BUNDLE-004", message, where=Where(str(bundle.path)), hint=hint)
 
 
 def _compile(openvino: Any, bundle: Bundle, index: int, threads: int | None) -> Any:
     step = bundle.program.steps[index]
     if (step.kind, step.backend) != ("engine", BACKEND):
-        raise SpecRTError(
-            "BUNDLE-009", f"step {index} is `{step.kind}` of `{step.backend}`, this machine runs `engine` of `{BACKEND}`",
-            where=Where(str(bundle.path / "plan.json")), hint="compile for this machine: `specrt compile SOURCE --target cpu`",
-        )  # fmt: skip
+        message = f"step {index} is `{step.kind}` of `{step.backend}`, this runtime runs `engine` of `{BACKEND}`"
+        hint = "compile for this machine: `specrt compile SOURCE --target cpu`"
+        raise SpecRTError("BUNDLE-009", message, where=Where(str(bundle.path / "plan.json")), hint=hint)
     core = openvino.Core()
     core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, and with it the operations that the file uses
     model = core.read_model(bundle.path / step.file)

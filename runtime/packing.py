@@ -1,7 +1,7 @@
 """Writes the packed inputs of a step into buffers that live as long as the engine.
 
-A decode step of the same sequences as before only adds one to a few numbers in place: the arrays stay the same objects, so the
-executable keeps them bound.
+A decode step of the same sequences as before only adds one to a few numbers in place: the arrays stay the same objects,
+so the executable keeps them bound.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Packer:
         """The inputs of a step, as in runtime.executable.PACKED; valid until the next call."""
         if not self._same_decode(work):
             self._pack(work)
-        if all([count == 1 for _, count in work]):
+        if len(self._batch["tokens"]) == len(work):  # one token of each
             self._last = [(request, request.past, len(request.blocks)) for request, _ in work]
         else:
             self._last = []

@@ -1,7 +1,8 @@
 """From logits to the next token: repetition penalty, then temperature, top-k, top-p, then a draw.
 
-Each sequence draws from a generator of its own, so that its tokens do not depend on what runs beside it. Order and meaning are
-those of the logits processors in transformers (generation/logits_process.py), in float32 as there; the draws are numpy's.
+Each sequence draws from a generator of its own, so that its tokens do not depend on what runs beside it. Order and
+meaning are those of the logits processors in transformers (generation/logits_process.py), in float32 as there; the
+draws are numpy's.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Sampler:
             self._seen[np.asarray(prompt, dtype=np.int64)] = True
 
     def __call__(self, logits: Floats) -> int:
-        """The next token from logits f32[V], which are left as they are. Raises SpecRTError RUN-030 where they are not numbers."""
+        """The next token from logits f32[V], which stay as they are. Raises SpecRTError RUN-030 for NaN."""
         if self._seen is None and self._greedy:
             token = int(logits.argmax())
             if logits[token] != logits[token]:  # argmax finds a NaN where there is one
@@ -72,7 +73,7 @@ class Sampler:
             return token
         scores = logits.copy()
         if self._seen is not None:
-            penalty = np.float32(self._sampling.repetition_penalty)  # type: ignore[arg-type]
+            penalty = np.float32(self._sampling.repetition_penalty)
             seen = scores[self._seen]
             scores[self._seen] = np.where(seen < 0, seen * penalty, seen / penalty)
         token = int(scores.argmax())
@@ -118,4 +119,5 @@ def candidates(scores: Floats, sampling: Sampling) -> tuple[np.ndarray[tuple[int
 
 def _softmax(scores: Floats) -> Floats:
     powers: Floats = np.exp(scores - scores.max())
-    return powers / powers.sum()
+    shares: Floats = powers / powers.sum()
+    return shares
