@@ -71,7 +71,7 @@ class Bundle:
                 vocab=_count(manifest["vocab"]),
                 stop=tuple(int(token) for token in manifest["generation"]["stop"]),
                 toolchain={str(key): str(value) for key, value in manifest["toolchain"].items()},
-                tokenizer=folder / manifest["tokenizer"] if manifest.get("tokenizer") in files else None,
+                tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
             )
         except KeyError as error:
             raise _broken(folder, f"key {error} is missing") from error
@@ -154,7 +154,7 @@ def _check_file(folder: Path, name: str, entry: tuple[int, str], verify: bool) -
         raise SpecRTError("BUNDLE-005", f"`{name}` {reason}", where=Where(str(path)), hint=_COPY) from error
 
 
-_COPY = f"copy the bundle again, or {_REMAKE}"
+_COPY = "copy the bundle again, or compile it again: `specrt compile SOURCE --out BUNDLE`"
 
 
 def _sha256(path: Path) -> str:
@@ -169,6 +169,14 @@ def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected a count, found {value!r}")
     return value
+
+
+def _tokenizer(folder: Path, name: object, files: Mapping[str, object]) -> Path | None:
+    if name is None:
+        return None
+    if name not in files:
+        raise ValueError(f"tokenizer `{name}` is not in `files`")
+    return folder / str(name)
 
 
 def _role(value: object) -> str:

@@ -64,14 +64,18 @@ class Encoder:
 
     @staticmethod
     def _check(port: Port, given: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
-        if len(given) != len(rows):
-            message = f"input `{port.name}` has {len(given)} values for {len(rows)} sequences"
-            raise SpecRTError("RUN-008", message, hint="pass one for each")
-        if len(port.shape) == 1:
-            return
+        if np.ndim(given) == 0 or len(given) != len(rows):
+            message = f"input `{port.name}` is {repr(given)[:80]}, expected one value for each of {len(rows)} sequences"
+            raise SpecRTError("RUN-008", message)
+        shape = () if len(port.shape) == 1 else (-1,)
         for place, (value, row) in enumerate(zip(given, rows, strict=True)):
-            if len(value) != len(row):
-                message = f"input `{port.name}` has {len(value)} values for the {len(row)} tokens of sequence {place}"
+            array = np.asarray(value)
+            if array.dtype.kind not in ("iu" if port.dtype == "i32" else "iuf") or array.ndim != len(shape):
+                what = "a number" if not shape else "a list of numbers"
+                message = f"input `{port.name}` of sequence {place} is {repr(value)[:80]}, expected {what} of type {port.dtype}"
+                raise SpecRTError("RUN-008", message)
+            if shape and len(array) != len(row):
+                message = f"input `{port.name}` has {len(array)} values for the {len(row)} tokens of sequence {place}"
                 raise SpecRTError("RUN-008", message, hint="pass one for each token")
 
     @staticmethod

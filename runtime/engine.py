@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from threading import RLock
 
+import numpy as np
+
 from runtime.cache import BlockAllocator
 from runtime.checks import check_inputs, check_prompt
 from runtime.executable import PACKED, Executable
@@ -66,8 +68,8 @@ class Engine:
     ) -> Request:
         """Queue a prompt, to generate from. Raises SpecRTError RUN-001 to RUN-008 for what can't be run."""
         self._check(prompt, inputs or {})
-        if max_new_tokens < 1:
-            raise SpecRTError("RUN-005", f"`max_new_tokens` is {max_new_tokens}, expected 1 or more")
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 1:
+            raise SpecRTError("RUN-005", f"`max_new_tokens` is {max_new_tokens!r}, expected a whole number from 1 up")
         total = len(prompt) + max_new_tokens
         if total > self.max_sequence:
             left = self.max_sequence - len(prompt)

@@ -19,6 +19,7 @@ from runtime.sampling import Sampling
 from runtime.tokenizer import Tokenizer
 from specs.errors import SpecRTError
 
+NEW_TOKENS = 128  # where the caller does not say how many
 Rows = Sequence[Sequence[int]]
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -97,7 +98,7 @@ class Model:
         self,
         token_lists: Rows,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -108,8 +109,9 @@ class Model:
     ) -> list[list[int]]:
         """New ids of each row: the likeliest each time, or drawn where temperature, top_k or top_p is given.
 
-        A row ends after `max_new_tokens` or with a stop token, which belongs to the new ids; `stop` None means the
-        bundle's, () means none. A `seed` holds for each row by itself, or there is one for each.
+        A row ends after `max_new_tokens` (by default 128, or what the limit leaves) or with a stop token, which belongs
+        to the new ids; `stop` None means the bundle's, () means none. A `seed` holds for each row by itself, or there is
+        one for each.
         Raises SpecRTError RUN-001 to RUN-009, RUN-020 for sampling values, RUN-021 for stop, RUN-030 for NaN.
         """
         requests = self._submit(
@@ -158,12 +160,18 @@ class Model:
     def _submit_options(self, token_lists: Rows, options: dict[str, Any]) -> list[Request]:
         known = {name: options.pop(name) for name in _SAMPLING if name in options}
         return self._submit(
-            token_lists, options.pop("max_new_tokens", 128), options.pop("stop", None), options.pop("seed", None),
+            token_lists, options.pop("max_new_tokens", None), options.pop("stop", None), options.pop("seed", None),
             options, **known,
         )  # fmt: skip
 
     def _submit(
-        self, token_lists: Rows, max_new_tokens: int, stop: Any, seed: Any, inputs: dict[str, Any], **sampling: Any
+        self,
+        token_lists: Rows,
+        max_new_tokens: int | None,
+        stop: Any,
+        seed: Any,
+        inputs: dict[str, Any],
+        **sampling: Any,
     ) -> list[Request]:
         engine = self.engine
         rows = _rows(token_lists)
@@ -172,13 +180,16 @@ class Model:
         seeds: list[Any] = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else [seed] * len(rows)
         if len(seeds) != len(rows):
             raise SpecRTError(
-                "RUN-020", f"`seed` has {len(seeds)} values for {len(rows)} prompts, expected one or one for each"
+                "RUN-020", f"`seed` has {len(seeds)} values for {len(rows)} prompts, expected one, or one for each"
             )
         requests: list[Request] = []
         try:
             for row, own, given in zip(rows, seeds, each, strict=True):
                 how = Sampling(seed=own, **sampling)
-                requests.append(engine.submit(row, how, max_new_tokens=max_new_tokens, stop=ends, inputs=given))
+                most = max_new_tokens
+                if most is None:
+                    most = max(1, min(NEW_TOKENS, engine.max_sequence - len(row)))
+                requests.append(engine.submit(row, how, max_new_tokens=most, stop=ends, inputs=given))
         except SpecRTError:
             for request in requests:
                 engine.cancel(request)
@@ -226,23 +237,34 @@ class Model:
         """Further inputs of a decoder, row by row."""
         names = self.engine.extra_inputs
         check_inputs(inputs, names)
+        columns: dict[str, list[int]] = {}
         for name in names:
-            if len(inputs[name]) != count:
-                message = f"input `{name}` has {len(inputs[name])} values for {count} sequences"
-                raise SpecRTError("RUN-008", message, hint="pass one for each")
-        return [{name: int(inputs[name][row]) for name in names} for row in range(count)]
+            values = np.asarray(inputs[name])
+            if values.ndim != 1 or len(values) != count or values.dtype.kind not in "iu":
+                message = (
+                    f"input `{name}` is {inputs[name]!r}, expected whole numbers, one for each of {count} sequences"
+                )
+                raise SpecRTError("RUN-008", message)
+            columns[name] = values.tolist()
+        return [{name: columns[name][row] for name in names} for row in range(count)]
 
 
 def _rows(token_lists: Rows) -> list[list[int]]:
     """Rows of plain ints. Raises SpecRTError RUN-003 for what are no lists of ids."""
     rows: list[list[int]] = []
+    if isinstance(token_lists, str) or not isinstance(token_lists, Iterable):
+        raise _no_rows(token_lists)
     for row in token_lists:
         array = np.asarray(row)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            message = f"expected lists of token ids, one for each sequence; found {row!r}"
-            raise SpecRTError("RUN-003", message[:200], hint="one prompt is [[1, 2, 3]]; for text there is `text`")
+            raise _no_rows(row)
         rows.append(array.tolist())
     return rows
+
+
+def _no_rows(found: object) -> SpecRTError:
+    message = f"expected lists of token ids, one for each sequence; found {repr(found)[:80]}"
+    return SpecRTError("RUN-003", message, hint="one prompt is [[1, 2, 3]]; for text there is `text`")
 
 
 def load(

@@ -37,14 +37,14 @@ class Packer:
         """The inputs of a step, as in runtime.executable.PACKED; valid until the next call."""
         if not self._same_decode(work):
             self._pack(work)
-        if len(self._batch["tokens"]) == len(work):  # one token of each
-            self._last = [(request, request.past, len(request.blocks)) for request, _ in work]
-        else:
             self._last = []
+            if any(request.past + 1 != len(request.tokens) for request, _ in work):  # a prompt is among them
+                return self._batch
+        self._last = [(request, request.past, len(request.blocks)) for request, _ in work]
         return self._batch
 
     def _same_decode(self, work: Work) -> bool:
-        """Where the step before took one token each of the same sequences, go on from its arrays."""
+        """Where the step before took the last token of each of the same sequences, go on from its arrays."""
         last = self._last
         if len(last) != len(work):
             return False

@@ -1,0 +1,139 @@
+"""A one-layer attention model in numpy over a real paged cache: wrong blocks, places or rows change its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle, Limits
+from runtime.executable import PACKED
+from runtime.model import Model
+from runtime.program import Port, Program
+
+VOCAB, WIDTH = 50, 16
+_RANDOM = np.random.default_rng(3)
+EMBED = _RANDOM.standard_normal((VOCAB, WIDTH))
+PLACE = _RANDOM.standard_normal((4096, WIDTH)) * 0.5
+Q, K, V = (_RANDOM.standard_normal((WIDTH, WIDTH)) / 4 for _ in range(3))
+HEAD = _RANDOM.standard_normal((WIDTH, VOCAB))
+
+
+def attend(x: np.ndarray, keys: np.ndarray, values: np.ndarray, past: int, prefix: int = 0) -> np.ndarray:
+    """Causal attention of new tokens x [S, D] at `past` over keys and values [past + S, D]; a prefix is seen by all."""
+    scores = (x @ Q) @ keys.T
+    rows, columns = np.arange(past, past + len(x))[:, None], np.arange(len(keys))[None]
+    scores = np.where((columns <= rows) | (columns < prefix), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return x + (weights / weights.sum(axis=1, keepdims=True)) @ values
+
+
+def dense_logits(tokens: Sequence[int], prefix: int = 0) -> np.ndarray:
+    """The same model without a cache: [len, V]."""
+    x = EMBED[list(tokens)] + PLACE[: len(tokens)]
+    return (attend(x, x @ K, x @ V, 0, prefix) @ HEAD).astype(np.float32)
+
+
+def dense_greedy(tokens: Sequence[int], count: int) -> list[int]:
+    row = list(tokens)
+    for _ in range(count):
+        row.append(int(dense_logits(row)[-1].argmax()))
+    return row[len(tokens) :]
+
+
+class FakeExecutable:
+    """Checks every input it gets, and counts; NaN in what was never written."""
+
+    def __init__(self, blocks: int, block_size: int = 4, nan_at: int | None = None) -> None:
+        self.blocks, self.block_size, self.cache_bytes = blocks, block_size, 0
+        self.keys = np.full((blocks, block_size, WIDTH), np.nan)
+        self.values = np.full((blocks, block_size, WIDTH), np.nan)
+        self.shapes: list[tuple[int, int]] = []  # (sequences, tokens) of each step
+        self.same = 0  # steps whose arrays were those of the step before
+        self.nan_at = nan_at
+        self._last: Mapping[str, np.ndarray] = {}
+
+    def execute(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.same += all(self._last.get(name) is array for name, array in batch.items())
+        self._last = dict(batch)
+        assert all(array.dtype == np.int32 for array in batch.values())
+        begins, past_lens = batch["seq_begins"], batch["past_lens"]
+        table, table_begins = batch["block_ids"], batch["block_begins"]
+        assert len(begins) == len(table_begins) == len(past_lens) + 1
+        assert begins[-1] == len(batch["tokens"]) == len(batch["positions"])
+        assert table_begins[-1] == len(table) == len(set(table.tolist()))  # no block belongs to two
+        out, context = [], 0
+        for row, past in enumerate(past_lens):
+            tokens = batch["tokens"][begins[row] : begins[row + 1]]
+            total = int(past) + len(tokens)
+            context = max(context, total)
+            assert len(tokens) >= 1
+            assert batch["positions"][begins[row] : begins[row + 1]].tolist() == list(range(past, total))
+            mine = table[table_begins[row] : table_begins[row + 1]]
+            assert len(mine) * self.block_size >= total
+            x = EMBED[tokens] + PLACE[past:total]
+            for place in range(past, total):
+                block, slot = mine[place // self.block_size], place % self.block_size
+                self.keys[block, slot], self.values[block, slot] = x[place - past] @ K, x[place - past] @ V
+            keys = self.keys[mine].reshape(-1, WIDTH)[:total]
+            values = self.values[mine].reshape(-1, WIDTH)[:total]
+            out.append(attend(x, keys, values, int(past), int(batch["prefix"][row]) if "prefix" in batch else 0))
+        assert batch["max_context"] == context
+        self.shapes.append((len(past_lens), int(begins[-1])))
+        assert len(batch["select"]) >= 1
+        logits = (np.concatenate(out)[batch["select"]] @ HEAD).astype(np.float32)
+        if len(self.shapes) == self.nan_at:
+            logits[0] = np.nan
+        return {"logits": logits}
+
+
+class FakeEncoder:
+    """Full attention over padded rows; `kinds` [B, S] and `shift` [B] are further inputs."""
+
+    blocks = block_size = cache_bytes = 0
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def execute(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.shapes.append(batch["tokens"].shape)
+        hidden = []
+        for tokens, positions, kinds in zip(batch["tokens"], batch["positions"], batch["kinds"], strict=True):
+            x = EMBED[tokens] + PLACE[kinds]
+            seen = positions >= 0
+            scores = np.where(seen[None], (x @ Q) @ (x @ K).T, -np.inf)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            hidden.append((weights / weights.sum(axis=1, keepdims=True)) @ x)
+        out = np.array(hidden, np.float32)
+        return {"hidden": out, "pooled": out[:, 0] + batch["shift"][:, None]}
+
+
+def bundle(role: str = "decoder", extra: Sequence[str] = (), **changes: Any) -> Bundle:
+    if role == "decoder":
+        inputs = [Port(name, "i32", ("T",)) for name in PACKED] + [Port(name, "i32", ("B",)) for name in extra]
+        outputs = (Port("logits", "f32", ("N", VOCAB)),)
+    else:
+        inputs = [Port(name, "i32", ("B", "S")) for name in ("tokens", "positions", "kinds")] + [
+            Port("shift", "i32", ("B",))
+        ]
+        outputs = (Port("hidden", "f32", ("B", "S", WIDTH)), Port("pooled", "f32", ("B", WIDTH)))
+    program = Program(tuple(inputs), outputs, {port.name: port.name for port in outputs}, (), {}, None)
+    given: dict[str, Any] = {
+        "path": Path("fake"), "manifest": {}, "plan": {}, "program": program, "limits": Limits(4, 64), "name": "fake",
+        "role": role, "vocab": VOCAB, "stop": (), "toolchain": {}, "tokenizer": None,
+    }  # fmt: skip
+    return Bundle(**{**given, **changes})
+
+
+def decoder(
+    blocks: int = 64,
+    *,
+    step_tokens: int | None = None,
+    extra: Sequence[str] = (),
+    nan_at: int | None = None,
+    **changes: Any,
+) -> tuple[Model, FakeExecutable]:
+    executable = FakeExecutable(blocks, nan_at=nan_at)
+    return Model(bundle(extra=extra, **changes), executable, step_tokens=step_tokens), executable
