@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from runtime.executable import Array
 from specs.errors import SpecRTError
+
+
+def as_array(value: object) -> Array:
+    """The value as numpy sees it; lists of unequal length become objects, whose dtype no check accepts."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.array(None, dtype=object)
 
 
 def check_prompt(prompt: Sequence[int], max_sequence: int, vocab: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Limits
-from runtime.checks import check_inputs, check_prompt
+from runtime.checks import as_array, check_inputs, check_prompt
 from runtime.executable import PADDED, Array, Executable, Floats
 from runtime.program import Port, Program
 from specs.errors import SpecRTError
@@ -64,16 +64,16 @@ class Encoder:
 
     @staticmethod
     def _check(port: Port, given: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
-        if np.ndim(given) == 0 or len(given) != len(rows):
+        if not hasattr(given, "__len__") or len(given) != len(rows):
             message = f"input `{port.name}` is {repr(given)[:80]}, expected one value for each of {len(rows)} sequences"
             raise SpecRTError("RUN-008", message)
         shape = () if len(port.shape) == 1 else (-1,)
         for place, (value, row) in enumerate(zip(given, rows, strict=True)):
-            array = np.asarray(value)
+            array = as_array(value)
             if array.dtype.kind not in ("iu" if port.dtype == "i32" else "iuf") or array.ndim != len(shape):
                 what = "a number" if not shape else "a list of numbers"
-                message = f"input `{port.name}` of sequence {place} is {repr(value)[:80]}, expected {what} of type {port.dtype}"
-                raise SpecRTError("RUN-008", message)
+                found = f"input `{port.name}` of sequence {place} is {repr(value)[:80]}"
+                raise SpecRTError("RUN-008", f"{found}, expected {what} of type {port.dtype}")
             if shape and len(array) != len(row):
                 message = f"input `{port.name}` has {len(array)} values for the {len(row)} tokens of sequence {place}"
                 raise SpecRTError("RUN-008", message, hint="pass one for each token")

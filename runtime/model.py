@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from runtime.bundle import Bundle, Limits
-from runtime.checks import check_inputs
+from runtime.checks import as_array, check_inputs
 from runtime.encoder import Encoder
 from runtime.engine import Engine
 from runtime.executable import Executable, Floats
@@ -110,8 +110,8 @@ class Model:
         """New ids of each row: the likeliest each time, or drawn where temperature, top_k or top_p is given.
 
         A row ends after `max_new_tokens` (by default 128, or what the limit leaves) or with a stop token, which belongs
-        to the new ids; `stop` None means the bundle's, () means none. A `seed` holds for each row by itself, or there is
-        one for each.
+        to the new ids; `stop` None means the bundle's, () means none. A `seed` holds for each row by itself, or there
+        is one for each.
         Raises SpecRTError RUN-001 to RUN-009, RUN-020 for sampling values, RUN-021 for stop, RUN-030 for NaN.
         """
         requests = self._submit(
@@ -239,7 +239,7 @@ class Model:
         check_inputs(inputs, names)
         columns: dict[str, list[int]] = {}
         for name in names:
-            values = np.asarray(inputs[name])
+            values = as_array(inputs[name])
             if values.ndim != 1 or len(values) != count or values.dtype.kind not in "iu":
                 message = (
                     f"input `{name}` is {inputs[name]!r}, expected whole numbers, one for each of {count} sequences"
@@ -255,7 +255,7 @@ def _rows(token_lists: Rows) -> list[list[int]]:
     if isinstance(token_lists, str) or not isinstance(token_lists, Iterable):
         raise _no_rows(token_lists)
     for row in token_lists:
-        array = np.asarray(row)
+        array = as_array(row)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise _no_rows(row)
         rows.append(array.tolist())

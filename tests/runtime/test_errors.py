@@ -28,6 +28,7 @@ LAYOUT = CacheLayout(32, tuple(CacheLayer(f"{i}.k", f"{i}.v", 8, 128, 128, "f32"
         ("RUN-003-string", "a text"),
         ("RUN-003-float", [[0.5]]),
         ("RUN-003-number", 7),
+        ("RUN-003-nested", [[[1, 2], [3]]]),
     ],
 )
 def test_prompts(golden: str, rows: Any) -> None:
