@@ -1,4 +1,4 @@
-"""SpecRT's compiler: `compiler.compile(source, ...)` turns a model written as data into a bundle that `runtime` loads."""
+"""SpecRT's compiler: `compiler.compile(source, ...)` turns a model written as data into a bundle for `runtime`."""
 
 from __future__ import annotations
 

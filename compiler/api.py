@@ -93,7 +93,9 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def prepare(source: str | Path, checkpoint: str | Path | None = None, *, dump: Path | None = None, **options: Any) -> Prepared:
+def prepare(
+    source: str | Path, checkpoint: str | Path | None = None, *, dump: Path | None = None, **options: Any
+) -> Prepared:
     """Resolve, build and run the passes; `dump` names a folder for the graph after each pass. Raises SpecRTError."""
     return prepare_request(request(source, checkpoint=checkpoint, **options), dump)
 
@@ -135,7 +137,7 @@ def role_of(source: Source) -> str:
     return "encoder" if all(part.choice("mask", env) == "full" for part in parts) else "decoder"
 
 
-def compile(
+def compile(  # noqa: A001 (the public name)
     source: str | Path,
     checkpoint: str | Path | None = None,
     *,
@@ -150,7 +152,7 @@ def compile(
     dump: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Compile a spec (with `checkpoint`), a checkpoint folder or a deployment spec into the bundle `out`; gives its path.
+    """Compile a spec (with `checkpoint`), a checkpoint folder or a deployment spec into a bundle; gives its path.
 
     `target` is cpu; `precision` fp32 or bf16 (fp32 where nothing says otherwise); `weights` checkpoint or random.
     Raises SpecRTError for every mistake in what was given; nothing is left behind then.
@@ -177,7 +179,9 @@ def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Pa
     weights = _weights(prepared)
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
-        lowered = lower(prepared.graph, weights, work, target=asked.target, precision=asked.precision, progress=progress)
+        lowered = lower(
+            prepared.graph, weights, work, target=asked.target, precision=asked.precision, progress=progress
+        )
         tokenizer = _copy_tokenizer(prepared.source, work)
         write_manifest(work, _manifest(prepared, lowered.toolchain, tokenizer))
     return out

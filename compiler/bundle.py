@@ -1,7 +1,8 @@
 """Writes a bundle: a directory that appears whole or not at all.
 
-Everything is written into a hidden directory beside the target, `bundle.json` with sizes and hashes last, and renamed into place
-when complete. A compile that is killed leaves only the hidden directory, which never loads and which the next compile removes.
+Everything is written into a hidden directory beside the target, `bundle.json` with sizes and hashes last, and renamed
+into place when complete. A compile that is killed leaves only the hidden directory, which never loads and which the
+next compile removes.
 """
 
 from __future__ import annotations

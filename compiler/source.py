@@ -28,8 +28,8 @@ class Source:
 def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None) -> Source:
     """Find the spec and its configuration.
 
-    Raises SpecRTError SPEC-xxx for a wrong spec, CKPT-xxx for a wrong checkpoint, and SPEC-066 where neither a checkpoint nor a
-    size says how large the model is.
+    Raises SpecRTError SPEC-xxx for a wrong spec, CKPT-xxx for a wrong checkpoint, and SPEC-066 where neither a
+    checkpoint nor a size says how large the model is.
     """
     from specs.checkpoint import Checkpoint
     from specs.config import resolve_config, resolve_size
@@ -42,7 +42,8 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
         raise SpecRTError("SPEC-067", f"`{path}` does not exist", hint=hint)
     if path.is_dir():
         if checkpoint is not None:
-            raise SpecRTError("SPEC-067", f"`{path}` is a folder, and a checkpoint is given too", hint="give one of them")
+            message = f"`{path}` is a folder, and a checkpoint is given too"
+            raise SpecRTError("SPEC-067", message, hint="give one of them")
         checkpoint = path
     opened = Checkpoint.open(Path(checkpoint)) if checkpoint is not None else None
     if opened is not None:

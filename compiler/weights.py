@@ -20,7 +20,7 @@ def checkpoint_weights(sources: Mapping[str, WeightSource]) -> Weights:
 
 
 def random_weights(declared: Sequence[WeightDecl], seed: int = 0) -> Weights:
-    """Weights of the declared shapes with no meaning: normal with deviation 0.02, gains of norms 1; equal for equal seeds."""
+    """Weights of the declared shapes with no meaning: deviation 0.02, gains of norms 1; equal for equal seeds."""
     import torch
 
     shapes = {decl.name: decl.shape for decl in declared}

@@ -34,7 +34,7 @@ class Deployment(Node):
 
     title: ClassVar[str] = "a deployment spec"
     deployment: Int = Field(description=f"version of this schema: {VERSION}")
-    model: Text | None = Field(None, description="an architecture file; left out: found by the checkpoint's config.json")
+    model: Text | None = Field(None, description="an architecture file; left out: found by config.json")
     size: Text | None = Field(None, description="one of the architecture's `sizes`")
     checkpoint: Text | None = Field(None, description="a checkpoint folder")
     target: Text | None = Field(None, description="cpu")

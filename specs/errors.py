@@ -1,6 +1,7 @@
 """The one exception for a user's mistake, and the place in a file that it points at.
 
-Every message says what is wrong, where, what was expected and what to do; the command line prints it without a traceback.
+Every message says what is wrong, where, what was expected and what to do; the command line prints it without a
+traceback.
 """
 
 from __future__ import annotations

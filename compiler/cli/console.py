@@ -42,6 +42,8 @@ def command(function: F) -> F:
                 _print_traceback()
             show_mistake(error, as_json=bool(kwargs.get("json")))
             raise typer.Exit(MISTAKE) from None
+        except typer.Exit:
+            raise
         except KeyboardInterrupt:
             print("interrupted; nothing was left behind", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None

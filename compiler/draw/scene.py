@@ -149,9 +149,7 @@ class _Builder:
         subtitle = f"{result.name}: {result.type}"
         place = equation.where
         detail = print_equation(equation)
-        if (
-            place is not None
-        ):  # not the whole path: a picture is passed on
+        if place is not None:  # not the whole path: a picture is passed on
             detail += f"\n{Path(place.file).name}:{place.line}:{place.column}"
         identity = self.prefix + result.name
         self.add(

@@ -1,7 +1,7 @@
 """Attention parts -> the plain equations of the paper, which the fusion passes recognise afterwards.
 
-One shape serves multi-head, multi-query and grouped-query attention: queries [B,K,G,S,D] with G = H/K broadcast over keys
-[B,K,1,S,D].
+One shape serves multi-head, multi-query and grouped-query attention: queries [B,K,G,S,D] with G = H/K broadcast over
+keys [B,K,1,S,D].
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every part builder needs: the equations so far, the values of the spec's expressions, and the weights declared."""
+"""What every part builder needs: the equations so far, the values of expressions, and the weights declared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from compiler.ir import Builder, TensorType, Value
 from compiler.ir.core import Arg, AttrValue
 from compiler.ir.names import expand, index_text
-from specs.errors import SpecRTError, Where
+from specs.errors import Where
 from specs.expressions import Expr
 from specs.node import Node
 from specs.weight_map import WeightDecl
@@ -55,10 +55,8 @@ class Context:
         """The value of a closed text field, or `absent` where it is left out."""
         return absent if getattr(node, field) is None else node.choice(field, self.env)
 
-    def dimension(self, name: str, where: Where) -> int:
-        """A dimension that a part takes from the config name `name`; raises SPEC-063 where `config:` lacks it."""
-        if name not in self._config:
-            raise SpecRTError("SPEC-063", f"this part needs `{name}` in `config:`", where=where)
+    def dimension(self, name: str) -> int:
+        """The config name `name`, which the check of specs has found there."""
         return int(self._config[name])
 
     @contextmanager
@@ -85,9 +83,9 @@ class Context:
         """Append an equation."""
         return self.builder.emit(op, *args, to=to, **attrs)
 
-    def const(self, value: AttrValue, type: TensorType, to: str) -> Value:
+    def const(self, value: AttrValue, kind: TensorType, to: str) -> Value:
         """Append a constant."""
-        return self.builder.emit("const", to=to, type=type, value=value)
+        return self.builder.emit("const", to=to, type=kind, value=value)
 
     def input(self, name: str, dtype: str, *shape: int | str) -> Value:
         """The graph input of that name, declared on first use."""

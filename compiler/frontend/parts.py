@@ -25,7 +25,7 @@ def linear(ctx: Context, leaf: str, x: Value, out: int, bias: bool) -> Value:
 
 def embedding_part(ctx: Context, name: str, part: schema.Embedding, tokens: Value) -> Value:
     """Rows of a table [rows, d_model]."""
-    rows, size = part.rows.as_int(ctx.env), ctx.dimension("d_model", part.where)
+    rows, size = part.rows.as_int(ctx.env), ctx.dimension("d_model")
     return ctx.emit("gather", ctx.weight(name, "weight", rows, size), tokens, to=name)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from compiler.frontend.attention import attention_part
 from compiler.frontend.context import Context, Round
@@ -109,9 +108,10 @@ def _repeat(ctx: Context, spec: Spec, step: eq.Repeat, scope: Scope, first: int)
                 run.count,
                 [scope[name] for name in carried],
                 carried,
-                lambda *params, run=run: _rounds(ctx, spec, step, {**scope, **dict(zip(carried, params))}, carried,
-                                                 prefix, first, run),
-            )  # fmt: skip
+                lambda *params, run=run: _rounds(
+                    ctx, spec, step, {**scope, **dict(zip(carried, params, strict=True))}, carried, prefix, first, run
+                ),
+            )
         scope.update(zip(carried, outs, strict=True))
     return total
 
@@ -145,17 +145,19 @@ def _choices(spec: Spec, step: eq.Repeat) -> Iterator[Expr]:
 
 def _nodes(node: eq.Value) -> Iterator[eq.Value]:
     yield node
-    children: Mapping[type, Any] = {
-        eq.BinOp: lambda n: (n.left, n.right),
-        eq.Call: lambda n: n.args,
-        eq.IfExp: lambda n: (n.body, n.orelse),
-    }
-    for child in children.get(type(node), lambda n: ())(node):
+    children: Sequence[eq.Value] = ()
+    if isinstance(node, eq.BinOp):
+        children = (node.left, node.right)
+    elif isinstance(node, eq.Call):
+        children = node.args
+    elif isinstance(node, eq.IfExp):
+        children = (node.body, node.orelse)
+    for child in children:
         yield from _nodes(child)
 
 
 def fold(signatures: Sequence[object], longest: int = 16) -> list[Run]:
-    """Layers -> the fewest runs of repeating patterns: greedily the pattern that covers most, the shortest of equals."""
+    """Layers -> few runs of repeating patterns: greedily the pattern that covers most, the shortest of equals."""
     runs, start = [], 0
     while start < len(signatures):
         best = Run(start, 1, 1)

@@ -135,9 +135,7 @@ def map_blocks(
         if equation.body is None
         else replace(
             equation,
-            body=replace(
-                equation.body, equations=map_blocks(equation.body.equations, change, equation.body.results)
-            ),
+            body=replace(equation.body, equations=map_blocks(equation.body.equations, change, equation.body.results)),
         )
         for equation in equations
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from compiler.ir.parser import parse
 from compiler.sizes import sizes
 from compiler.stages import stage
 from tests.cli.conftest import DEMO, ROOT, SPEC, Cli
+from tests.golden_errors import check_golden
 
 NAMES = ["built", "fuse_norm", "fuse_attention", "insert_kv_cache", "pack_tokens"]
 
@@ -111,7 +113,10 @@ def test_explain_counts_every_layer(demo: compiler.Prepared) -> None:
     json.dumps(explain(demo).as_dict())
 
 
-def test_explain_gives_the_reason_of_a_refusal(tmp_path: Path, cli: Cli) -> None:
+def test_explain_gives_the_reason_of_a_refusal(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compiler.passes import pipelines
+
+    monkeypatch.setattr(pipelines, "decoder", lambda _: (*pipelines.FUSION, *pipelines.JOIN_PRODUCTS))
     text = SPEC.read_text(encoding="utf-8").replace("{kind: gated_mlp, act: silu", "{kind: mlp, act: gelu")
     text = text.replace("  mlp.gate: model.layers.{i}.mlp.gate_proj\n", "").replace("5_475_584", "4_394_240")
     path = tmp_path / "other.yaml"
@@ -220,3 +225,34 @@ def test_the_picture_in_the_readme_is_current(demo: compiler.Prepared) -> None:
         path.write_text(svg(demo.graph), encoding="utf-8")
     again = "run `specrt inspect demo/tiny-llama --svg docs/graph.svg` and look at it"
     assert path.read_text(encoding="utf-8") == svg(demo.graph), again
+
+
+# -- bundles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiler.compile(DEMO, out=tmp_path_factory.mktemp("looking") / "bundle")
+
+
+def test_doctor_loads_a_bundle(cli: Cli, bundle: Path) -> None:
+    done = cli("doctor", bundle, "--json")
+    assert done.code == 0, done.out
+    found = done.json["bundle"]
+    assert (found["loads"], found["error"]) == (True, None)
+    assert [step["name"] for step in found["steps"]] == ["files", "made with", "loads", "runs"]
+
+
+def test_doctor_says_why_a_bundle_does_not_load(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "damaged")
+    engine = next((tmp_path / "damaged" / "engine").glob("*.bin"))
+    engine.write_bytes(engine.read_bytes()[:-7])
+    done = cli("doctor", tmp_path / "damaged")
+    assert done.code == 1
+    assert "error[BUNDLE-006]" in done.out
+
+
+def test_a_bundle_can_not_be_compiled_otherwise(cli: Cli, bundle: Path) -> None:
+    done = cli("inspect", bundle, "--precision", "bf16")
+    assert done.code == 1
+    check_golden("CLI-015", done.err)

@@ -1,7 +1,7 @@
 """Checkpoints made with transformers -> compile -> run on the CPU, against transformers in float32.
 
-Tolerance 2e-4 absolute on logits: the pass mark of float32 engines in the reference cases that the project's facts were measured on (their
-own noise, float32 against float64 and eager against sdpa, is 1e-5).
+Tolerance 2e-4 absolute on logits: the pass mark of float32 engines in the reference cases that the project's facts
+were measured on (their own noise, float32 against float64 and eager against sdpa, is 1e-5).
 """
 
 from __future__ import annotations
@@ -68,9 +68,12 @@ def reference_logits(model: Any, tokens: list[int]) -> np.ndarray:
 
 def reference_greedy(model: Any, tokens: list[int], count: int) -> list[int]:
     with torch.no_grad():
+        ids = torch.tensor([tokens])
+        # with a mask: without one, transformers takes prompt ids equal to the padding's for padding
         out = model.generate(
-            torch.tensor([tokens]), max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
+            pad_token_id=0,
+        )  # fmt: skip
     return out[0, len(tokens) :].tolist()
 
 

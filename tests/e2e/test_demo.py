@@ -1,4 +1,4 @@
-"""The checkpoint that the repository ships: numbers against transformers, and text that reads like its training data."""
+"""The checkpoint that the repository ships: numbers against transformers, text like its training data."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_logits_and_greedy_ids_agree_with_transformers(model: runtime.Model) -> 
 
 
 def test_text_continues_a_known_verse(model: runtime.Model) -> None:
-    assert "the earth" in model.text("In the beginning God created the heaven and", max_new_tokens=8)
+    assert "the LORD" in model.text("In the beginning God created the heaven and", max_new_tokens=8)

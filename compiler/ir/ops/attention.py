@@ -46,8 +46,19 @@ def rotate(x: Any, cos: Any, sin: Any, *, style: str) -> Any:
 
 
 def attend(
-    q: Any, k: Any, v: Any, query_at: Any, key_at: Any, prefix: Any, sinks: Any, *, scale: float, causal: bool,
-    window: int | None, softcap: float | None, slopes: tuple[float, ...] | None,
+    q: Any,
+    k: Any,
+    v: Any,
+    query_at: Any,
+    key_at: Any,
+    prefix: Any,
+    sinks: Any,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    slopes: tuple[float, ...] | None,
 ) -> Any:
     """Attention of q[B,S,H,D] over k[B,P,K,D] and v[B,P,K,Dv] in float32; query_at[B,S] and key_at[B,P] are positions.
 
@@ -89,8 +100,18 @@ def attend(
     check=_check_heads,
 )
 def attention(
-    q: Any, k: Any, v: Any, positions: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,
-    window: int | None = None, softcap: float | None = None, slopes: tuple[float, ...] | None = None,
+    q: Any,
+    k: Any,
+    v: Any,
+    positions: Any,
+    prefix: Any = None,
+    sinks: Any = None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: tuple[float, ...] | None = None,
 ) -> Any:
     """Attention without a cache: every sequence is a row, `positions` below 0 are padding.
 
@@ -110,9 +131,24 @@ def attention(
     effect=True,
 )
 def paged_attention(
-    q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, past_lens: Any, seq_begins: Any, block_ids: Any,
-    block_begins: Any, max_context: Any, prefix: Any = None, sinks: Any = None, *, scale: float, causal: bool,  # noqa: ARG001
-    window: int | None = None, softcap: float | None = None, slopes: tuple[float, ...] | None = None,
+    q: Any,
+    k: Any,
+    v: Any,
+    k_cache: Any,
+    v_cache: Any,
+    past_lens: Any,
+    seq_begins: Any,
+    block_ids: Any,
+    block_begins: Any,
+    max_context: Any,  # noqa: ARG001
+    prefix: Any = None,
+    sinks: Any = None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: tuple[float, ...] | None = None,
 ) -> Any:
     """Append k and v to the paged cache, then attend to the whole sequence (arXiv:2309.06180, section 4.2).
 

@@ -201,5 +201,3 @@ def cast(x: Any, *, dtype: str) -> Any:
     from compiler.ir.interpreter import torch_dtype
 
     return x.to(torch_dtype(dtype))
-
-

@@ -25,4 +25,3 @@ def layer_norm(x: Any, weight: Any, bias: Any = None, *, eps: float) -> Any:
     centred = wide - wide.mean(-1, keepdim=True)
     normed = (centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
     return normed if bias is None else normed + bias
-
