@@ -1,0 +1,136 @@
+"""Every family is judged alike: a checkpoint, what the reference computes on it, and the bundle compiled from it.
+
+Tolerance 2e-4 absolute on float32 logits: the pass mark of the reference cases (tests/data/reference/INDEX.md), whose
+own noise, float32 against float64 and eager against sdpa, is 1e-5.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+import compiler
+import runtime
+
+TOLERANCE = 2e-4
+NEW_IDS = 16
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "tests" / "data" / "reference"
+GOLDENS = ROOT / "tests" / "golden" / "models"
+
+Logits = Callable[[list[int]], np.ndarray]  # tokens -> float32 [len, vocab]
+
+
+def save_random(model: Any, folder: Path, *, seed: int = 11, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """Give a transformers model weights large enough that logits differ clearly, save it, load it back in float32.
+
+    Matrices get deviation 0.2, gains 1 +- 0.3 (around the 1 or 0 that the model starts them with), other vectors 0.3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            constant = parameter.ndim == 1 and bool((parameter == parameter.flatten()[0]).all())
+            base = float(parameter.flatten()[0]) if constant else 0.0
+            parameter.copy_(base + noise * (0.2 if parameter.ndim > 1 else 0.3))
+    model.to(dtype).save_pretrained(folder, **options)
+    return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def write_config(folder: Path, **changes: Any) -> None:
+    """Rewrite keys of a saved config.json, say to the hub's spellings; None drops a key."""
+    path = folder / "config.json"
+    content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+def prompts(vocab: int, *lengths: int, seed: int = 5) -> list[list[int]]:
+    """Random rows of these lengths."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, vocab, length).tolist() for length in lengths]
+
+
+def logits_of(model: Any) -> Logits:
+    """The logits of a transformers decoder, row by row, without padding."""
+
+    def compute(tokens: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            array: np.ndarray = model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+            return array
+
+    return compute
+
+
+def greedy_of(logits: Logits, tokens: list[int], count: int) -> tuple[list[int], float]:
+    """The likeliest ids one after the other, without a cache, and the smallest lead over the runner-up."""
+    ids, lead = list(tokens), float("inf")
+    for _ in range(count):
+        last = logits(ids)[-1]
+        best, second = np.sort(last)[::-1][:2]
+        lead = min(lead, float(best - second))
+        ids.append(int(last.argmax()))
+    return ids[len(tokens) :], lead
+
+
+def check_decoder(
+    checkpoint: Path,
+    logits: Logits,
+    vocab: int,
+    lengths: Sequence[int] = (1, 6, 23, 40),
+    new: int = NEW_IDS,
+    **options: Any,
+) -> runtime.Model:
+    """A ragged batch's logits, and greedy ids with the KV cache on, are the reference's; `options` go to compile."""
+    model = runtime.load(compiler.compile(checkpoint, out=checkpoint.parent / f"{checkpoint.name}-bundle", **options))
+    rows = prompts(vocab, *lengths)
+    for tokens, found in zip(rows, model.logits(rows), strict=True):
+        np.testing.assert_allclose(found, logits(tokens), rtol=0, atol=TOLERANCE, err_msg=f"{len(tokens)} tokens")
+    expected = [greedy_of(logits, tokens, new) for tokens in rows]
+    assert min(lead for _, lead in expected) > 2 * TOLERANCE, (
+        "a near tie decides the reference's ids: take another seed"
+    )
+    assert model.generate(rows, max_new_tokens=new, stop=()) == [ids for ids, _ in expected]
+    return model
+
+
+def rows_of(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
+    """The real tokens of padded rows [B, T]."""
+    return [row[kept.astype(bool)].tolist() for row, kept in zip(ids, mask, strict=True)]
+
+
+def check_case(case: str, out: Path, **options: Any) -> runtime.Model:
+    """All groups of a case in tests/data/reference: logits of real tokens, greedy ids. `alt.*` is as good."""
+    model = runtime.load(compiler.compile(REFERENCE / case, out=out, **options))
+    cases = load_file(REFERENCE / case / "cases.safetensors")
+    groups = [name.split(".")[0] for name in cases if name.endswith(".input_ids")]
+    assert groups
+    for group in groups:
+        mask = cases[f"{group}.attention_mask"].astype(bool)
+        rows = rows_of(cases[f"{group}.input_ids"], mask)
+        for index, found in enumerate(model.logits(rows)):
+            names = [f"{group}.logits", f"alt.{group}.logits"]
+            wanted = [cases[name][index][mask[index]] for name in names if name in cases]
+            error = min(float(np.abs(found - one).max()) for one in wanted)
+            assert error <= TOLERANCE, f"{case} {group} row {index}: {error}"
+        if f"{group}.greedy_ids" in cases:
+            new = model.generate(rows, max_new_tokens=cases[f"{group}.greedy_ids"].shape[1], stop=())
+            assert new == cases[f"{group}.greedy_ids"].tolist(), f"{case} {group}"
+    return model
+
+
+def check_golden_ir(name: str, spec: str, size: str) -> None:
+    """The graph of a published size after all passes is tests/golden/models/NAME.ir (UPDATE_GOLDENS=1 rewrites it)."""
+    graph = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size=size).graph
+    text = str(graph).replace(f"{ROOT}/", "")
+    path = GOLDENS / f"{name}.ir"
+    if os.environ.get("UPDATE_GOLDENS"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8"), f"{path.name}: look at the difference, then UPDATE_GOLDENS=1"
