@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compiler.cli.console import command
+from compiler.cli.console import command, plural, print_json
 from compiler.cli.options import Debug, Json
+from specs.errors import SpecRTError
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator
+
+    from runtime import Model
 
 
 @command
@@ -25,13 +31,17 @@ def run_command(
         str | None, typer.Option(show_default=False, help="Token ids instead of text: 1,2,3. Prints ids.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Stop after so many.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, show_default="greedy", help="Sample; 0 is greedy, 1 the model's own odds.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, show_default=False, help="Sample from the k likeliest.")] = None,
     top_p: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, show_default=False, help="Sample from the likeliest that sum to p."),
     ] = None,
-    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="Above 1: avoid what was said.")] = 1.0,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.0, show_default="none", help="Above 1: avoid what was said.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(show_default=False, help="The same seed gives the same text.")] = None,
     stop: Annotated[
         list[str] | None,
@@ -39,6 +49,117 @@ def run_command(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print while it is generated.")] = True,
     json: Json = False,
-    debug: Debug = False,
+    debug: Debug = False,  # noqa: ARG001 (read by @command)
 ) -> None:
     """Generate text with a compiled bundle."""
+    import runtime
+
+    if prompt is not None and tokens is not None:
+        raise SpecRTError("CLI-013", "`--prompt` and `--tokens` are both given", hint="give one of them")
+    ids = None if tokens is None else _ids("--tokens", tokens)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "stop": _stop(stop),
+    }  # fmt: skip
+    began = time.perf_counter()
+    model = runtime.load(bundle)
+    if ids is None:
+        prompt = sys.stdin.read() if prompt is None else prompt
+        ids = model.encode(prompt)
+    found = Run(len(ids), load=time.perf_counter() - began)
+    pieces = _generate(model, ids, found, text=tokens is None, options=options)
+    if json:
+        text = "".join(pieces)
+        print_json(
+            {"bundle": str(bundle), "prompt": prompt, **_report(found, ids, model, text if tokens is None else None)}
+        )
+        return
+    for piece in pieces if stream else ["".join(pieces)]:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    print(found.told(), file=sys.stderr)
+
+
+@dataclass
+class Run:
+    """What came out, and the seconds that it took."""
+
+    prompt_tokens: int
+    load: float
+    prefill: float = 0.0
+    decode: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens a second, the first new token included in the time."""
+        return self.prompt_tokens / self.prefill if self.tokens else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """New tokens a second after the first."""
+        return (len(self.tokens) - 1) / self.decode if len(self.tokens) > 1 else None
+
+    def told(self) -> str:
+        """One line for people."""
+        line = f"loaded in {self.load:.2f} s; prompt of {plural(self.prompt_tokens, 'token')} in {self.prefill:.3f} s"
+        if self.prefill_rate is not None and self.prompt_tokens > 1:
+            line += f" ({self.prefill_rate:,.0f} tokens/s)"
+        line += f"; {plural(len(self.tokens), 'new token')}"
+        if self.decode_rate is not None:
+            line += f" in {self.prefill + self.decode:.3f} s ({self.decode_rate:,.0f} tokens/s after the first)"
+        return line + (", ended by a stop token" if self.finish == "stop" else "")
+
+
+def _generate(model: Model, ids: list[int], run: Run, *, text: bool, options: dict[str, Any]) -> Iterator[str]:
+    """The new text, or ids, piece by piece; fills `run`."""
+    began = time.perf_counter()
+
+    def new() -> Iterator[int]:
+        for event in model.stream([ids], **options):
+            if not run.tokens:
+                run.prefill = time.perf_counter() - began
+            run.tokens.append(event.token)
+            run.decode = time.perf_counter() - began - run.prefill
+            run.finish = event.finish
+            yield event.token
+
+    if text:
+        yield from model.tokenizer.stream(new(), after=ids)
+    else:
+        for index, token in enumerate(new()):
+            yield f",{token}" if index else str(token)
+
+
+def _report(run: Run, ids: list[int], model: Model, text: str | None) -> dict[str, Any]:
+    if text is None and model.bundle.tokenizer is not None:
+        text = model.decode(run.tokens, after=ids)
+    return {
+        "prompt_tokens": ids,
+        "tokens": run.tokens,
+        "text": text,
+        "seconds": {"load": run.load, "prefill": run.prefill, "decode": run.decode},
+        "prefill_tokens_per_second": run.prefill_rate,
+        "decode_tokens_per_second": run.decode_rate,
+        "finish": run.finish,
+    }
+
+
+def _ids(option: str, text: str) -> list[int]:
+    try:
+        return [int(item) for item in text.replace(",", " ").split()]
+    except ValueError as error:
+        message = f"`{option} {text}` is no list of token ids"
+        raise SpecRTError("CLI-013", message, hint=f"write whole numbers with commas: `{option} 1,2,3`") from error
+
+
+def _stop(given: list[str] | None) -> tuple[int, ...] | None:
+    """Token ids to stop at; None means the bundle's, and the word `none` no token at all."""
+    if not given:
+        return None
+    if given == ["none"]:
+        return ()
+    return tuple(token for text in given for token in _ids("--stop", text))
