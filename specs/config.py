@@ -135,6 +135,7 @@ def _check_required(spec: Spec, config: Mapping[str, Any], where: Where) -> None
                 + " or ".join(show(item) for item in allowed),
                 where=where,
                 notes=(f"required at {spec.key_where('require', path)}",),
+                hint=f"to cover other values, read `{path}` in `config` and use it where the model does",
             )
 
 
@@ -167,7 +168,8 @@ def _check_covered(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
             f"{where.file} has `{path}: {show(value)}`, which `{spec.name}` does not cover",
             where=where,
             notes=(f"the spec is {spec.where.file}",),
-            hint="it may change the result: read it in `config`, or list it under `require` or `ignore` if it does not",
+            hint="it may change the result: read it in `config` and use it, or list it under `ignore` if it never does, "
+            "under `require` if only this value is right",
         )
 
 

@@ -57,7 +57,11 @@ def match_spec(config: Mapping[str, Any], where: Where | None = None, specs_dir:
     if model_type in known:
         notes = [f"{path} is for {_condition(path)}" for path in known[model_type]]
         raise SpecRTError(
-            "SPEC-047", f"no spec for this variant of `model_type: {model_type}`", where=where, notes=notes
+            "SPEC-047",
+            f"no spec for this variant of `model_type: {model_type}`",
+            where=where,
+            notes=notes,
+            hint=f"{_infer(where)} drafts one for it",
         )
     close = nearest(str(model_type), known)
     listed = ", ".join(f"`{name}`" for name in sorted(known))
@@ -66,8 +70,12 @@ def match_spec(config: Mapping[str, Any], where: Where | None = None, specs_dir:
         f"no spec for `model_type: {model_type}`",
         where=where,
         notes=(f"nearest: {', '.join(f'`{name}`' for name in close)}",) if close else (f"known: {listed}",),
-        hint="write a spec for it: a new architecture is one YAML file (specs/REFERENCE.md)",
+        hint=f"a new architecture is one YAML file: {_infer(where)} drafts it, specs/REFERENCE.md explains it",
     )
+
+
+def _infer(where: Where | None) -> str:
+    return f"`specrt infer {Path(where.file).parent if where else 'CHECKPOINT'} --out NAME.yaml`"
 
 
 def _read_match(path: Path) -> Match:
@@ -103,4 +111,5 @@ def check_match(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
             f"`{spec.name}` is only for checkpoints with `{spec.match.when.text}`",
             where=where,
             notes=(f"matched at {spec.match.when.where}",),
+            hint="leave the spec out and let `match` find it",
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from specs.errors import SpecRTError, Where
 from specs.expressions import Expr, evaluate, parse_expr
-from specs.names import did_you_mean
+from specs.names import did_you_mean, nearest
 from specs.yaml_loader import Scalar, YamlList, YamlMap, load_yaml
 
 if TYPE_CHECKING:
@@ -123,11 +123,10 @@ def _select(scaling: Mapping[str, Any], where: Where | None) -> tuple[str, RopeF
             "SPEC-050",
             f"unknown rope type `{kind}`",
             where=where,
-            hint=did_you_mean(kind, formulas),
-            notes=(
-                "known: " + ", ".join(f"`{name}`" for name in formulas),
-                f"formulas are data: {_FILE.name}",
-            ),
+            notes=("known: " + ", ".join(f"`{name}`" for name in formulas),),
+            hint=did_you_mean(kind, formulas)
+            if nearest(kind, formulas)
+            else f"a rope type is an entry of specs/{_FILE.name}: add its formula there",
         )
     return kind, formulas[kind]
 

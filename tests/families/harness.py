@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 import compiler
 import runtime
+from tests.families.evidence import record
 
 TOLERANCE = 2e-4
 NEW_IDS = 16
@@ -88,15 +89,19 @@ def check_decoder(
     **options: Any,
 ) -> runtime.Model:
     """A ragged batch's logits, and greedy ids with the KV cache on, are the reference's; `options` go to compile."""
-    model = runtime.load(compiler.compile(checkpoint, out=checkpoint.parent / f"{checkpoint.name}-bundle", **options))
-    rows = prompts(vocab, *lengths)
+    bundle = compiler.compile(checkpoint, out=checkpoint.parent / f"{checkpoint.name}-bundle", **options)
+    model = runtime.load(bundle)
+    rows, worst = prompts(vocab, *lengths), 0.0
     for tokens, found in zip(rows, model.logits(rows), strict=True):
-        np.testing.assert_allclose(found, logits(tokens), rtol=0, atol=TOLERANCE, err_msg=f"{len(tokens)} tokens")
+        wanted = logits(tokens)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE, err_msg=f"{len(tokens)} tokens")
+        worst = max(worst, float(np.abs(found - wanted).max()))
     expected = [greedy_of(logits, tokens, new) for tokens in rows]
     assert min(lead for _, lead in expected) > 2 * TOLERANCE, (
         "a near tie decides the reference's ids: take another seed"
     )
     assert model.generate(rows, max_new_tokens=new, stop=()) == [ids for ids, _ in expected]
+    record(bundle, worst, len(rows) * new)
     return model
 
 
@@ -107,7 +112,8 @@ def rows_of(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
 
 def check_case(case: str, out: Path, **options: Any) -> runtime.Model:
     """All groups of a case in tests/data/reference: logits of real tokens, greedy ids. `alt.*` is as good."""
-    model = runtime.load(compiler.compile(REFERENCE / case, out=out, **options))
+    bundle = compiler.compile(REFERENCE / case, out=out, **options)
+    model, worst, ids = runtime.load(bundle), 0.0, 0
     cases = load_file(REFERENCE / case / "cases.safetensors")
     groups = [name.split(".")[0] for name in cases if name.endswith(".input_ids")]
     assert groups
@@ -119,9 +125,12 @@ def check_case(case: str, out: Path, **options: Any) -> runtime.Model:
             wanted = [cases[name][index][mask[index]] for name in names if name in cases]
             error = min(float(np.abs(found - one).max()) for one in wanted)
             assert error <= TOLERANCE, f"{case} {group} row {index}: {error}"
+            worst = max(worst, error)
         if f"{group}.greedy_ids" in cases:
             new = model.generate(rows, max_new_tokens=cases[f"{group}.greedy_ids"].shape[1], stop=())
             assert new == cases[f"{group}.greedy_ids"].tolist(), f"{case} {group}"
+            ids += sum(len(row) for row in new)
+    record(bundle, worst, ids)
     return model
 
 

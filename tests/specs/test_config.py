@@ -185,6 +185,11 @@ def test_facts_inside_a_mapping_read_whole_need_their_own_path(tmp_path: Path) -
     check_raises("SPEC-043-named-only", resolve_config, spec, config, HERE)
 
 
+def test_biases_that_the_spec_does_not_have(tmp_path: Path) -> None:
+    spec = load_spec(write_spec(tmp_path))
+    check_raises("SPEC-043-attention-bias", resolve_config, spec, {**CONFIG, "attention_bias": True}, HERE)
+
+
 def test_our_earlier_name_wins_over_their_key(tmp_path: Path) -> None:
     spec = broken(tmp_path, "d_ffn:    ffn", "d_ffn:    4 * d_model")
     assert resolve_config(spec, {**CONFIG, "ffn": 0, "d_model": 0}, HERE)["d_ffn"] == 32
@@ -246,6 +251,7 @@ def test_a_named_spec_must_be_for_the_checkpoint(tmp_path: Path) -> None:
 
 ROPES: dict[str, dict[str, Any]] = {
     "SPEC-050-unknown-type": {"rope_type": "lama3", "factor": 2.0},
+    "SPEC-050-no-formula": {"rope_type": "spiral"},
     "SPEC-050-two-types": {"rope_type": "linear", "type": "yarn", "factor": 2.0},
     "SPEC-054-unknown-parameter": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32},
     "SPEC-054-not-a-number": {"rope_type": "linear", "factor": "2"},
