@@ -1,8 +1,8 @@
 """What the family tests measured, kept for the README's table: with UPDATE_EVIDENCE=1 they write it to
 docs/evidence/families.json.
 
-{spec: {test: {error, ids, date, with}}}: the greatest logit error, the greedy ids that were compared (all of them equal,
-else the test had failed), the day, and the versions of what computed both sides.
+{spec: {test: {error, ids, date, with}}}: the greatest logit error, the greedy ids that were compared (all equal, else
+the test had failed), the day, and the versions of what computed both sides.
 """
 
 from __future__ import annotations
