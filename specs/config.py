@@ -168,8 +168,8 @@ def _check_covered(spec: Spec, config: Mapping[str, Any], where: Where) -> None:
             f"{where.file} has `{path}: {show(value)}`, which `{spec.name}` does not cover",
             where=where,
             notes=(f"the spec is {spec.where.file}",),
-            hint="it may change the result: read it in `config` and use it, or list it under `ignore` if it never does, "
-            "under `require` if only this value is right",
+            hint="it may change the result: read it in `config` and use it, or list it under `ignore` if it never "
+            "does, under `require` if only this value is right",
         )
 
 
