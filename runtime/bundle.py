@@ -56,7 +56,7 @@ class Bundle:
             raise _broken(folder, "`files` does not list plan.json")
         plan, program = read_program(folder / "plan.json")
         for step in program.steps:
-            if step.file not in files:
+            if step.file and step.file not in files:
                 raise SpecRTError("BUNDLE-008", f"`files` of the bundle does not list `{step.file}`, which a step runs",
                                   where=Where(str(folder / "plan.json")), hint=_REMAKE)  # fmt: skip
         try:

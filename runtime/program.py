@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of an engine; ports of the engine are bound to values of the plan."""
+    """One call of an engine (`file`) or a kernel (`name`, `attrs`); ports are bound to values or to `weight:NAME`."""
 
     kind: str
     backend: str
@@ -32,6 +32,8 @@ class Step:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     config: Mapping[str, str]
+    name: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,31 @@ class CacheLayout:
 
 
 @dataclass(frozen=True)
+class StoredWeight:
+    """A tensor of the bundle and the safetensors file that holds it under its name."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+
+Ranges = Mapping[str, tuple[int, int, int]]  # of named dims: (lo, opt, hi)
+
+
+@dataclass(frozen=True)
 class Program:
-    """What an executable runs; `dims` bounds each named dim: (lo, opt, hi)."""
+    """What an executable runs; what a device needs beside (docs/gpu-plan.md) is empty in a plan for the CPU."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     values: Mapping[str, str]
     steps: tuple[Step, ...]
-    dims: Mapping[str, tuple[int, int, int]]
+    dims: Ranges
     cache: CacheLayout | None
+    types: Mapping[str, Port] = field(default_factory=dict)
+    weights: Mapping[str, StoredWeight] = field(default_factory=dict)
+    profiles: tuple[Ranges, ...] = ()
+    build: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_program(path: Path) -> tuple[dict[str, Any], Program]:
@@ -103,9 +121,22 @@ def _program(plan: Mapping[str, Any]) -> Program:
         outputs=_ports(plan["output_types"]),
         values=dict(plan["outputs"]),
         steps=tuple(Step(**step) for step in plan["steps"]),
-        dims={name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in plan["dims"].items()},
+        dims=_ranges(plan["dims"]),
         cache=cache,
+        types={
+            name: Port(name, value["dtype"], tuple(value["shape"])) for name, value in plan.get("values", {}).items()
+        },
+        weights={
+            name: StoredWeight(item["dtype"], tuple(item["shape"]), item["file"])
+            for name, item in plan.get("weights", {}).items()
+        },
+        profiles=tuple(_ranges(profile) for profile in plan.get("profiles", ())),
+        build=dict(plan.get("build", {})),
     )
+
+
+def _ranges(entries: Any) -> Ranges:
+    return {name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in entries.items()}
 
 
 def _ports(entries: Any) -> tuple[Port, ...]:

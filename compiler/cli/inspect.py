@@ -245,8 +245,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
             table.add_row(escape(row["name"]), escape(f"{row['dtype']}[{','.join(str(dim) for dim in row['shape'])}]"))
         console.print(table)
     for number, step in enumerate(plan["steps"]):
+        what = escape(step["file"] or step["name"])
         console.print(
-            f"[bold]step {number}[/] {escape(step['kind'])} on {escape(step['backend'])} {escape(step['file'])}",
+            f"[bold]step {number}[/] {escape(step['kind'])} on {escape(step['backend'])} {what}",
             soft_wrap=True,
         )
         for side in ("inputs", "outputs"):

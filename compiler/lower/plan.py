@@ -10,12 +10,12 @@ from typing import Any
 
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.names import expand, is_template
-from compiler.ir.types import Sym
+from compiler.ir.types import Sym, TensorType
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call: an engine that a backend built, with its ports bound to values of the graph."""
+    """One call of an engine (`file`) or a kernel (`name`, `attrs`), its ports bound to values or to `weight:NAME`."""
 
     backend: str
     file: str
@@ -23,6 +23,16 @@ class Step:
     outputs: Mapping[str, str]
     config: Mapping[str, str] = field(default_factory=dict)
     kind: str = "engine"
+    name: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A tensor of the bundle: its type, and the safetensors file that holds it under its name."""
+
+    type: TensorType
+    file: str
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,20 @@ class Cache:
 
 @dataclass(frozen=True)
 class Plan:
-    """Inputs, steps in order, outputs, and the cache where the model has one."""
+    """Inputs, steps in order, outputs, and the cache where the model has one.
+
+    The rest is for devices (docs/gpu-plan.md): types of all values, where weights lie, profiles, the builder's options.
+    """
 
     dims: tuple[Sym, ...]
     inputs: tuple[Value, ...]
     steps: tuple[Step, ...]
     outputs: tuple[tuple[str, Value], ...]
     cache: Cache | None
+    values: tuple[Value, ...] = ()
+    weights: Mapping[str, StoredWeight] = field(default_factory=dict)
+    profiles: tuple[tuple[Sym, ...], ...] = ()
+    build: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -61,18 +78,23 @@ class Plan:
         if self.cache is not None:
             cache = {"block_size": self.cache.block_size, "layers": [vars(layer) for layer in self.cache.layers]}
         return {
-            "dims": {sym.name: [sym.lo, sym.opt, sym.hi] for sym in self.dims},
+            "dims": _ranges(self.dims),
             "inputs": [_port(value.name, value) for value in self.inputs],
             "steps": [
                 {
-                    "kind": step.kind, "backend": step.backend, "file": step.file, "inputs": dict(step.inputs),
-                    "outputs": dict(step.outputs), "config": dict(step.config),
+                    "kind": step.kind, "backend": step.backend, "file": step.file, "name": step.name,
+                    "inputs": dict(step.inputs), "outputs": dict(step.outputs), "attrs": dict(step.attrs),
+                    "config": dict(step.config),
                 }
                 for step in self.steps
             ],
             "outputs": {name: value.name for name, value in self.outputs},
             "output_types": [_port(name, value) for name, value in self.outputs],
             "cache": cache,
+            "values": {value.name: _type(value.type) for value in self.values},
+            "weights": {name: {**_type(item.type), "file": item.file} for name, item in self.weights.items()},
+            "profiles": [_ranges(profile) for profile in self.profiles],
+            "build": dict(self.build),
         }  # fmt: skip
 
     def write(self, path: Path) -> None:
@@ -80,8 +102,16 @@ class Plan:
         path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
 
 
+def _ranges(dims: tuple[Sym, ...]) -> dict[str, list[int]]:
+    return {sym.name: [sym.lo, sym.opt, sym.hi] for sym in dims}
+
+
+def _type(kind: TensorType) -> dict[str, Any]:
+    return {"dtype": kind.dtype, "shape": list(kind.shape)}
+
+
 def _port(name: str, value: Value) -> dict[str, Any]:
-    return {"name": name, "dtype": value.type.dtype, "shape": list(value.type.shape)}
+    return {"name": name, **_type(value.type)}
 
 
 def cache_of(graph: Graph) -> Cache | None:
