@@ -143,3 +143,28 @@ def check_golden_ir(name: str, spec: str, size: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8"), f"{path.name}: look at the difference, then UPDATE_GOLDENS=1"
+
+
+def check_fuses(spec: str, size: str, **expected: int) -> None:
+    """Every norm, attention and gated MLP of a size is recognised: `expected` counts them as written in the graph.
+
+    `norms`, `attentions`, and `gated`, which the pass of targets that join products finds.
+    """
+    from compiler.ir.core import walk
+    from compiler.passes.fuse_attention import over_tokens
+    from compiler.passes.fuse_gated_mlp import FUSE_GATED_MLP
+    from compiler.passes.runner import run_passes
+
+    graph = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size=size).graph
+    equations = list(walk(graph.equations))
+    ops = [equation.op for equation in equations]
+    left = [equation for equation in equations if equation.op in ("rsqrt", "mean")]
+    left += [equation for equation in equations if equation.op == "softmax" and over_tokens(equation)]
+    assert not left, f"not fused: {left[0].where}"
+    gated = sum(len(report.hits) for report in run_passes(graph, (FUSE_GATED_MLP,))[1])
+    found = {
+        "norms": ops.count("rms_norm") + ops.count("layer_norm"),
+        "attentions": ops.count("attention") + ops.count("paged_attention"),
+        "gated": gated,
+    }
+    assert {name: count for name, count in found.items() if count} == expected
