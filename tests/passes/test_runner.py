@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -107,12 +107,12 @@ def test_unknown_precision() -> None:
 def test_eighty_layers_pass_in_under_a_second(written_out: bool) -> None:
     graph = model(layers=80).graph
     graph = unrolled(graph) if written_out else graph
-    start = perf_counter()
+    start = process_time()
     text = str(graph)
     verify(graph)
     done, _ = run_passes(graph, (*decoder("fp32"), *JOIN_PRODUCTS))
     str(done)
-    seconds = perf_counter() - start
+    seconds = process_time() - start
     # Measured on the project's machine: 0.02 s with `repeat`, 0.5 s written out. The goal is 1 s with `repeat`; what
     # has 80 different layers gets three times that.
     assert seconds < (3.0 if written_out else 1.0)
