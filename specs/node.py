@@ -5,7 +5,7 @@ YAML file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
@@ -42,9 +42,12 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Options:
-    """Marks a text field with a closed set of values, which may be written as bare words."""
+    """Marks a text field with a closed set of values, which may be written as bare words; `spellings` are other names
+    of theirs, as checkpoints write them.
+    """
 
     values: tuple[str, ...]
+    spellings: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def _expr(node: Any) -> Expr:
@@ -166,8 +169,10 @@ class Node(BaseModel):
     def choice(self, name: str, env: Mapping[str, Any]) -> str:
         """The value of the closed text field `name` (say `mask`), one of its options; raises SPEC-014."""
         expr: Expr = getattr(self, name)
-        options = next(m for m in marks_of(type(self).model_fields[name]) if isinstance(m, Options)).values
+        mark = next(m for m in marks_of(type(self).model_fields[name]) if isinstance(m, Options))
+        options = mark.values
         value = expr.as_str({**{option: option for option in options}, **env})
+        value = mark.spellings.get(value, value)
         if value not in options:
             raise SpecRTError(
                 "SPEC-014",

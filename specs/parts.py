@@ -29,7 +29,12 @@ from specs.node import (
 )
 from specs.yaml_loader import Scalar, YamlMap
 
-Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu"))]
+_SPELLINGS = {  # names in config.json (transformers activations.py), which `act: hidden_act` then may have
+    "swish": "silu",
+    "gelu_python": "gelu",
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
+}
+Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu"), _SPELLINGS)]
 Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
 RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
 Gain = Annotated[StrExpr, Options(("weight", "one_plus"))]
@@ -140,11 +145,16 @@ class Tied(Node):
 
 
 class Embedding(PartBase):
-    """A table lookup: int ids [B, S] to rows [B, S, d_model]. Weight [rows, d_model]."""
+    """A table lookup: int ids [B, S] to rows [B, S, width]. Weight [rows, width].
+
+    Of `positions` it makes a learned position embedding.
+    """
 
     title: ClassVar[str] = "embedding"
     kind: Text = "embedding"
     rows: IntExpr = Field(description="rows of the table")
+    width: IntExpr | None = Field(None, description="width of a row; left out: d_model")
+    offset: IntExpr | None = Field(None, description="row = id + offset; left out: 0")
 
 
 class Linear(PartBase):

@@ -182,9 +182,9 @@ def _type(info: FieldInfo) -> str:
     if get_origin(info.annotation) is dict:
         return "mapping"
     marks = marks_of(info)
-    options = next((mark.values for mark in marks if isinstance(mark, Options)), None)
+    options = next((mark for mark in marks if isinstance(mark, Options)), None)
     if options:
-        return _code(options)
+        return _code(options.values) + "".join(f"; `'{name}'` is `{same}`" for name, same in options.spellings.items())
     returns = next((mark for mark in marks if isinstance(mark, Returns)), None)
     if returns:
         return _KINDS[returns.kind] + (" or none" if returns.or_none else "")

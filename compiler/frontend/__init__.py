@@ -41,8 +41,8 @@ class Built:
 
 def build(spec: Spec, config: Mapping[str, Any], limits: Limits | None = None) -> Built:
     """The graph of `spec` under `config` (names of its `config:` block); raises SpecRTError SPEC-xxx or IR-002."""
-    limits = limits or Limits()
-    ctx = Context(config)
+    limits = limits or Limits(sequence=int(config.get("context") or Limits.sequence))
+    ctx = Context(config, limits.sequence)
     scope = wire(ctx, spec)
     outputs = [(name, scope[name]) for name in eq.OUTPUTS if name in scope]
     dims = (

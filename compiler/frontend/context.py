@@ -27,9 +27,12 @@ class Round:
 
 
 class Context:
-    """Builds one graph; `config` holds the spec's names, `layer` is added inside `repeat`."""
+    """Builds one graph for sequences of at most `longest` tokens; `config` holds the spec's names, `layer` is added
+    inside `repeat`.
+    """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], longest: int) -> None:
+        self.longest = longest
         self.builder = Builder()
         self.weights: dict[str, WeightDecl] = {}
         self.inputs: dict[str, Value] = {}

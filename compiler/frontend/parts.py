@@ -8,6 +8,7 @@ from typing import Any
 from compiler.frontend.context import Context
 from compiler.ir import Value
 from specs import parts as schema
+from specs.errors import SpecRTError
 
 
 def width(x: Value) -> int:
@@ -24,9 +25,25 @@ def linear(ctx: Context, leaf: str, x: Value, out: int, bias: bool) -> Value:
 
 
 def embedding_part(ctx: Context, name: str, part: schema.Embedding, tokens: Value) -> Value:
-    """Rows of a table [rows, d_model]."""
-    rows, size = part.rows.as_int(ctx.env), ctx.dimension("d_model")
-    return ctx.emit("gather", ctx.weight(name, "weight", rows, size), tokens, to=name)
+    """Rows of a table [rows, width]."""
+    rows = part.rows.as_int(ctx.env)
+    size = ctx.dimension("d_model") if part.width is None else part.width.as_int(ctx.env)
+    offset = 0 if part.offset is None else part.offset.as_int(ctx.env)
+    index = tokens
+    if tokens is ctx.inputs.get("positions"):
+        _check_longest(ctx, name, part, rows - offset)
+        index = ctx.emit("maximum", index, 0, to=f"{name}.index")  # below 0 is padding, which has a row nobody reads
+    if offset:
+        index = ctx.emit("add", index, offset, to=f"{name}.index")
+    return ctx.emit("gather", ctx.weight(name, "weight", rows, size), index, to=name)
+
+
+def _check_longest(ctx: Context, name: str, part: schema.Embedding, positions: int) -> None:
+    if ctx.longest > positions:
+        message = f"sequences may have {ctx.longest} tokens, but `{name}` has learned {positions} positions"
+        raise SpecRTError(
+            "SPEC-068", message, where=part.where, hint=f"compile with `max_sequence` {positions} or less"
+        )
 
 
 def linear_part(ctx: Context, name: str, part: schema.Linear, x: Value) -> Value:

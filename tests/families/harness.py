@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 import compiler
 import runtime
+from compiler.ir.core import Graph, walk
+from compiler.passes.fuse_attention import over_tokens
 from tests.families.evidence import record
 
 TOLERANCE = 2e-4
@@ -50,6 +54,13 @@ def write_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+def rename_tensors(folder: Path, rename: Callable[[str], str], **added: torch.Tensor) -> None:
+    """Give the tensors of a saved model.safetensors other names, as on the hub, and add buffers."""
+    path = folder / "model.safetensors"
+    tensors = {rename(name): tensor for name, tensor in load_torch(path).items()}
+    save_torch({**tensors, **{name: tensor.clone() for name, tensor in added.items()}}, path, metadata={"format": "pt"})
 
 
 def prompts(vocab: int, *lengths: int, seed: int = 5) -> list[list[int]]:
@@ -134,9 +145,17 @@ def check_case(case: str, out: Path, **options: Any) -> runtime.Model:
     return model
 
 
+def check_fused(graph: Graph) -> None:
+    """Nothing is left of the equations of norms and attention: no mean, no softmax over tokens."""
+    for equation in walk(graph.equations):
+        assert equation.op != "mean", f"a norm is not fused: {equation}"
+        assert equation.op != "softmax" or not over_tokens(equation), f"an attention is not fused: {equation}"
+
+
 def check_golden_ir(name: str, spec: str, size: str) -> None:
     """The graph of a published size after all passes is tests/golden/models/NAME.ir (UPDATE_GOLDENS=1 rewrites it)."""
     graph = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size=size).graph
+    check_fused(graph)
     text = str(graph).replace(f"{ROOT}/", "")
     path = GOLDENS / f"{name}.ir"
     if os.environ.get("UPDATE_GOLDENS"):
