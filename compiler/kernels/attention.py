@@ -1,0 +1,170 @@
+"""What one attention asks of the kernels, as data, and the launches that answer it: names, constants, grids.
+
+Everything but the batch is a compile-time constant, so that a kernel has no branch that its model does not need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SPLITS = (1, 2, 4, 8, 16, 32)  # how often decode may cut the keys; the runtime picks by batch and multiprocessors
+TILE_BYTES = 16384  # of a key tile: a few in flight fill an SM's share of the memory bus, and fit shared memory
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One paged attention; `q`, `k`, `v` are (offset, row, head) in elements of the value that each lies in.
+
+    `pairs` is how many pairs of dims are rotated, 0 for none.
+    """
+
+    dtype: str
+    cache_dtype: str
+    heads: int
+    groups: int
+    dim: int
+    wide: int
+    block: int
+    scale: float
+    causal: bool
+    q: tuple[int, int, int]
+    k: tuple[int, int, int]
+    v: tuple[int, int, int]
+    pairs: int = 0
+    style: str = "half"
+    window: int | None = None
+    softcap: float | None = None
+    slopes: bool = False
+    prefix: bool = False
+    sinks: bool = False
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its constants: `arguments` are (name, type) of what is passed, in the order of the kernel."""
+
+    name: str
+    source: str  # module and function
+    arguments: tuple[tuple[str, str], ...]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    unaligned: tuple[str, ...] = ()  # pointers that may lie between vectors of 16 bytes
+
+
+def power(size: int, least: int = 1) -> int:
+    """The least power of two that holds `size`."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def key_tile(attention: Attention) -> int:
+    """Keys in a tile: within a block of the cache, about TILE_BYTES; products need 16."""
+    row = power(max(attention.dim, attention.wide), 16) * (4 if attention.dtype == "f32" else 2)
+    tile = 16
+    while tile * 2 <= attention.block and tile * 2 * row <= TILE_BYTES and attention.block % (tile * 2) == 0:
+        tile *= 2
+    return tile
+
+
+def query_tile(attention: Attention) -> int:
+    """Tokens in a tile of prefill: what registers hold."""
+    if attention.dtype == "f32":
+        return 32
+    return 128 if max(attention.dim, attention.wide) <= 128 else 64
+
+
+def append(attention: Attention) -> Launch:
+    """Rotary and append, over all tokens."""
+    a = attention
+    tile = max(1, min(power(a.heads), 2048 // power(max(a.dim, a.wide))))
+    constants = {
+        "q_row": a.q[1], "q_head": a.q[2], "k_row": a.k[1], "k_head": a.k[2], "v_row": a.v[1], "v_head": a.v[2],
+        "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide, "block": a.block, "pairs": a.pairs,
+        "step": 1 if a.style == "half" else 2, "tile": tile, "span": power(max(a.dim - 2 * a.pairs, 1)),
+        "pair_span": power(max(a.pairs, 1)), "wide_span": power(a.wide),
+    }  # fmt: skip
+    angle = "f32" if a.pairs else ""
+    arguments = (
+        ("q", a.dtype), ("k", a.dtype), ("v", a.dtype), ("cos", angle), ("sin", angle), ("slots", "i32"),
+        ("k_cache", a.cache_dtype), ("v_cache", a.cache_dtype),
+    )  # fmt: skip
+    return Launch("append", "append.append", arguments, constants, 4, 2, _unaligned(a))
+
+
+def append_grid(attention: Attention, tokens: int) -> tuple[int, int, int]:
+    """Blocks of `append`."""
+    tile = append(attention).constants["tile"]
+    query = -(-attention.heads // tile) if attention.pairs else 0
+    return tokens, query - (-attention.groups // tile), 1
+
+
+def prefill(attention: Attention) -> Launch:
+    """Attention over the query tiles of the sequences with several new tokens."""
+    rows = query_tile(attention)
+    arguments = (
+        ("q", attention.dtype), ("k_cache", attention.cache_dtype), ("v_cache", attention.cache_dtype),
+        ("out", attention.dtype), *((name, "i32") for name in _METADATA), ("tile_rows", "i32"), ("tile_starts", "i32"),
+        *_extras(attention),
+    )  # fmt: skip
+    warps = 8 if rows == 128 else 4
+    stages = 2 if attention.dtype == "f32" or max(attention.dim, attention.wide) > 128 else 3
+    return Launch("prefill", "prefill.prefill", arguments, _constants(attention) | {"rows": rows}, warps, stages,
+                  _unaligned(attention))  # fmt: skip
+
+
+def decode(attention: Attention, splits: int) -> Launch:
+    """Attention of one new token a sequence."""
+    parts = "f32" if splits > 1 else ""
+    arguments = (
+        ("q", attention.dtype), ("k_cache", attention.cache_dtype), ("v_cache", attention.cache_dtype),
+        ("out", "" if splits > 1 else attention.dtype), ("parts", parts), ("tops", parts), ("past_lens", "i32"),
+        ("block_ids", "i32"), ("block_begins", "i32"), *_extras(attention),
+    )  # fmt: skip
+    rows = power(attention.heads // attention.groups, 16)
+    constants = _constants(attention) | {"splits": splits, "rows": rows}
+    stages = 2 if attention.dtype == "f32" else 3
+    return Launch(f"decode{splits}", "decode.decode", arguments, constants, 4, stages, _unaligned(attention))
+
+
+def join(attention: Attention, splits: int) -> Launch:
+    """Puts the splits of decode together."""
+    constants = {
+        "heads": attention.heads, "wide": attention.wide, "splits": splits, "wide_span": power(attention.wide),
+        "split_span": power(splits),
+    }  # fmt: skip
+    arguments = (("parts", "f32"), ("tops", "f32"), ("out", attention.dtype))
+    return Launch(f"join{splits}", "decode.join", arguments, constants, 4, 2)
+
+
+def launches(attention: Attention) -> list[Launch]:
+    """Every kernel that one attention may need."""
+    split = [(decode(attention, splits), join(attention, splits)) for splits in SPLITS if splits > 1]
+    return [append(attention), prefill(attention), decode(attention, 1), *(launch for pair in split for launch in pair)]
+
+
+_METADATA = ("past_lens", "seq_begins", "block_ids", "block_begins")
+
+
+def _unaligned(attention: Attention) -> tuple[str, ...]:
+    """Which of q, k, v do not start at a whole vector of 16 bytes in their value."""
+    size = 4 if attention.dtype == "f32" else 2
+    starts = (("q", attention.q), ("k", attention.k), ("v", attention.v))
+    return tuple(name for name, (offset, _, _) in starts if offset * size % 16)
+
+
+def _extras(attention: Attention) -> tuple[tuple[str, str], ...]:
+    return (
+        ("prefix", "i32" if attention.prefix else ""),
+        ("sinks", attention.dtype if attention.sinks else ""),
+        ("slopes", "f32" if attention.slopes else ""),
+    )
+
+
+def _constants(attention: Attention) -> dict[str, Any]:
+    a = attention
+    return {
+        "q_row": a.q[1], "q_head": a.q[2], "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide,
+        "block": a.block, "scale": a.scale, "causal": a.causal, "window": a.window, "softcap": a.softcap,
+        "tile": key_tile(a), "dim_span": power(a.dim, 16), "wide_span": power(a.wide, 16),
+    }  # fmt: skip

@@ -1,0 +1,110 @@
+"""Compiles kernels ahead of time, to cubins that a runtime loads without Triton; needs no GPU.
+
+Runs in processes of its own (`python -m compiler.kernels.build`, a job a line): compiling takes a second or two each,
+and kernels that this process has in Triton's interpreter can be compiled nevertheless.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.kernels.attention import Launch
+from specs.errors import SpecRTError
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+TYPES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i32": "*i32", "u8": "*u8", "i8": "*i8", "int": "i32"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A cubin and what is needed to launch it: the entry's name, threads in a block, dynamic shared memory."""
+
+    launch: Launch
+    architecture: int
+    cubin: bytes
+    entry: str
+    threads: int
+    shared: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is passed, in order; two null pointers follow, for scratch memory that these kernels do not use."""
+        return [name for name, kind in self.launch.arguments if kind]
+
+    def as_dict(self, file: str) -> dict[str, Any]:
+        """Its part of kernels.json."""
+        return {"file": file, "entry": self.entry, "threads": self.threads, "shared": self.shared}
+
+
+def build(launches: Sequence[Launch], architecture: int, processes: int | None = None) -> list[Compiled]:
+    """Compile kernels for one GPU architecture (90 is sm_90). Raises SpecRTError KERNEL-001 where Triton is missing."""
+    if importlib.util.find_spec("triton") is None:
+        hint = "`pip install specrt[gpu]`"
+        raise SpecRTError("KERNEL-001", "GPU kernels are compiled with Triton, which is not installed", hint=hint)
+    jobs = [{"number": number, "launch": vars(launch), "architecture": architecture}
+            for number, launch in enumerate(launches)]  # fmt: skip
+    count = min(len(jobs), processes or os.cpu_count() or 1)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_DEFAULT_FP_FUSION"] = (
+        "1"  # Triton 3.9 warns where it is not said; products are sums of many terms
+    )
+    workers = [
+        subprocess.Popen([sys.executable, "-m", "compiler.kernels.build"], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(count)
+    ]  # fmt: skip
+    for index, worker in enumerate(workers):
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(jobs[index::count]))
+        worker.stdin.close()
+    found: dict[int, Compiled] = {}
+    for worker in workers:
+        assert worker.stdout is not None
+        text = worker.stdout.read()
+        if worker.wait():
+            raise AssertionError("a kernel does not compile; the messages above say where")
+        for made in json.loads(text):
+            number = made.pop("number")
+            made["cubin"] = base64.b64decode(made["cubin"])
+            found[number] = Compiled(launches[number], architecture, **made)
+    return [found[number] for number in range(len(jobs))]
+
+
+def _compile(job: dict[str, Any]) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    launch = Launch(**job["launch"])
+    module, name = launch.source.split(".")
+    kernel = getattr(importlib.import_module(f"compiler.kernels.{module}"), name)
+    arguments = dict(launch.arguments)
+    constants = launch.constants | {name: None for name, kind in arguments.items() if not kind}
+    signature = {name: TYPES.get(arguments.get(name, ""), "constexpr") for name in kernel.arg_names}
+    # every pointer is aligned to 16 bytes: the arena's values are, and heads start at whole vectors
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") and name not in launch.unaligned
+    }
+    source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    made = triton.compile(source, target=GPUTarget("cuda", job["architecture"], 32), options=options)
+    if made.metadata.global_scratch_size or made.metadata.profile_scratch_size:
+        raise AssertionError(f"{launch.name} wants scratch memory, which its launch does not give")
+    return {
+        "number": job["number"], "cubin": base64.b64encode(made.asm["cubin"]).decode(), "entry": made.metadata.name,
+        "threads": made.metadata.num_warps * 32, "shared": made.metadata.shared,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps([_compile(job) for job in json.load(sys.stdin)]))

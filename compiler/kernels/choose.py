@@ -1,0 +1,26 @@
+"""The likeliest token of each row of logits."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def choose(logits, tokens, vocab: tl.constexpr, tile: tl.constexpr):
+    """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, tile)
+    best = tl.full([tile], float("-inf"), tl.float32)
+    where = at
+    broken = tl.zeros([tile], tl.int32)
+    for first in range(0, vocab, tile):
+        inside = first + at < vocab
+        x = tl.load(logits + row * vocab + first + at, mask=inside, other=float("-inf")).to(tl.float32)
+        broken = tl.where(x != x, 1, broken)
+        better = x > best
+        best = tl.where(better, x, best)
+        where = tl.where(better, first + at, where)
+    greatest = tl.max(best, 0)
+    token = tl.min(tl.where(best == greatest, where, vocab), 0)
+    tl.store(tokens + row, tl.where(tl.max(broken, 0) > 0, -1, token))

@@ -1,0 +1,82 @@
+"""The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
+
+kernels.json: `sets` is a list of name -> {file, entry, threads, shared, arguments, constants, grid...}, one for each
+attention that differs; `attention` maps the index of a step to its set; `choose` is the kernel that picks tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compiler.kernels import attention as lib
+from compiler.kernels.build import build
+
+FOLDER = "kernels"
+FLOATS = ("f32", "f16", "bf16")
+
+
+def attention_of(plan: Mapping[str, Any], step: Mapping[str, Any]) -> lib.Attention:
+    """The attention that a kernel step of a plan (docs/gpu-plan.md) asks for."""
+    attrs, values = step["attrs"], plan["values"]
+    cache = next(layer for layer in plan["cache"]["layers"] if layer["k"] == attrs["k_cache"])
+    rotary = attrs["rotary"]
+    q, k, v = ((attrs[name]["offset"], attrs[name]["row"], attrs[name]["head"]) for name in ("q", "k", "v"))
+    return lib.Attention(
+        dtype=values[step["inputs"]["q"]]["dtype"], cache_dtype=cache["dtype"], heads=attrs["heads"],
+        groups=attrs["kv_heads"], dim=attrs["d_head"], wide=attrs["d_value"], block=plan["cache"]["block_size"],
+        scale=attrs["scale"], causal=attrs["causal"], q=q, k=k, v=v, pairs=rotary["pairs"] if rotary else 0,
+        style=rotary["style"] if rotary else "half", window=attrs["window"], softcap=attrs["softcap"],
+        slopes=attrs["slopes"] is not None, prefix="prefix" in step["inputs"], sinks="sinks" in step["inputs"],
+    )  # fmt: skip
+
+
+def choose(vocab: int, dtype: str) -> lib.Launch:
+    """The kernel that picks the likeliest token of each row of logits."""
+    arguments = (("logits", dtype), ("tokens", "i32"))
+    unaligned = ("logits",) if vocab * (4 if dtype == "f32" else 2) % 16 else ()
+    return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048}, 8, 2, unaligned)
+
+
+def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[int]) -> None:
+    """Compile what the kernel steps of a plan need for GPUs (90 is sm_90) into OUT/kernels.
+
+    Raises SpecRTError KERNEL-001 where Triton is not installed.
+    """
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    sets: list[lib.Attention] = []
+    steps: dict[str, int] = {}
+    for index, step in enumerate(plan["steps"]):
+        if step["kind"] == "kernel":
+            asked = attention_of(plan, step)
+            if asked not in sets:
+                sets.append(asked)
+            steps[str(index)] = sets.index(asked)
+    wanted = [launch for asked in sets for launch in lib.launches(asked)]
+    logits = next((port for port in plan["output_types"] if port["name"] == "logits"), None)
+    if logits is not None and logits["dtype"] in FLOATS and isinstance(logits["shape"][-1], int):
+        wanted.append(choose(logits["shape"][-1], logits["dtype"]))
+    made: dict[str, dict[str, Any]] = {}
+    for architecture in architectures:
+        unique = {_key(launch): launch for launch in wanted}
+        for key, compiled in zip(unique, build(list(unique.values()), architecture), strict=True):
+            file = f"{key}.sm{architecture}.cubin"
+            (folder / file).write_bytes(compiled.cubin)
+            entry = made.setdefault(key, {"arguments": compiled.arguments, "constants": compiled.launch.constants})
+            entry[f"sm{architecture}"] = compiled.as_dict(f"{FOLDER}/{file}")
+    document = {
+        "architectures": list(architectures),
+        "sets": [{launch.name: made[_key(launch)] for launch in lib.launches(asked)} for asked in sets],
+        "attention": steps,
+        "choose": made[_key(wanted[-1])] if wanted and wanted[-1].name == "choose" else None,
+    }
+    (folder / "kernels.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _key(launch: lib.Launch) -> str:
+    text = json.dumps([launch.source, launch.arguments, sorted(launch.constants.items()), launch.warps, launch.stages])
+    return f"{launch.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

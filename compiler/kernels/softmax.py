@@ -1,0 +1,68 @@
+"""One tile of attention, shared by prefill and decode: scores, mask, and the running softmax (arXiv:2205.14135)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+FAR = tl.constexpr(-1.0e38)  # a masked score; finite, so that a tile with nothing to see gives no NaN
+
+
+@triton.jit
+def scores(
+    q, k, at, keys, head, context, prefix, slopes,
+    scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, masked: tl.constexpr,
+):  # fmt: skip
+    """Scores [M, N] in log2 units: q [M, D] at positions `at` [M, 1], of heads `head` [M], over k [N, D] at `keys`."""
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if softcap is not None:
+        x = s * (scale / softcap)
+        e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+        t = (1.0 - e) / (1.0 + e)  # tanh of |x|: no overflow
+        s = tl.where(x < 0, -t, t) * (softcap * LOG2E)
+    else:
+        s = s * (scale * LOG2E)
+    if slopes is not None:
+        s += (tl.load(slopes + head) * LOG2E)[:, None] * keys.to(tl.float32)
+    if masked:
+        see = keys < context
+        if causal:
+            before = keys <= at
+            if prefix is not None:
+                before = before | (keys < prefix)
+            see = see & before
+        if window is not None:
+            see = see & (at - keys < window)
+        s = tl.where(see, s, FAR)
+    return s
+
+
+@triton.jit
+def update(s, v, top, total, out):
+    """The running maximum [M], sum [M] and weighted values [M, E], with scores s [M, N] of values v [N, E] added."""
+    new = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - new[:, None])
+    shrink = tl.exp2(top - new)
+    total = total * shrink + tl.sum(p, 1)
+    out = out * shrink[:, None]
+    out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
+    return new, total, out
+
+
+@triton.jit
+def rows_of(cache, block_ids, begin, first, group, context, groups: tl.constexpr, block: tl.constexpr,
+            size: tl.constexpr, tile: tl.constexpr, span: tl.constexpr, masked: tl.constexpr):  # fmt: skip
+    """Rows [tile, span] of a cache [C, groups, block, size] from position `first` on; zeros from `context` on."""
+    number = tl.load(block_ids + begin + first // block).to(tl.int64)
+    base = cache + ((number * groups + group) * block + first % block) * size
+    place, at = tl.arange(0, tile), tl.arange(0, span)
+    where = base + place[:, None] * size + at[None, :]
+    if masked:  # what lies behind the context may be anything, NaN too
+        ok = (first + place < context)[:, None]
+        if span != size:
+            ok = ok & (at < size)[None, :]
+        return tl.load(where, mask=ok, other=0.0)
+    if span != size:
+        return tl.load(where, mask=(at < size)[None, :], other=0.0)
+    return tl.load(where)

@@ -1,0 +1,62 @@
+"""Kernels compile for every GPU generation on a machine without one, and kernels.json says how to launch them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compiler.kernels import attention as lib
+from compiler.kernels import library
+from compiler.kernels.build import ARCHITECTURES, build
+from tests.golden_errors import check_raises
+from tests.kernels.test_attention import attention
+
+VIEWS = {
+    "q": {"offset": 0, "row": 128, "head": 16},
+    "k": {"offset": 64, "row": 128, "head": 16},
+    "v": {"offset": 96, "row": 128, "head": 16},
+}
+ATTRS: dict[str, Any] = {
+    "heads": 4, "kv_heads": 2, "d_head": 16, "d_value": 16, **VIEWS, "scale": 0.25, "causal": True, "window": None,
+    "softcap": None, "slopes": None, "rotary": {"style": "half", "pairs": 8}, "k_cache": "0.k", "v_cache": "0.v",
+}  # fmt: skip
+
+
+def plan() -> dict[str, Any]:
+    step = {"kind": "kernel", "inputs": {"q": "qkv", "k": "qkv", "v": "qkv"}, "attrs": ATTRS}
+    other = step | {"attrs": ATTRS | {"k_cache": "1.k", "v_cache": "1.v"}}
+    layers = [{"k": f"{i}.k", "v": f"{i}.v", "heads": 2, "dim": 16, "value_dim": 16, "dtype": "f16"} for i in (0, 1)]
+    return {
+        "steps": [{"kind": "engine"}, step, {"kind": "engine"}, other],
+        "values": {"qkv": {"dtype": "f16", "shape": ["T", 128]}},
+        "cache": {"block_size": 16, "layers": layers},
+        "output_types": [{"name": "logits", "dtype": "f32", "shape": ["N", 100]}],
+    }
+
+
+def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lib, "SPLITS", (1, 2))
+    library.write_kernels(plan(), tmp_path, [90])
+    written = json.loads((tmp_path / "kernels" / "kernels.json").read_text())
+    assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
+    (kernels,) = written["sets"]
+    assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
+    for entry in (*kernels.values(), written["choose"]):
+        assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"
+    assert kernels["append"]["arguments"] == ["q", "k", "v", "cos", "sin", "slots", "k_cache", "v_cache"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_architecture(architecture: int) -> None:
+    (made,) = build([lib.append(attention())], architecture)
+    assert made.cubin[:4] == b"\x7fELF"
+    assert made.threads == 128
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    check_raises("KERNEL-001", build, [lib.append(attention())], 90)
