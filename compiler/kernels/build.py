@@ -46,10 +46,10 @@ class Compiled:
 
 
 def build(launches: Sequence[Launch], architecture: int, processes: int | None = None) -> list[Compiled]:
-    """Compile kernels for one GPU architecture (90 is sm_90). Raises SpecRTError KERNEL-001 where Triton is missing."""
+    """Compile kernels for one GPU architecture (90 is sm_90). Raises SpecRTError LOWER-020 where Triton is missing."""
     if importlib.util.find_spec("triton") is None:
         hint = "`pip install specrt[gpu]`"
-        raise SpecRTError("KERNEL-001", "GPU kernels are compiled with Triton, which is not installed", hint=hint)
+        raise SpecRTError("LOWER-020", "GPU kernels are compiled with Triton, which is not installed", hint=hint)
     jobs = [{"number": number, "launch": vars(launch), "architecture": architecture}
             for number, launch in enumerate(launches)]  # fmt: skip
     count = min(len(jobs), processes or os.cpu_count() or 1)

@@ -44,7 +44,7 @@ def choose(vocab: int, dtype: str) -> lib.Launch:
 def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[int]) -> None:
     """Compile what the kernel steps of a plan need for GPUs (90 is sm_90) into OUT/kernels.
 
-    Raises SpecRTError KERNEL-001 where Triton is not installed.
+    Raises SpecRTError LOWER-020 where Triton is not installed.
     """
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -59,4 +59,4 @@ def test_each_architecture(architecture: int) -> None:
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
-    check_raises("KERNEL-001", build, [lib.append(attention())], 90)
+    check_raises("LOWER-020", build, [lib.append(attention())], 90)
