@@ -228,6 +228,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
             "max_sequence": prepared.limits.sequence,
         },
         "generation": _generation(source),
+        "derive": _derive(prepared),
         "tokenizer": "tokenizer.json" if tokenizer else None,
         "toolchain": toolchain,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -238,6 +239,13 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
         },
         "passes": [{"name": report.name, "hits": len(report.hits)} for report in prepared.reports],
     }
+
+
+def _derive(prepared: Prepared) -> dict[str, Any]:
+    """How inputs of the graph follow from the tokens, by name; see runtime/derive.py."""
+    names = {value.name for value in prepared.graph.inputs}
+    rules = prepared.source.spec.derive
+    return {name: entry.rule(prepared.source.config) for name, entry in rules.items() if name in names}
 
 
 def _generation(source: Source) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from runtime.derive import Rules, read_rules
 from runtime.program import Program, read_program
 from specs.errors import SpecRTError, Where
 
@@ -40,6 +41,7 @@ class Bundle:
     stop: tuple[int, ...]
     toolchain: Mapping[str, str]
     tokenizer: Path | None
+    derive: Rules = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -72,6 +74,7 @@ class Bundle:
                 stop=tuple(int(token) for token in manifest["generation"]["stop"]),
                 toolchain={str(key): str(value) for key, value in manifest["toolchain"].items()},
                 tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
+                derive=read_rules(manifest.get("derive", {})),
             )
         except KeyError as error:
             raise _broken(folder, f"key {error} is missing") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -31,8 +31,11 @@ def check_prompt(prompt: Sequence[int], max_sequence: int, vocab: int) -> None:
             raise SpecRTError("RUN-003", message, hint="the prompt may come from the tokenizer of another model")
 
 
-def check_inputs(given: Mapping[str, object], expected: Sequence[str]) -> None:
-    """Raises SpecRTError RUN-004 for an unknown keyword, RUN-008 for an input of the model that is not given."""
+def check_inputs(given: Mapping[str, object], expected: Sequence[str], derived: Collection[str] = ()) -> None:
+    """Raises SpecRTError RUN-004 for an unknown keyword, RUN-008 for an input of the model that is not given.
+
+    Those in `derived` need not be given.
+    """
     for name in given:
         if name not in expected:
             known = (
@@ -40,7 +43,7 @@ def check_inputs(given: Mapping[str, object], expected: Sequence[str]) -> None:
             )
             raise SpecRTError("RUN-004", f"unknown keyword `{name}`", hint=known)
     for name in expected:
-        if name not in given:
+        if name not in given and name not in derived:
             raise SpecRTError(
                 "RUN-008", f"input `{name}` is not given", hint=f"pass `{name}=`, a value for each sequence"
             )

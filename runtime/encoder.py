@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.bundle import Limits
 from runtime.checks import as_array, check_inputs, check_prompt
+from runtime.derive import Rules
 from runtime.executable import PADDED, Array, Executable, Floats
 from runtime.program import Port, Program
 from specs.errors import SpecRTError
@@ -20,15 +21,19 @@ _DTYPES = {"i32": np.int32, "f32": np.float32}
 class Encoder:
     """Batches rows of similar length, so that little is computed for padding."""
 
-    def __init__(self, executable: Executable, program: Program, limits: Limits, vocab: int) -> None:
+    def __init__(
+        self, executable: Executable, program: Program, limits: Limits, vocab: int, derive: Rules | None = None
+    ) -> None:
+        self._derive = derive or {}
         self._executable, self._program, self._limits, self._vocab = executable, program, limits, vocab
         self._extra = tuple(port for port in program.inputs if port.name not in PADDED)
 
     def run(self, rows: Sequence[Sequence[int]], inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Floats]]:
-        """The outputs of each row, without padding. Raises SpecRTError RUN-001 to RUN-004, RUN-008."""
+        """The outputs of each row, without padding. Raises SpecRTError RUN-001 to RUN-004, RUN-008, RUN-017."""
         for tokens in rows:
             check_prompt(tokens, self._limits.max_sequence, self._vocab)
-        check_inputs(inputs, [port.name for port in self._extra])
+        check_inputs(inputs, [port.name for port in self._extra], self._derive)
+        inputs = {**self._derived(rows, inputs), **inputs}
         for port in self._extra:
             self._check(port, inputs[port.name], rows)
         results: list[dict[str, Floats]] = [{} for _ in rows]
@@ -43,11 +48,19 @@ class Encoder:
                 }
         return results
 
+    def _derived(self, rows: Sequence[Sequence[int]], inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        missing = [port.name for port in self._extra if port.name not in inputs]
+        return {name: [self._derive[name].apply(name, tokens) for tokens in rows] for name in missing}
+
     def _batch(
         self, chosen: Sequence[int], rows: Sequence[Sequence[int]], inputs: Mapping[str, Any]
     ) -> dict[str, Array]:
         shape = (len(chosen), max(len(rows[row]) for row in chosen))
-        batch: dict[str, Array] = {"tokens": np.zeros(shape, np.int32), "positions": np.full(shape, _PADDING, np.int32)}
+        batch: dict[str, Array] = {
+            "tokens": np.zeros(shape, np.int32),
+            "positions": np.full(shape, _PADDING, np.int32),
+            "rows": np.repeat(np.arange(shape[0], dtype=np.int32)[:, None], shape[1], axis=1),
+        }
         for place, row in enumerate(chosen):
             size = len(rows[row])
             batch["tokens"][place, :size] = rows[row]

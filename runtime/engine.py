@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.cache import BlockAllocator
 from runtime.checks import check_inputs, check_prompt
+from runtime.derive import Rules
 from runtime.executable import PACKED, Executable
 from runtime.packing import Packer
 from runtime.request import Request
@@ -36,6 +37,7 @@ class Engine:
         max_sequence: int,
         vocab: int,
         inputs: Sequence[str] = PACKED,
+        derive: Rules | None = None,
         step_tokens: int | None = None,
     ) -> None:
         if step_tokens is not None and step_tokens < max_batch:
@@ -43,6 +45,7 @@ class Engine:
             raise SpecRTError("RUN-013", message)
         self.max_batch, self.max_sequence, self.vocab = max_batch, max_sequence, vocab
         self.step_tokens = step_tokens or max(STEP_TOKENS, max_batch)
+        self.derive = derive or {}
         self.extra_inputs = tuple(name for name in inputs if name not in PACKED)
         self.preemptions = 0
         self._executable = executable
@@ -66,8 +69,8 @@ class Engine:
         stop: Collection[int] = (),
         inputs: Mapping[str, int] | None = None,
     ) -> Request:
-        """Queue a prompt, to generate from. Raises SpecRTError RUN-001 to RUN-008 for what can't be run."""
-        self._check(prompt, inputs or {})
+        """Queue a prompt, to generate from. Raises SpecRTError RUN-001 to RUN-008, RUN-017 for what can't be run."""
+        inputs = self._check(prompt, inputs or {})
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 1:
             raise SpecRTError("RUN-005", f"`max_new_tokens` is {max_new_tokens!r}, expected a whole number from 1 up")
         total = len(prompt) + max_new_tokens
@@ -79,12 +82,12 @@ class Engine:
             lower = f"lower `max_new_tokens` to {left}" if left else "shorten the prompt"
             raise SpecRTError("RUN-006", message, hint=f"{lower}, or compile with a higher `max_sequence`")
         sampler = Sampler(sampling or Sampling(), prompt, self.vocab)
-        return self._submit(prompt, sampler, max_new_tokens, frozenset(stop), inputs or {}, total - 1)
+        return self._submit(prompt, sampler, max_new_tokens, frozenset(stop), inputs, total - 1)
 
     def submit_logits(self, prompt: Sequence[int], *, inputs: Mapping[str, int] | None = None) -> Request:
-        """Queue a prompt, for the logits of all its tokens. Raises SpecRTError RUN-001 to RUN-008."""
-        self._check(prompt, inputs or {})
-        return self._submit(prompt, None, 0, frozenset(), inputs or {}, len(prompt))
+        """Queue a prompt, for the logits of all its tokens. Raises SpecRTError RUN-001 to RUN-008, RUN-017."""
+        inputs = self._check(prompt, inputs or {})
+        return self._submit(prompt, None, 0, frozenset(), inputs, len(prompt))
 
     def step(self) -> list[Request]:
         """Run the executable once; gives the requests that got a token or ended; none where nothing waits."""
@@ -127,9 +130,12 @@ class Engine:
 
     # -- admission and scheduling ---------------------------------------------------------------------------------
 
-    def _check(self, prompt: Sequence[int], inputs: Mapping[str, int]) -> None:
+    def _check(self, prompt: Sequence[int], inputs: Mapping[str, int]) -> dict[str, int]:
+        """All inputs of a sequence: what is not given follows from its tokens."""
         check_prompt(prompt, self.max_sequence, self.vocab)
-        check_inputs(inputs, self.extra_inputs)
+        check_inputs(inputs, self.extra_inputs, self.derive)
+        missing = [name for name in self.extra_inputs if name not in inputs]
+        return {**inputs, **{name: self.derive[name].apply(name, prompt) for name in missing}}
 
     def _submit(
         self,

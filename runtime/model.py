@@ -48,10 +48,10 @@ class Model:
         if bundle.role == "decoder":
             self._engine = Engine(
                 executable, max_batch=self.limits.max_batch, max_sequence=self.limits.max_sequence, vocab=self.vocab,
-                inputs=[port.name for port in bundle.program.inputs], step_tokens=step_tokens,
+                inputs=[port.name for port in bundle.program.inputs], derive=bundle.derive, step_tokens=step_tokens,
             )  # fmt: skip
         else:
-            self._encoder = Encoder(executable, bundle.program, self.limits, self.vocab)
+            self._encoder = Encoder(executable, bundle.program, self.limits, self.vocab, bundle.derive)
 
     @property
     def engine(self) -> Engine:
@@ -66,7 +66,7 @@ class Model:
     def forward(self, token_lists: Rows, **inputs: Sequence[Any]) -> list[dict[str, Floats]]:
         """All outputs of each row by name, [len, ...]; `inputs` are the model's further inputs, one value for each row.
 
-        Raises SpecRTError RUN-001 to RUN-009.
+        Raises SpecRTError RUN-001 to RUN-009, RUN-017.
         """
         rows = _rows(token_lists)
         if self._encoder is not None:
@@ -112,7 +112,7 @@ class Model:
         A row ends after `max_new_tokens` (by default 128, or what the limit leaves) or with a stop token, which belongs
         to the new ids; `stop` None means the bundle's, () means none. A `seed` holds for each row by itself, or there
         is one for each.
-        Raises SpecRTError RUN-001 to RUN-009, RUN-020 for sampling values, RUN-021 for stop, RUN-030 for NaN.
+        Raises SpecRTError RUN-001 to RUN-009, RUN-017, RUN-020 for sampling values, RUN-021 for stop, RUN-030 for NaN.
         """
         requests = self._submit(
             token_lists, max_new_tokens, stop, seed, inputs,
@@ -235,8 +235,8 @@ class Model:
 
     def _each(self, inputs: dict[str, Any], count: int) -> list[dict[str, int]]:
         """Further inputs of a decoder, row by row."""
-        names = self.engine.extra_inputs
-        check_inputs(inputs, names)
+        check_inputs(inputs, self.engine.extra_inputs, self.engine.derive)
+        names = [name for name in self.engine.extra_inputs if name in inputs]
         columns: dict[str, list[int]] = {}
         for name in names:
             values = as_array(inputs[name])

@@ -22,8 +22,8 @@ class Packer:
 
     def __init__(self, max_batch: int, max_tokens: int, max_blocks: int, extra: Iterable[str] = ()) -> None:
         sizes = {
-            "tokens": max_tokens, "positions": max_tokens, "select": max_tokens, "past_lens": max_batch,
-            "seq_begins": max_batch + 1, "block_begins": max_batch + 1, "block_ids": max_blocks,
+            "tokens": max_tokens, "positions": max_tokens, "rows": max_tokens, "select": max_tokens,
+            "past_lens": max_batch, "seq_begins": max_batch + 1, "block_begins": max_batch + 1, "block_ids": max_blocks,
             **dict.fromkeys(extra, max_batch),
         }  # fmt: skip
         self._extra = tuple(extra)
@@ -67,9 +67,11 @@ class Packer:
     def _pack(self, work: Work) -> None:
         tokens: list[int] = []
         positions: list[int] = []
+        rows: list[int] = []  # the sequence of each token
         select: list[int] = []
-        for request, count in work:
+        for row, (request, count) in enumerate(work):
             end = request.past + count
+            rows += [row] * count
             tokens += request.tokens[request.past : end]
             positions += range(request.past, end)
             if request.sampler is None:
@@ -78,6 +80,7 @@ class Packer:
                 select.append(len(tokens) - 1)
         self._put("tokens", tokens)
         self._put("positions", positions)
+        self._put("rows", rows)
         self._put("select", select or [0])  # an engine gives at least one row; nobody reads it then
         self._put("past_lens", [request.past for request, _ in work])
         self._put("seq_begins", list(accumulate((count for _, count in work), initial=0)))

@@ -12,6 +12,7 @@ from specs.equations import (
     INPUTS,
     LAYER,
     OUTPUTS,
+    SEQUENCE_INPUTS,
     Call,
     Constant,
     Equation,
@@ -46,6 +47,7 @@ def check_spec(spec: Spec) -> None:
     _check_graph(spec)
     _check_parts(spec)
     _check_uses(spec)
+    _check_derive(spec)
     _check_checkpoint(spec)
     _check_sizes(spec)
     _check_config_used(spec)
@@ -294,6 +296,21 @@ def _check_uses(spec: Spec) -> None:
             )
 
 
+def _check_derive(spec: Spec) -> None:
+    """What is derived is an input that a model can have, from names of `config`."""
+    known = [name for name in (*INPUTS, *SEQUENCE_INPUTS) if name not in ("tokens", "positions")]
+    for name, entry in spec.derive.items():
+        if name not in known:
+            raise SpecRTError(
+                "SPEC-034",
+                f"`{name}` is no input that can be derived",
+                where=spec.key_where("derive", name),
+                hint=did_you_mean(name, known),
+            )
+        for _, expr, _ in entry.expressions():
+            _check_names(spec, expr)
+
+
 def _check_checkpoint(spec: Spec) -> None:
     known = leaves(spec)
     layered = layered_parts(spec)
@@ -351,6 +368,7 @@ def _check_config_used(spec: Spec) -> None:
     used = set(WELL_KNOWN)
     exprs = [expr for part in spec.parts.values() for _, expr, _ in part.expressions()]
     exprs += spec.config.values()
+    exprs += [expr for entry in spec.derive.values() for _, expr, _ in entry.expressions()]
     exprs += [step.count for step in spec.graph if isinstance(step, Repeat)]
     for equation in equations(spec.graph):
         for node in walk(equation.value):

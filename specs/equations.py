@@ -22,8 +22,10 @@ from specs.yaml_loader import Node, Scalar, YamlList, YamlMap
 
 FUNCTIONS = {"tanh": 1, "sigmoid": 1, "exp": 1, "sqrt": 1}
 """Elementwise functions of tensors, with their number of arguments."""
-INPUTS = ("tokens", "positions", "token_types")
+INPUTS = ("tokens", "positions", "token_types", "ordinals")
 """Values that exist before the first equation, each int [B, S]."""
+SEQUENCE_INPUTS = ("prefix", "blank", "counting")
+"""Inputs that masks and positions read by themselves, one number for each sequence, int [B]."""
 OUTPUTS = ("logits", "last_hidden_state", "pooler_output", "start_logits", "end_logits")
 """A value with one of these names is a result of the model."""
 LAYER = "layer"

@@ -80,7 +80,13 @@ def _plain(node: Any) -> Any:
     return yaml_loader.plain(node) if isinstance(node, Scalar | YamlMap | YamlList) else node
 
 
+def _expr_list(node: Any) -> tuple[Expr, ...]:
+    items = node if isinstance(node, YamlList | tuple) else [node]
+    return tuple(_expr(item) for item in items)
+
+
 _ExprField = Annotated[Expr, PlainValidator(_expr)]
+ExprList = Annotated[tuple[Expr, ...], PlainValidator(_expr_list)]
 IntExpr = Annotated[_ExprField, Returns("int")]
 FloatExpr = Annotated[_ExprField, Returns("float")]
 IntOrNone = Annotated[_ExprField, Returns("int", or_none=True)]
@@ -162,6 +168,8 @@ class Node(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Expr):
                 found.append((name, value, marks_of(info)))
+            elif isinstance(value, tuple):
+                found += [(name, item, ()) for item in value if isinstance(item, Expr)]
             elif isinstance(value, Node):
                 found += [(f"{name}.{inner}", expr, marks) for inner, expr, marks in value.expressions()]
         return found

@@ -37,6 +37,7 @@ _SPELLINGS = {  # names in config.json (transformers activations.py), which `act
 Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu"), _SPELLINGS)]
 Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
 RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
+Stored = Annotated[StrExpr, Options(("f32", "f16"))]
 Gain = Annotated[StrExpr, Options(("weight", "one_plus"))]
 
 
@@ -118,7 +119,25 @@ class Alibi(_Kind):
     scaled: BoolExpr = Field(description="true: the bias is added before the scale is applied; false: after")
 
 
-PositionKind = NoPosition | Rope | Alibi
+class BlockRope(_Kind):
+    """Rotary embedding by the positions of blank infilling (arXiv:2103.10360, section 2.1).
+
+    Two streams: the first counts tokens up to `prefix`, from where it stays at the place of the blank; the second is 0
+    before `prefix` and 1, 2, ... from there. Each turns its share of a head, the first half and the second. One stream:
+    the first alone, on the whole head; where `counting` is above 0 it goes on counting. `prefix`, `blank` and
+    `counting` are inputs of each sequence (see `derive`).
+    """
+
+    title: ClassVar[str] = "block_rope position"
+    kind: Text = "block_rope"
+    style: RopeStyle = Field(description="half pairs i with i + dims/2; interleaved pairs 2i with 2i + 1")
+    dims: IntExpr = Field(description="rotated dimensions of each stream's share; the rest pass through")
+    theta: FloatExpr = Field(description="base of the frequencies")
+    streams: IntExpr = Field(description="1 or 2")
+    stored: Stored | None = Field(None, description="type that the frequencies are rounded to; left out: f32")
+
+
+PositionKind = NoPosition | Rope | BlockRope | Alibi
 POSITION_CLASSES: tuple[type[_Kind], ...] = get_args(PositionKind)
 Position = Annotated[PositionKind, _pick("position", POSITION_CLASSES)]
 

@@ -16,7 +16,7 @@ from specs.config import ignored_keys
 from specs.functions import CONSTANTS, FUNCTIONS
 from specs.node import Dimension, Node, Options, Returns, marks_of
 from specs.parts import PART_CLASSES, POSITION_CLASSES, AttentionBias, QkNorm, Tied
-from specs.schema import Ignore, Match, Size, Spec, WeightFrom
+from specs.schema import Derive, Ignore, Match, Size, Spec, WeightFrom
 
 PATH = Path(__file__).with_name("REFERENCE.md")
 
@@ -66,6 +66,10 @@ def _file() -> list[str]:
         *_table(Spec),
         *_section("`match`", Match),
         *_section("`ignore`", Ignore),
+        *_section("An entry of `derive`", Derive),
+        f"Inputs that can be derived: `token_types`, `ordinals` (each token), {_code(equations.SEQUENCE_INPUTS)} (each",
+        "sequence). A caller may give any of them instead.",
+        "",
         *_section("An entry of `sizes`", Size, skip=("values",)),
         "All other keys of a size are names of `config` with their values; names left out take what their expression",
         "gives without a config.json.",

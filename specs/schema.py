@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from specs.equations import OUTPUTS, Step, equations, parse_graph
 from specs.errors import SpecRTError, Where
-from specs.node import Bool, BoolExpr, Int, Node, Plain, Text, ValueExpr
+from specs.node import Bool, BoolExpr, ExprList, Int, IntExpr, Node, Plain, Text, ValueExpr
 from specs.parts import AnyPart, Part
 from specs.yaml_loader import Scalar, YamlList, YamlMap, load_yaml, plain
 
@@ -90,6 +91,33 @@ def _size(node: Any) -> Any:
     return Size.model_validate(outer)
 
 
+class Derive(Node):
+    """How an input follows from a prompt's tokens, where the caller does not give it; one of these keys."""
+
+    title: ClassVar[str] = "`derive` entry"
+    first: ExprList | None = Field(
+        None, description="the place of the first of these ids that occurs, tried in order; it is an error if none does"
+    )
+    has: IntExpr | None = Field(None, description="1 where the id occurs, else 0")
+    fill: IntExpr | None = Field(None, description="the number, for each token")
+    ordinals_without: IntExpr | None = Field(
+        None, description="1, 2, ... for the tokens that are not this id, and 0 for those that are"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Derive:
+        if sum(getattr(self, key) is not None for key in ("first", "has", "fill", "ordinals_without")) != 1:
+            hint = "its keys: " + ", ".join(f"`{key}`" for key in self.yaml_keys())
+            raise SpecRTError("SPEC-005", "an entry of `derive` has one rule", where=self.where, hint=hint)
+        return self
+
+    def rule(self, env: Mapping[str, Any]) -> dict[str, int | list[int]]:
+        """The rule as bundles have it, with ids in place of names."""
+        if self.first is not None:
+            return {"first": [expr.as_int(env) for expr in self.first]}
+        return {key: expr.as_int(env) for key, expr, _ in self.expressions()}
+
+
 class Spec(Node):
     """One architecture: its names, parts, wiring, weights and published sizes."""
 
@@ -108,6 +136,9 @@ class Spec(Node):
     parts: dict[str, AnyPart] = Field(description="our name of each part: its kind and fields")
     graph: Annotated[tuple[Step, ...], PlainValidator(lambda steps: steps)] = Field(
         description="the wiring: equations, and `repeat COUNT:` with equations below it"
+    )
+    derive: dict[str, Derive] = Field(
+        {}, description="inputs beside the tokens that follow from them: name and rule (below)"
     )
     checkpoint: dict[str, Annotated[WeightFrom, BeforeValidator(_weight_from)]] = Field(
         description="our weight: their module"

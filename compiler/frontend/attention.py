@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
+from compiler.frontend.block_rope import block_streams
 from compiler.frontend.context import Context
 from compiler.frontend.parts import linear, rms_norm
 from compiler.ir import TensorType, Value
@@ -43,6 +45,8 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
         k = _qk_norm(ctx, f"{name}.k_norm", part.qk_norm, k)
     if isinstance(part.position, schema.Rope):
         q, k = _rotate(ctx, name, part.position, q), _rotate(ctx, name, part.position, k)
+    if isinstance(part.position, schema.BlockRope):
+        q, k = _rotate_block(ctx, name, part.position, q), _rotate_block(ctx, name, part.position, k)
     scores = _scores(ctx, name, part, heads, q, k)
     masked = ctx.emit("where", _mask(ctx, part), scores, MASKED, to=f"{name}.masked")
     weights = ctx.emit("softmax", masked, to=f"{name}.softmax")
@@ -73,14 +77,35 @@ def _rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
     dims, theta = rope.dims.as_int(env), rope.theta.as_float(env)
     cos, sin = ctx.shared(
         ("rope", dims, theta, repr(scaling), context),
-        lambda: _rope_tables(ctx, *inv_freq(dims, theta, scaling, context, rope.where)),
+        lambda: rope_tables(
+            ctx, ctx.input("positions", "i32", "B", "S"), *inv_freq(dims, theta, scaling, context, rope.where)
+        ),
     )
     return ctx.emit("rotate", x, cos, sin, to=f"{name}.rotated", style=ctx.option(rope, "style"))
 
 
-def _rope_tables(ctx: Context, frequencies: Iterable[float], multiplier: float) -> tuple[Value, Value]:
+def _rotate_block(ctx: Context, name: str, rope: schema.BlockRope, x: Value) -> Value:
+    """Each position stream turns its equal share of the dims."""
+    streams = block_streams(ctx, rope.streams.as_int(ctx.env))
+    dims, theta, style = rope.dims.as_int(ctx.env), rope.theta.as_float(ctx.env), ctx.option(rope, "style")
+    frequencies, _ = inv_freq(dims, theta, None, None, rope.where)
+    if ctx.option(rope, "stored", "f32") == "f16":
+        frequencies = frequencies.astype("float16")
+    width, turned = int(x.type.shape[-1]) // len(streams), []
+    for number, stream in enumerate(streams):
+        make = partial(rope_tables, ctx, stream, frequencies, 1.0)
+        cos, sin = ctx.shared(("block_rope", stream.name, dims, theta), make)
+        share = x
+        if len(streams) > 1:
+            start = number * width
+            share = ctx.emit("slice", x, to=f"{name}.share", axis=-1, start=start, stop=start + width)
+        turned.append(ctx.emit("rotate", share, cos, sin, to=f"{name}.rotated", style=style))
+    return turned[0] if len(turned) == 1 else ctx.emit("concat", *turned, to=f"{name}.rotated", axis=-1)
+
+
+def rope_tables(ctx: Context, positions: Value, frequencies: Iterable[float], multiplier: float) -> tuple[Value, Value]:
+    """Cosines and sines f32[B,S,dims/2] of positions i32[B,S] times frequencies."""
     values = tuple(float(f) for f in frequencies)
-    positions = ctx.input("positions", "i32", "B", "S")
     freq = ctx.const(values, TensorType("f32", (len(values),)), "rope.freq")
     at = ctx.emit("cast", positions, to="rope.at", dtype="f32")
     angle = ctx.emit("mul", ctx.emit("reshape", at, to="rope.at", shape=("B", "S", 1)), freq, to="rope.angle")

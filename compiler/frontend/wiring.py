@@ -58,7 +58,7 @@ def _equation(ctx: Context, spec: Spec, step: eq.Equation, scope: Scope) -> None
 
 def _value(ctx: Context, spec: Spec, node: eq.Value, scope: Scope, to: str) -> Value | float:
     if isinstance(node, eq.Name):
-        return _input(ctx, node.id) if node.id in ("positions", "token_types") else scope[node.id]
+        return scope[node.id] if node.id in scope else _input(ctx, node.id)
     if isinstance(node, eq.Constant):
         return node.expr.as_float(ctx.env)
     if isinstance(node, eq.IfExp):

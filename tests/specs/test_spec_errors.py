@@ -91,6 +91,8 @@ EDITS: dict[str, tuple[str, str]] = {
     "SPEC-030-twice": ("attn.o:   layers.{i}.o", "attn.o:   layers.{i}.o\n  attn.q:   layers.{i}.q"),
     "SPEC-030-no-source": ('{from: "layers.{i}.qkv", layout', "{layout"),
     "SPEC-031-layout": ("[q: heads, k: kv_heads, v: kv_heads] d_head", "q k v"),
+    "SPEC-005-two-rules": ("sizes:\n", "derive: {prefix: {first: vocab, has: vocab}}\nsizes:\n"),
+    "SPEC-034": ("sizes:\n", "derive: {prefixes: {first: vocab}}\nsizes:\n"),
     "SPEC-031-piece": ("[q: heads, k: kv_heads, v: kv_heads] d_head", "[q: heads, q, v] d_head"),
 }  # fmt: skip
 
