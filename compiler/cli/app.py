@@ -10,6 +10,7 @@ import specs
 from compiler.cli.compile import compile_command
 from compiler.cli.doctor import doctor_command
 from compiler.cli.explain import explain_command
+from compiler.cli.infer import infer_command
 from compiler.cli.inspect import inspect_command
 from compiler.cli.run import run_command
 
@@ -51,5 +52,6 @@ app.command("compile", epilog=_EPILOG)(compile_command)
 app.command("run", epilog=_EPILOG)(run_command)
 app.command("inspect", epilog=_EPILOG)(inspect_command)
 app.command("explain", epilog=_EPILOG)(explain_command)
+app.command("infer", epilog=_EPILOG)(infer_command)
 app.command("doctor", epilog=_EPILOG)(doctor_command)
 compile_app.command(epilog=_EPILOG)(compile_command)

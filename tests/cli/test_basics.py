@@ -17,7 +17,7 @@ from specs.errors import SpecRTError, Where
 from tests.cli.conftest import DEMO, ROOT, Cli, run_here
 from tests.golden_errors import check_golden
 
-COMMANDS = ("compile", "run", "inspect", "explain", "doctor")
+COMMANDS = ("compile", "run", "inspect", "explain", "infer", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -171,14 +171,22 @@ def test_a_file_that_can_not_be_written(cli: Cli) -> None:
     check_golden("CLI-012", done.err)
 
 
+DOCUMENTED: tuple[tuple[str, list[object]], ...] = (
+    ("inspect", [DEMO, "--ir", "--mermaid", "--plan"]),
+    ("explain", [DEMO]),
+    ("infer", [DEMO]),
+    ("doctor", []),
+)
+
+
 def test_every_documented_json_key_is_there_and_every_key_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for command, arguments in (("inspect", [DEMO, "--ir", "--mermaid", "--plan"]), ("explain", [DEMO]), ("doctor", [])):
+    for command, arguments in DOCUMENTED:
         section = re.search(rf"^\*\*{command}\*\*\n(.*?)(?=^\*\*|\Z)", text, re.M | re.S)
         assert section is not None
         rows = [line for line in section[1].splitlines() if line.startswith("| `")]
         keys = {key for line in rows for key in re.findall(r"`(\w+)`", line.split("|")[1])}
-        optional = {"svg", "bundle"} if command != "explain" else set()
+        optional = {"svg", "bundle"} if command in ("inspect", "doctor") else set()
         assert set(run_here([command, *arguments, "--json"]).json) == keys - optional, command
 
 

@@ -256,3 +256,22 @@ def test_a_bundle_can_not_be_compiled_otherwise(cli: Cli, bundle: Path) -> None:
     done = cli("inspect", bundle, "--precision", "bf16")
     assert done.code == 1
     check_golden("CLI-015", done.err)
+
+
+# -- infer ------------------------------------------------------------------------------------------------------------
+
+
+def test_infer_writes_a_draft_that_compiles(cli: Cli, tmp_path: Path) -> None:
+    done = cli("infer", DEMO, "--out", tmp_path / "draft.yaml")
+    assert done.code == 0, done.err
+    assert "every tensor has its place" in done.out
+    assert "things to check" in done.out
+    assert f"specrt inspect {tmp_path / 'draft.yaml'}" in done.out
+    assert compiler.prepare(tmp_path / "draft.yaml", DEMO).built.parameters == 5_475_584
+
+
+def test_infer_prints_only_the_draft_on_stdout(cli: Cli, tmp_path: Path) -> None:
+    done = cli("infer", DEMO)
+    (tmp_path / "draft.yaml").write_text(done.out, encoding="utf-8")
+    compiler.prepare(tmp_path / "draft.yaml", DEMO)
+    assert "things to check" in done.err
