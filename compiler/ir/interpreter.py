@@ -23,6 +23,11 @@ _TORCH = {
     "i8": torch.int8,
     "u8": torch.uint8,
     "bool": torch.bool,
+    "f8e8m0": torch.float8_e8m0fnu,
+    # Half bytes are held one to a tensor element, E2M1 in E4M3, which has all of its values (formats.py packs them).
+    "i4": torch.int8,
+    "u4": torch.uint8,
+    "f4e2m1": torch.float8_e4m3fn,
 }
 Weights = Callable[[str], torch.Tensor]
 Trace = Callable[[str, torch.Tensor], None]

@@ -23,6 +23,7 @@ _TITLES = {
     "movement": "Movement",
     "norm": "Norms",
     "attention": "Positions and attention",
+    "quantize": "Low-bit formats",
 }
 _HEAD = """# Operations of the IR
 

@@ -15,10 +15,15 @@ DTYPES: dict[str, int] = {
     "i8": 8,
     "u8": 8,
     "i4": 4,
+    "u4": 4,
+    "f4e2m1": 4,
+    "f8e8m0": 8,
     "bool": 1,
 }
 FLOATS = frozenset({"f32", "f16", "bf16", "f8e4m3"})
-INTEGERS = frozenset({"i64", "i32", "i8", "u8", "i4"})
+INTEGERS = frozenset({"i64", "i32", "i8", "u8", "i4", "u4"})
+# Stored, moved and dequantized; no arithmetic takes them.
+STORED = frozenset({"i4", "u4", "f4e2m1", "f8e8m0"})
 
 # A dim is a number, or the name of a `Sym` that the graph declares.
 Dim = int | str

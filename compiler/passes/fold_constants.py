@@ -11,7 +11,7 @@ from math import prod
 
 from compiler.ir.core import Arg, AttrValue, Block, Equation, Graph, Value, substitute, walk
 from compiler.ir.ops import REGISTRY
-from compiler.ir.types import TensorType
+from compiler.ir.types import STORED, TensorType
 from compiler.passes.pattern import show
 from compiler.passes.rewrite import remove_dead
 from compiler.passes.runner import Log, Pass
@@ -159,7 +159,7 @@ def _evaluate(equation: Equation, definitions: dict[str, Equation]) -> Equation 
     if definition.source or definition.effect or not equation.values or len(equation.results) != 1:
         return None
     kind = equation.result.type
-    if any(isinstance(dim, str) for dim in kind.shape) or prod(kind.static_shape()) > LARGEST or kind.dtype == "i4":
+    if any(isinstance(dim, str) for dim in kind.shape) or prod(kind.static_shape()) > LARGEST or kind.dtype in STORED:
         return None
     constants = [definitions.get(value.name) for value in equation.values]
     if not all(constant is not None and constant.op == "const" for constant in constants):

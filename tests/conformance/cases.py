@@ -66,6 +66,32 @@ def _attention(variant: str, attrs: str, heads: int = 4, groups: int = 2, dim: i
 
 SLOPES = "slopes = (0.5, 0.25, 0.125, 0.0625)"
 _NORM = "%x: {F}[B,S,48]"
+
+
+def _stored(variant: str, scale: str, of: str, zero: str = "", outer: bool = False, attrs: str = "") -> Case:
+    """A product with a weight of {F}[8,64] that is dequantized: codes, scale, zero, a scale of the whole."""
+    weights = f'%c: {{F}}[8,64] = weight() {{name = "c"}} %s: {of}{scale} = weight() {{name = "s"}} '
+    weights += f'%z: {zero} = weight() {{name = "z"}} ' if zero else ""
+    weights += '%o: f32[1] = weight() {name = "o"} ' if outer else ""
+    operands = "%c, %s" + (", %z" if zero else ", _" if outer else "") + (", %o" if outer else "")
+    return Case(
+        f"dequantize-{variant}", "%x: f32[B,S,64]",
+        f'{weights}%w: f32[8,64] = dequantize({operands}) {{dtype = "f32"{attrs}}} '
+        "%y: f32[B,S,8] = matmul(%x, %w) {transpose_b = true}", "y",
+    )  # fmt: skip
+
+
+def _rounded(to: str, attrs: str = "", scale: str = "[B,S,1]", kind: str = "f32", of: str = "") -> Case:
+    """Quantized by the scales of its rows, and back."""
+    block = f", block = (1, {of})" if of else ""
+    return Case(
+        f"quantize-{to}-{kind}{'-blocks' if of else ''}", "%x: {F}[B,S,64]",
+        f'%s: {kind}{scale} = row_scale(%x) {{dtype = "{to}"{attrs}}} '
+        f'%q: {to}[B,S,64] = quantize(%x, %s) {{dtype = "{to}"{block}}} '
+        f'%y: f32[B,S,64] = dequantize(%q, %s) {{dtype = "f32"{block}}}', "y", dims="dim B in 1..2..8 dim S in 1..5..64"
+    )  # fmt: skip
+
+
 CASES: tuple[Case, ...] = (
     *_binary("add"),
     *_binary("sub"),
@@ -143,6 +169,30 @@ CASES: tuple[Case, ...] = (
     _attention("slopes", f"scale = 0.25, causal = true, {SLOPES}"),
     _attention("sinks", "scale = 0.25, causal = true"),
     _attention("prefix-sinks", f"scale = 0.5, causal = true, window = 4, softcap = 3.0, {SLOPES}", wide=8),
+    _stored("rows", "[8,1]", "f32"),
+    _stored("whole", "[1]", "f16"),
+    _stored("groups", "[8,4]", "f16", attrs=", block = (1, 16)"),
+    _stored("zeros", "[8,2]", "f32", zero="u4[8,2]", attrs=", block = (1, 32)"),
+    _stored("byte-zeros", "[8,2]", "f32", zero="u8[8,2]", attrs=", block = (1, 32)"),
+    _stored("squares", "[2,4]", "f32", attrs=", block = (4, 16)"),
+    _stored("ragged", "[3,2]", "f32", attrs=", block = (3, 48)"),
+    _stored("powers", "[8,2]", "f8e8m0", attrs=", block = (1, 32)"),
+    _stored("outer", "[8,4]", "f8e4m3", outer=True, attrs=", block = (1, 16)"),
+    _rounded("i8"),
+    _rounded("f8e4m3"),
+    _rounded("f4e2m1"),
+    _rounded("i8", ", block = 16", "[B,S,4]", of="16"),
+    _rounded("f8e4m3", ', scale = "f8e8m0", block = 32', "[B,S,2]", "f8e8m0", "32"),
+    _rounded("f4e2m1", ', scale = "f8e8m0", block = 32', "[B,S,2]", "f8e8m0", "32"),
+    Case("quantize-zero", "%x: {F}[B,S,64]",
+         '%s: f32[1] = const() {value = (0.125)} %z: u8[1] = const() {value = (7)} '
+         '%q: u8[B,S,64] = quantize(%x, %s, %z) {dtype = "u8"} '
+         '%y: f32[B,S,64] = dequantize(%q, %s, %z) {dtype = "f32"}', "y"),
+    *(
+        Case(f"row_scale-{name}", "%x: {F}[B,S,64]", f'%y: f32[B,S,{count}] = row_scale(%x) {{dtype = "i8"{block}}}',
+             "y")
+        for name, count, block in (("row", 1, ""), ("blocks", 4, ", block = 16"))
+    ),
     Case("weight", "%x: {F}[B,S,6]", '%w: {F}[6] = weight() {name = "w"} %y: {F}[B,S,6] = maximum(%x, %w)', "y"),
     Case("weight-used-raw", "%x: {F}[B,S,6], %c: bool[B,S,1]",
          '%w: {F}[6] = weight() {name = "w"} %y: {F}[B,S,6] = where(%c, %x, %w)', "y"),

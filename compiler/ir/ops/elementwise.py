@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.ir.ops.registry import TypeRuleError, broadcast, op
-from compiler.ir.types import DTYPES, TensorType
+from compiler.ir.types import DTYPES, STORED, TensorType
 
 Operand = TensorType | float | int | bool | None
 
@@ -26,8 +26,8 @@ def _same_dtype(*operands: Operand) -> str:
 
 def _binary(a: Operand, b: Operand) -> tuple[TensorType, ...]:
     dtype = _same_dtype(a, b)
-    if dtype == "bool":
-        raise TypeRuleError("arithmetic on bool")
+    if dtype == "bool" or dtype in STORED:
+        raise TypeRuleError(f"arithmetic on {dtype}")
     return (TensorType(dtype, _shapes(a, b)),)
 
 
@@ -192,6 +192,8 @@ def gelu(x: Any, *, approximate: bool) -> Any:
 def _cast(x: TensorType, *, dtype: str) -> tuple[TensorType, ...]:
     if dtype not in DTYPES:
         raise TypeRuleError(f"unknown element type `{dtype}`")
+    if dtype in STORED and dtype != x.dtype:
+        raise TypeRuleError(f"`cast` does not make {dtype}: `quantize` does")
     return (x.with_dtype(dtype),)
 
 

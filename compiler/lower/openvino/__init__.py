@@ -16,9 +16,11 @@ NAME = "openvino"
 TARGET = "cpu"
 
 # What compile_model is given. KV_CACHE_PRECISION is stated because a bf16 model gets a u8 cache otherwise.
+# DYNAMIC_QUANTIZATION_GROUP_SIZE is stated because activations of low-bit weights become int8 otherwise.
+_COMMON = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 _CONFIG = {
-    "fp32": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
-    "bf16": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
+    "fp32": {**_COMMON, "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+    "bf16": {**_COMMON, "INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
 }
 
 __all__ = ["NAME", "TARGET", "config", "is_step", "toolchain", "verdict", "write_segment"]

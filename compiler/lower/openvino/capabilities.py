@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.ir.core import Equation
+from compiler.ir.types import DTYPES
 from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
 
 FLOATS = ("f32", "bf16", "f16")
 INTEGERS = ("i32",)
 NO_FLOAT8 = Unsupported("the CPU plugin has no arithmetic on 8-bit floats")
+NO_STORED = Unsupported("a format of stored weights, which `dequantize` reads; the CPU plugin computes nothing in it")
+RAGGED = Unsupported("blocks of an activation must divide its row")
+UNPACKED = Decompose("of a weight in blocks that do not divide it: widened to float32 when the bundle is written")
+NO_CODES = Unsupported("no format of codes")
 NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need an operation that unpacks them")
 NO_INT64 = Unsupported("the CPU plugin narrows 64-bit integers to 32 bits")
 NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so overflow would differ")
@@ -22,7 +27,8 @@ NO_STATE = Unsupported("the paged cache holds float32 or bfloat16, as the engine
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
 _NO_ARITHMETIC: dict[str, Verdict] = {
-    "f8e4m3": NO_FLOAT8, "i64": NO_INT64, "i8": NO_INT8, "u8": NO_INT8, "i4": NO_INT4,
+    "f8e4m3": NO_FLOAT8, "i64": NO_INT64, "i8": NO_INT8, "u8": NO_INT8, "i4": NO_INT4, "u4": NO_INT4,
+    "f4e2m1": NO_STORED, "f8e8m0": NO_STORED,
 }  # fmt: skip
 
 
@@ -44,11 +50,18 @@ def _any(verdict: Verdict) -> dict[str, Verdict]:
         "i64": NO_INT64,
         "f8e4m3": NO_FLOAT8,
         "i4": NO_INT4,
+        "u4": NO_INT4,
+        "f4e2m1": NO_STORED,
+        "f8e8m0": NO_STORED,
     }
 
 
 _PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")
 _ATTENTION = Decompose("the opset's attention where it has the features, else products, mask and softmax in float32")
+
+_WEIGHT = Emit("kept in the checkpoint's type where that is narrower: widening is exact")
+_COMPRESSED = Emit("of a weight: codes stay as they are, the plugin's product reads them")
+_QUANTIZE = Decompose("division, rounding and clamping in float32; 4-bit codes are held in float32")
 
 TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "add": _number(Emit()),
@@ -86,7 +99,14 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": {**_float(Emit()), "f16": NO_STATE},  # by its features: PAGED_NATIVE
-    "weight": _any(Emit("kept in the checkpoint's type where that is narrower: widening is exact")),
+    "weight": {**_any(_WEIGHT), **_row(_WEIGHT, "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0")},
+    "quantize": _float(_QUANTIZE),
+    "dequantize": {
+        **_row(NO_CODES, *DTYPES),
+        **_row(_COMPRESSED, "i8", "u8", "i4", "u4", "f4e2m1"),
+        "f8e4m3": Decompose("of a weight: stored in 8 bits, widened to float32 when the bundle is loaded"),
+    },
+    "row_scale": _float(Decompose("maximum of |x| by reduction")),
     "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), "f32", "bf16")},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out with its own weights")),
@@ -116,6 +136,14 @@ def paged_features(equation: Equation) -> frozenset[str]:
     return frozenset(found)
 
 
+def ragged(equation: Equation) -> bool:
+    """Whether a block of an operation on codes does not divide the dim that it is of."""
+    block, shape = equation.attr.get("block"), equation.values[0].type.shape
+    sizes = block if isinstance(block, tuple) else () if block is None else (block,)
+    dims = shape[len(shape) - len(sizes) :]
+    return any(size != 1 and int(str(dim)) % int(str(size)) for dim, size in zip(dims, sizes, strict=True))
+
+
 def verdict(equation: Equation) -> Verdict:
     """Emit, decompose or unsupported, for one equation."""
     row = TABLE[equation.op]
@@ -123,6 +151,8 @@ def verdict(equation: Equation) -> Verdict:
     if equation.op == "cast" and not isinstance(found, Unsupported):
         to = TABLE["cast"][equation.results[0].type.dtype]
         return to if isinstance(to, Unsupported) else found
+    if equation.op in ("quantize", "row_scale", "dequantize") and isinstance(found, Emit | Decompose):
+        return (UNPACKED if equation.op == "dequantize" else RAGGED) if ragged(equation) else found
     if equation.op == "paged_attention" and isinstance(found, Emit) and paged_features(equation) not in PAGED_NATIVE:
         return PAGED_GATHERED
     return found

@@ -11,6 +11,7 @@ import openvino.opset15 as ops
 from compiler.ir.core import Arg, Equation, Value
 from compiler.ir.ops import REGISTRY
 from compiler.ir.types import TensorType
+from compiler.lower.openvino.capabilities import ragged
 from compiler.lower.openvino.stored import Stored, constant, evaluate, ir_value, stored_weight
 from compiler.lower.plan import rounds, stored_name
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 # The OpenVINO type in which values of an IR type are held between operations.
 _SAME = {"i32": "i32", "i8": "i8", "u8": "u8", "bool": "boolean"}
-HELD = {"f32": "f32", "bf16": "f32", "f16": "f32", **_SAME}
+_IN_F32 = dict.fromkeys(("f32", "bf16", "f16", "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0"), "f32")
+HELD = {**_IN_F32, **_SAME}
 # The type of a port.
 TYPES = {"f32": "f32", "bf16": "bf16", "f16": "f16", **_SAME}
 Emission = Callable[["Emitter", Equation], ov.Output]
@@ -50,7 +52,7 @@ class Emitter:
         self.extra: list[tuple[str, ov.Output]] = []
         self.index: int | None = None
         self._memo: dict[Hashable, ov.Output] = {}
-        self._alive: list[Stored] = []  # constants share their memory, and the memo goes by identity
+        self._alive: list[object] = []  # constants share their memory, and the memo goes by identity
         self._named: set[str] = set()
 
     # -- values -------------------------------------------------------------------------------------------------------
@@ -68,8 +70,9 @@ class Emitter:
         """A stored value in the type that it is stored in, written once."""
 
         def make() -> ov.Output:
-            self._alive.append(value)
-            node = constant(value.tensor)
+            tensor = value.tensor.detach().contiguous()
+            self._alive += [value, tensor]
+            node = constant(tensor, value.type.dtype)
             self.name(node, value.name)
             return node.output(0)
 
@@ -139,7 +142,8 @@ class Emitter:
             return self.parameter(stored_name(str(equation.attr["name"]), self.index), kind)
         operands = [self.scope[arg.name] if isinstance(arg, Value) else arg for arg in equation.args]
         known = [isinstance(operand, Stored) for operand in operands if not isinstance(operand, (int, float))]
-        if known and all(known) and not REGISTRY[equation.op].effect:
+        stays = REGISTRY[equation.op].effect or (equation.op == "dequantize" and not ragged(equation))
+        if known and all(known) and not stays:
             return evaluate(equation, operands)
         output = EMISSIONS[equation.op](self, equation)
         node = output.get_node()

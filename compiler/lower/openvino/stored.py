@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compiler.ir.core import Equation, Value
+from compiler.ir.formats import HALF_BYTES, pack
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.ops import REGISTRY
 from compiler.ir.types import TensorType
@@ -59,13 +60,21 @@ def ir_value(value: Any, kind: TensorType) -> Any:
     return torch.tensor(value, dtype=torch_dtype(kind.dtype))
 
 
-def constant(tensor: torch.Tensor) -> Any:
-    """An OpenVINO constant over the tensor's own memory; keep the tensor alive until the model is written."""
+def constant(tensor: torch.Tensor, dtype: str) -> Any:
+    """An OpenVINO constant over a contiguous tensor's own memory; keep it alive until the model is written.
+
+    Half bytes are packed over the whole tensor, into memory of the constant's own.
+    """
     import openvino as ov
     import torch
     from openvino.op import Constant
 
-    tensor = tensor.detach().contiguous()
+    if dtype in HALF_BYTES:
+        packed = pack(tensor.reshape(-1), dtype).numpy()
+        return Constant(ov.Tensor(packed, ov.Shape(list(tensor.shape)), getattr(ov.Type, dtype)), shared_memory=False)
+    if dtype in ("f8e4m3", "f8e8m0"):
+        bits = tensor.view(torch.uint8).numpy()
+        return Constant(ov.Tensor(bits, ov.Shape(list(tensor.shape)), getattr(ov.Type, dtype)), shared_memory=True)
     if tensor.dtype is torch.bfloat16:
         bits = tensor.view(torch.int16).numpy()
         return Constant(ov.Tensor(bits, ov.Shape(list(tensor.shape)), ov.Type.bf16), shared_memory=True)
