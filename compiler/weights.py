@@ -20,7 +20,11 @@ def checkpoint_weights(sources: Mapping[str, WeightSource]) -> Weights:
 
 
 def random_weights(declared: Sequence[WeightDecl], seed: int = 0) -> Weights:
-    """Weights of the declared shapes with no meaning: deviation 0.02, gains of norms 1; equal for equal seeds."""
+    """Weights of the declared shapes with no meaning, equal for equal seeds.
+
+    Matrices have deviation 1 / sqrt(width of the input), so that values keep their size through a model of any width
+    (LeCun et al., Efficient BackProp, 1998, section 4.6), gains of norms 1 +- 0.1, other vectors 0.1.
+    """
     import torch
 
     shapes = {decl.name: decl.shape for decl in declared}
@@ -28,7 +32,9 @@ def random_weights(declared: Sequence[WeightDecl], seed: int = 0) -> Weights:
     def make(name: str) -> torch.Tensor:
         shape = shapes[name]
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-        noise = torch.randn(shape, generator=generator) * 0.02
-        return noise + 1.0 if len(shape) == 1 and name.endswith(".weight") else noise
+        noise = torch.randn(shape, generator=generator)
+        if len(shape) > 1:
+            return noise * shape[-1] ** -0.5
+        return noise * 0.1 + (1.0 if name.endswith(".weight") else 0.0)
 
     return make

@@ -129,14 +129,19 @@ def _compile(openvino: Any, bundle: Bundle, index: int, threads: int | None) -> 
     core = openvino.Core()
     core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, and with it the operations that the file uses
     model = core.read_model(bundle.path / step.file)
-    for node in model.get_ops():  # the file does not hold these properties
+    restore_properties(model)
+    config = dict(step.config)
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = str(threads)
+    return core.compile_model(model, "CPU", config).create_infer_request()
+
+
+def restore_properties(model: Any) -> None:
+    """Give a model read from a file the properties that the file does not hold: head counts and sizes of attention."""
+    for node in model.get_ops():
         if node.get_type_name() == "PagedAttentionExtension":
             info = node.get_rt_info()
             for letter, port in (("k", 3), ("v", 4)):
                 shape = node.input(port).get_partial_shape()
                 info[f"num_{letter}_heads"] = shape[1].get_length()
                 info[f"{letter}_head_size"] = shape[3].get_length()
-    config = dict(step.config)
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = str(threads)
-    return core.compile_model(model, "CPU", config).create_infer_request()
