@@ -53,7 +53,10 @@ function fill(select, entries, chosen) {
 // ---- which cell stands for a place in the matrix: the best known of those that the choices admit
 
 const index = new Map();
-for (const cell of data.cells) {
+for (const row of data.cells.rows) {
+  const cell = Object.fromEntries(data.cells.keys.map((key, column) => [key, data.cells.texts[row[column]]]));
+  cell.evidence = row[row.length - 2];
+  cell.stale = Boolean(row[row.length - 1]);
   const key = cell.model + "|" + cell.precision;
   if (!index.has(key)) index.set(key, []);
   index.get(key).push(cell);
@@ -122,8 +125,9 @@ $("grid").addEventListener("keydown", (event) => {
 // ---- one cell
 
 function table(head, lines) {
-  return el("table", {}, el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, ...lines.map((line) => el("tr", {}, ...line.map((text) => el("td", {}, text))))));
+  // words may break, numbers may not; what is still too wide scrolls by itself
+  return el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, ...lines.map((line) => el("tr", {}, ...line.map((text) => el("td", { class: /[a-z]{3}.* .*[a-z]{3}/i.test(text) ? "text" : null }, text)))))));
 }
 function openCell(cell) {
   const model = models[cell.model], precision = precisions[cell.precision], n = numbersOf(cell), level = LEVELS[rank[cell.level]];
@@ -150,8 +154,9 @@ function openCell(cell) {
       const fit = fits[part.name];
       return [part.title, fit.batch ? `${number(fit.batch)} × ${number(fit.context)}` : "does not fit", fit.batch ? number(fit.decode_1, 0) + " tokens/s" : "–", fit.batch ? number(fit.decode_max, 0) + " tokens/s" : "–"];
     })));
-  body.push(el("h3", {}, "Again"), el("div", { class: "command" }, el("code", { id: "command" }, cell.command),
-    el("button", { type: "button", onclick: (event) => copy(cell.command, event.target) }, "Copy")));
+  const again = data.again.replace(/{(\w+)}/g, (_, key) => (key === "source" ? model.source : cell[key]));
+  body.push(el("h3", {}, "Again"), el("div", { class: "command" }, el("code", { id: "command" }, again),
+    el("button", { type: "button", id: "copy", onclick: (event) => copy(again, event.target) }, "Copy")));
   $("cell-body").replaceChildren(...body);
   $("cell").showModal();
 }
@@ -233,12 +238,10 @@ fill($("part"), parts.map((part) => [part.name, part.title]), parts.find((part) 
 for (const key of ["gpu", "toolchain", "show", "sort", "find"]) $(key).addEventListener("input", (event) => { state[key] = event.target.value; render(); });
 for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
 for (const key of ["model", "part"]) $(key).addEventListener("input", memory);
-$("theme").addEventListener("click", () => {
-  const dark = (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-  $("theme").textContent = dark ? "Dark" : "Light";
-  $("theme").setAttribute("aria-pressed", String(!dark));
-});
+function isDark() { return (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark"; }
+function nameTheme() { $("theme").textContent = isDark() ? "Light" : "Dark"; $("theme").setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`); }
+$("theme").addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; nameTheme(); });
+nameTheme();
 $("about").textContent = data.about;
 $("foot").textContent = `${data.command} · ${data.date} · ${data.versions}`;
 render();
