@@ -176,7 +176,7 @@ def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Pa
 
     asked = prepared.request
     out = asked.out or default_out(prepared)
-    weights = _weights(prepared)
+    weights = weights_of(prepared)
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(
@@ -187,7 +187,8 @@ def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Pa
     return out
 
 
-def _weights(prepared: Prepared) -> Weights:
+def weights_of(prepared: Prepared) -> Weights:
+    """Its weights by name, each read or made on demand. Raises SpecRTError CKPT-xxx for what the checkpoint lacks."""
     from compiler.weights import checkpoint_weights, random_weights
     from specs.weight_map import map_weights
 

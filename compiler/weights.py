@@ -33,8 +33,7 @@ def random_weights(declared: Sequence[WeightDecl], seed: int = 0) -> Weights:
         shape = shapes[name]
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         noise = torch.randn(shape, generator=generator)
-        if len(shape) > 1:
-            return noise * shape[-1] ** -0.5
-        return noise * 0.1 + (1.0 if name.endswith(".weight") else 0.0)
+        scale, shift = (shape[-1] ** -0.5, 0.0) if len(shape) > 1 else (0.1, float(name.endswith(".weight")))
+        return noise * scale + shift
 
     return make

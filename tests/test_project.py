@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compiler.passes": ("specs", "compiler.ir"),
     "compiler.lower": ("specs", "compiler.ir", "compiler.passes"),
     "compiler.cli": ("specs", "compiler", "runtime"),
+    "compiler.validate": ("specs", "compiler", "runtime"),
     "compiler": ("specs", "compiler"),
 }
 

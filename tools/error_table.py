@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "errors.md"
 GOLDENS = ROOT / "tests" / "golden" / "errors"
-CODE = re.compile(r"(SPEC|CKPT|IR|PASS|LOWER|BUNDLE|RUN|CLI)-\d{3}")
+CODE = re.compile(r"(SPEC|CKPT|IR|PASS|LOWER|BUNDLE|RUN|CLI|VAL)-\d{3}")
 TITLES = {
     "SPEC": "The text of a spec",
     "CKPT": "Checkpoints and weights",
@@ -25,6 +25,7 @@ TITLES = {
     "BUNDLE": "Bundles",
     "RUN": "Running a bundle",
     "CLI": "The command line",
+    "VAL": "Validation",
 }
 HEAD = """# Errors
 

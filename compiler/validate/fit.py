@@ -13,7 +13,7 @@ MEMORY_SHARE = 0.9  # of the part's memory; the rest is the driver's, the engine
 _POWERS = tuple(2**exponent for exponent in range(15))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A GPU as it is sold: bytes of memory, bytes and operations a second (`rates` by type of the arithmetic)."""
 

@@ -1,4 +1,4 @@
-"""The content of a report: cells of model x precision x GPU x toolchain, each with its level, reason, numbers, evidence.
+"""The content of a report: cells of model x precision x GPU x toolchain, each with level, reason, numbers, evidence.
 
 `report.json` is this content (schema 1, docs/validate.md); the page and report.md are drawn from it and from nothing
 else.
@@ -26,9 +26,7 @@ class Level:
 LEVELS = (
     Level("refused", "No", "The data says that it can't run there; the reason says what could."),
     Level("declared", "Declared", "The data says that it can run there; nobody has looked at its numbers here."),
-    Level(
-        "emulated", "Emulated", "Its numbers were computed on a CPU and are within the recipe's bound of float32's."
-    ),
+    Level("emulated", "Emulated", "Its numbers were computed on a CPU and are within the recipe's bound of float32's."),
     Level(
         "emitted",
         "Emitted",
