@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LABEL = re.compile(r"(?P<value>[^ ]+) @ (?P<place>[^ ]+:\d+)")  # as the lowering names a node
 # A value's relative error may be FACTOR sqrt(n) u after n operations: so rounding errors grow (Higham and Mary, SIAM J.
-# Sci. Comput. 41(5), 2019, theorem 2.4). The factors are about four times the largest that tiny-llama needs (2.0 in
+# Sci. Comput. 41(5), 2019, theorem 2.4). The factors are about four times the largest that the demo model needs (2.0 in
 # float32, whose sums round too; 0.2 in 16 bits, which are summed in float32).
 ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 FACTOR = {"fp32": 8.0, "fp16": 1.0, "bf16": 1.0}
