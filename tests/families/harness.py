@@ -164,7 +164,9 @@ def check_golden_ir(name: str, spec: str, size: str) -> None:
     if os.environ.get("UPDATE_GOLDENS"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    assert text == _PLACE.sub("", path.read_text(encoding="utf-8")), f"{path.name}: look at the difference, then UPDATE_GOLDENS=1"
+    assert text == _PLACE.sub("", path.read_text(encoding="utf-8")), (
+        f"{path.name}: look at the difference, then UPDATE_GOLDENS=1"
+    )
 
 
 def check_fuses(spec: str, size: str, **expected: int) -> None:
