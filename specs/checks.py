@@ -4,6 +4,7 @@ an effect.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from specs.equations import (
     Name,
     Repeat,
     Value,
+    children,
     equations,
     walk,
 )
@@ -275,11 +277,11 @@ def _check_literal(part: PartBase, field: str, expr: Expr, marks: tuple[Any, ...
 
 
 def _check_uses(spec: Spec) -> None:
-    counts = dict.fromkeys(spec.parts, 0)
-    for call in _calls(equations(spec.graph)):
-        if call.func in counts:
-            counts[call.func] += 1
-    for name, count in counts.items():
+    counts: Counter[str] = Counter()
+    for equation in equations(spec.graph):
+        counts += _uses(equation.value)
+    for name in spec.parts:
+        count = counts[name]
         if count == 0:
             raise SpecRTError(
                 "SPEC-018",
@@ -309,6 +311,14 @@ def _check_derive(spec: Spec) -> None:
             )
         for _, expr, _ in entry.expressions():
             _check_names(spec, expr)
+
+
+def _uses(value: Value) -> Counter[str]:
+    """How often each part is called; of a condition's two sides, one of which is built, the one that calls it more."""
+    if isinstance(value, IfExp):
+        return _uses(value.body) | _uses(value.orelse)
+    own = Counter([value.func] if isinstance(value, Call) else [])
+    return sum((_uses(child) for child in children(value)), own)
 
 
 def _check_checkpoint(spec: Spec) -> None:

@@ -244,17 +244,19 @@ class _Reader:
         return Expr(ast.get_source_segment(self.text, tree) or "", where, tree)
 
 
+def children(value: Value) -> tuple[Value, ...]:
+    """The nodes right below a node."""
+    if isinstance(value, BinOp):
+        return (value.left, value.right)
+    if isinstance(value, IfExp):
+        return (value.body, value.orelse)
+    return value.args if isinstance(value, Call) else ()
+
+
 def walk(value: Value) -> Iterator[Value]:
     """The node and all nodes below it, outermost first."""
     yield value
-    children: tuple[Value, ...] = ()
-    if isinstance(value, BinOp):
-        children = (value.left, value.right)
-    elif isinstance(value, Call):
-        children = value.args
-    elif isinstance(value, IfExp):
-        children = (value.body, value.orelse)
-    for child in children:
+    for child in children(value):
         yield from walk(child)
 
 

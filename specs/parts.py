@@ -39,6 +39,7 @@ Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
 RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
 Stored = Annotated[StrExpr, Options(("f32", "f16"))]
 Gain = Annotated[StrExpr, Options(("weight", "one_plus"))]
+LayerGain = Annotated[StrExpr, Options(("weight", "one_plus", "one"))]
 
 
 class _Kind(Node):
@@ -112,11 +113,19 @@ class Rope(_Kind):
 
 
 class Alibi(_Kind):
-    """A bias slope[head] * key position added to the scores (ALiBi)."""
+    """A bias slope[head] * key position added to the scores (ALiBi, arXiv:2108.12409).
+
+    The slopes are 2^(-max_bias (j+1) / n) for the first n heads, n the largest power of two in `heads`, then
+    2^(-max_bias (2j+1) / 2n).
+    """
 
     title: ClassVar[str] = "alibi position"
     kind: Text = "alibi"
     scaled: BoolExpr = Field(description="true: the bias is added before the scale is applied; false: after")
+    max_bias: FloatExpr | None = Field(None, description="left out: 8, the paper's")
+    rounded: BoolExpr | None = Field(
+        None, description="slope, position and their product are rounded to bfloat16; left out: no"
+    )
 
 
 class BlockRope(_Kind):
@@ -204,7 +213,9 @@ class LayerNorm(PartBase):
     kind: Text = "layer_norm"
     eps: FloatExpr
     bias: BoolExpr | None = Field(None, description="whether it adds a bias; left out: no")
-    gain: Gain | None = Field(None, description="weight: gain = w; one_plus: gain = 1 + w; left out: weight")
+    gain: LayerGain | None = Field(
+        None, description="weight: gain = w; one_plus: gain = 1 + w; one: no weight; left out: weight"
+    )
 
 
 class AttentionBias(Node):
@@ -250,6 +261,9 @@ class Attention(PartBase):
         None, description="scores become c * tanh(scores / c); left out or none: no cap"
     )
     qk_norm: QkNorm | None = None
+    clip: FloatOrNone | None = Field(
+        None, description="q, k and v are clamped to -clip..clip; left out or none: not at all"
+    )
     sinks: BoolExpr | None = Field(
         None, description="one learned logit per head joins the softmax and is dropped; left out: no"
     )

@@ -37,9 +37,15 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
     env = ctx.env
     heads = Heads(part.heads.as_int(env), part.kv_heads.as_int(env), part.d_head.as_int(env))
     qkv_bias, out_bias = (False, False) if part.bias is None else (ctx.flag(part.bias.qkv), ctx.flag(part.bias.out))
-    q = _head_rows(ctx, f"{name}.q", linear(ctx, f"{name}.q", x, heads.query * heads.dim, qkv_bias), heads.query, heads)
-    k = _head_rows(ctx, f"{name}.k", linear(ctx, f"{name}.k", x, heads.key * heads.dim, qkv_bias), heads.key, heads)
-    v = _head_rows(ctx, f"{name}.v", linear(ctx, f"{name}.v", x, heads.key * heads.dim, qkv_bias), heads.key, heads)
+    clip = None if part.clip is None else part.clip.value(env)
+
+    def project(leaf: str, count: int) -> Value:
+        y = linear(ctx, leaf, x, count * heads.dim, qkv_bias)
+        return _head_rows(ctx, leaf, y if clip is None else _clipped(ctx, leaf, y, float(clip)), count, heads)
+
+    q, k, v = (
+        project(f"{name}.{leaf}", count) for leaf, count in (("q", heads.query), ("k", heads.key), ("v", heads.key))
+    )
     if part.qk_norm is not None:
         q = _qk_norm(ctx, f"{name}.q_norm", part.qk_norm, q)
         k = _qk_norm(ctx, f"{name}.k_norm", part.qk_norm, k)
@@ -54,6 +60,11 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
     mixed = ctx.emit("transpose", mixed, to=f"{name}.mixed", axes=_TOKENS_FIRST)
     joined = ctx.emit("reshape", mixed, to=f"{name}.joined", shape=("B", "S", heads.query * heads.dim))
     return linear(ctx, f"{name}.o", joined, int(x.type.shape[-1]), out_bias)
+
+
+def _clipped(ctx: Context, name: str, x: Value, limit: float) -> Value:
+    above = ctx.emit("maximum", x, -limit, to=f"{name}.clipped")
+    return ctx.emit("minimum", above, limit, to=f"{name}.clipped")
 
 
 def _head_rows(ctx: Context, name: str, x: Value, count: int, heads: Heads) -> Value:
@@ -122,13 +133,16 @@ def _scores(ctx: Context, name: str, part: schema.Attention, heads: Heads, q: Va
     keys = _grouped(ctx, f"{name}.k", k, heads.key, 1)
     scale = part.scale.as_float(env) if part.scale is not None else 1.0 / math.sqrt(heads.dim)
     scores = ctx.emit("matmul", queries, keys, to=f"{name}.scores", transpose_b=True)
+    alibi = part.position if isinstance(part.position, schema.Alibi) else None
+    if alibi is not None and ctx.flag(alibi.scaled):
+        scores = ctx.emit("add", scores, _alibi(ctx, alibi, heads), to=f"{name}.biased")
     scores = ctx.emit("mul", scores, scale, to=f"{name}.scaled")
     cap = None if part.softcap is None else part.softcap.value(env)
     if cap is not None:
         squeezed = ctx.emit("tanh", ctx.emit("div", scores, float(cap), to=f"{name}.capped"), to=f"{name}.capped")
         scores = ctx.emit("mul", squeezed, float(cap), to=f"{name}.capped")
-    if isinstance(part.position, schema.Alibi):
-        scores = ctx.emit("add", scores, _alibi(ctx, heads), to=f"{name}.biased")
+    if alibi is not None and not ctx.flag(alibi.scaled):
+        scores = ctx.emit("add", scores, _alibi(ctx, alibi, heads), to=f"{name}.biased")
     return scores
 
 
@@ -169,25 +183,28 @@ def _make_mask(ctx: Context, kind: str, window: int | None) -> Value:
     return mask
 
 
-def _alibi(ctx: Context, heads: Heads) -> Value:
+def _alibi(ctx: Context, alibi: schema.Alibi, heads: Heads) -> Value:
     """slope * key position (arXiv:2108.12409); equal up to a constant per row to slope * (key - query)."""
+    max_bias = 8.0 if alibi.max_bias is None else alibi.max_bias.as_float(ctx.env)
+    rounded = ctx.flag(alibi.rounded)
 
     def make() -> Value:
         _, key = _positions(ctx)
-        slopes = alibi_slopes(heads.query)
-        grouped = tuple(
-            tuple(((slopes[g * (heads.query // heads.key) + j],),) for j in range(heads.query // heads.key))
-            for g in range(heads.key)
-        )
-        kind = TensorType("f32", (1, heads.key, heads.query // heads.key, 1, 1))
-        table = ctx.const((grouped,), kind, "alibi.slopes")
-        return ctx.emit("mul", table, ctx.emit("cast", key, to="alibi.key", dtype="f32"), to="alibi.bias")
+        group = heads.query // heads.key
+        slopes = [((slope,),) for slope in alibi_slopes(heads.query, max_bias)]
+        grouped = tuple(tuple(slopes[g * group : (g + 1) * group]) for g in range(heads.key))
+        table = ctx.const((grouped,), TensorType("f32", (1, heads.key, group, 1, 1)), "alibi.slopes")
+        at = ctx.emit("cast", key, to="alibi.key", dtype="f32")
+        if not rounded:
+            return ctx.emit("mul", table, at, to="alibi.bias")
+        table, at = (ctx.emit("cast", x, to="alibi.rounded", dtype="bf16") for x in (table, at))
+        return ctx.emit("cast", ctx.emit("mul", table, at, to="alibi.product"), to="alibi.bias", dtype="f32")
 
-    return ctx.shared(("alibi", heads), make)  # type: ignore[no-any-return]
+    return ctx.shared(("alibi", heads, max_bias, rounded), make)  # type: ignore[no-any-return]
 
 
-def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """2^(-8 (j+1) / n) for the first n heads, n the largest power of two in `heads`, then 2^(-4 (2j+1) / n)."""
+def alibi_slopes(heads: int, max_bias: float = 8.0) -> tuple[float, ...]:
+    """2^(-b (j+1) / n) for the first n heads, n the largest power of two in `heads`, then 2^(-b (2j+1) / 2n)."""
     n = 2 ** int(math.log2(heads))
-    first = [2.0 ** (-8.0 * (j + 1) / n) for j in range(n)]
-    return tuple(first + [2.0 ** (-4.0 * (2 * j + 1) / n) for j in range(heads - n)])
+    first = [2.0 ** (-max_bias * (j + 1) / n) for j in range(n)]
+    return tuple(first + [2.0 ** (-max_bias * (2 * j + 1) / (2 * n)) for j in range(heads - n)])

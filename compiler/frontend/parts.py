@@ -77,8 +77,9 @@ def layer_norm(ctx: Context, name: str, x: Value, eps: float, kind: str, bias: b
     centred = ctx.emit("sub", x, ctx.emit("mean", x, to=f"{name}.mean"), to=f"{name}.centred")
     var = ctx.emit("mean", ctx.emit("mul", centred, centred, to=f"{name}.square"), to=f"{name}.var")
     scale = ctx.emit("rsqrt", ctx.emit("add", var, eps, to=f"{name}.eps"), to=f"{name}.rsqrt")
-    normed = ctx.emit("mul", centred, scale, to=f"{name}.normed")
-    y = ctx.emit("mul", normed, gain(ctx, name, kind, width(x)), to=name)
+    y = ctx.emit("mul", centred, scale, to=f"{name}.normed")
+    if kind != "one":
+        y = ctx.emit("mul", y, gain(ctx, name, kind, width(x)), to=name)
     return ctx.emit("add", y, ctx.weight(name, "bias", width(x)), to=name) if bias else y
 
 

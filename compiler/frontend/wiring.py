@@ -130,7 +130,7 @@ def _choices(spec: Spec, step: eq.Repeat) -> Iterator[Expr]:
     """The expressions in a `repeat` that depend on the layer's number: what makes one layer differ from another."""
     parts: set[str] = set()
     for line in step.body:
-        for node in _nodes(line.value):
+        for node in eq.walk(line.value):
             if isinstance(node, eq.IfExp):
                 yield node.test
             elif isinstance(node, eq.Constant) and "layer" in node.expr.names():
@@ -141,19 +141,6 @@ def _choices(spec: Spec, step: eq.Repeat) -> Iterator[Expr]:
         for _, expr, _ in spec.parts[name].expressions():
             if "layer" in expr.names():
                 yield expr
-
-
-def _nodes(node: eq.Value) -> Iterator[eq.Value]:
-    yield node
-    children: Sequence[eq.Value] = ()
-    if isinstance(node, eq.BinOp):
-        children = (node.left, node.right)
-    elif isinstance(node, eq.Call):
-        children = node.args
-    elif isinstance(node, eq.IfExp):
-        children = (node.body, node.orelse)
-    for child in children:
-        yield from _nodes(child)
 
 
 def fold(signatures: Sequence[object], longest: int = 16) -> list[Run]:

@@ -68,6 +68,14 @@ _ALIBI = """
     %pkf = cast(%pk) {dtype = "f32"}
     %c = mul(%slopes, %pkf)
 """
+_ALIBI_BF16 = """
+    %slopes = const() {value = $slopes}
+    %pkf = cast(%pk) {dtype = "f32"}
+    %a = cast(%slopes) {dtype = "bf16"}
+    %b = cast(%pkf) {dtype = "bf16"}
+    %m = mul(%a, %b)
+    %c = cast(%m) {dtype = "f32"}
+"""
 
 
 class _Masks:
@@ -170,7 +178,7 @@ def _refuse(match: Match) -> str | None:
         holes["scale"] = 1.0 / divisor
     scale = holes.setdefault("scale", 1.0)
     holes.setdefault("cap", None)
-    holes["causal"], holes["window"], holes["slopes"] = masks.causal, masks.window, None
+    holes["causal"], holes["window"], holes["slopes"], holes["bf16"] = masks.causal, masks.window, None, None
     match.values["positions"], match.values["prefix"] = masks.positions, masks.prefix
     for name, factor in (("bias", 1.0), ("inner_bias", scale)):
         if name in match.values:
@@ -181,7 +189,9 @@ def _refuse(match: Match) -> str | None:
 
 def _read_slopes(match: Match, masks: _Masks, name: str, factor: float) -> str | None:
     """Read what is added to the scores as ALiBi's slopes, times `factor`."""
-    alibi = match.find(_ALIBI, match.value(name))
+    alibi, bf16 = match.find(_ALIBI, match.value(name)), match.find(_ALIBI_BF16, match.value(name))
+    if bf16 is not None:
+        alibi, match.holes["bf16"], factor = bf16, factor, 1.0
     if alibi is None or not masks.keys(alibi.value("pk")):
         return f"the scores' bias {masks.text(match.value(name))} is no constant slope times the key's position"
     shape = alibi.type("slopes").static_shape()
@@ -226,7 +236,8 @@ ATTENTION = Rule(
     before=_before(),
     after="""
         %attention = attention(%q4, %k4, %v4, %positions, %prefix)
-             {scale = $scale, causal = $causal, window = $window, softcap = $cap, slopes = $slopes}
+             {scale = $scale, causal = $causal, window = $window, softcap = $cap, slopes = $slopes,
+              bf16_bias = $bf16}
         %y = reshape(%attention) {shape = $shape}
     """,
     anchor="p",

@@ -18,8 +18,8 @@ _LAYER_NORM = """
     %ve = add(%v, $eps)
     %r = rsqrt(%ve)
     %n = mul(%c, %r)
-    %y = mul(%n, %w)
 """
+_GAIN = "    %y = mul(%n, %w)"
 
 
 def _not_a_vector(match: Match) -> str | None:
@@ -33,19 +33,20 @@ def _not_a_vector(match: Match) -> str | None:
 RULES = (
     Rule(
         "layer_norm_bias",
-        before=_LAYER_NORM + "    %z = add(%y, %b)",
+        before=_LAYER_NORM + _GAIN + "    %z = add(%y, %b)",
         after="%z = layer_norm(%x, %w, %b) {eps = $eps}",
         anchor="r",
         refuse=_not_a_vector,
     ),
     Rule(
         "layer_norm",
-        before=_LAYER_NORM,
+        before=_LAYER_NORM + _GAIN,
         after="%y = layer_norm(%x, %w) {eps = $eps}",
         anchor="r",
         refuse=_not_a_vector,
         explain=always,
     ),
+    Rule("layer_norm_plain", before=_LAYER_NORM, after="%n = layer_norm(%x) {eps = $eps}", anchor="r"),
     Rule(
         "rms_norm",
         before="""

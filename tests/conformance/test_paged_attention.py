@@ -22,7 +22,7 @@ from tests.lower.engine import lowered
 CALLS: tuple[dict[int, int], ...] = ({0: 40}, {0: 1, 1: 37}, {2: 5, 0: 3, 1: 1}, {2: 30}, {0: 1, 2: 1})
 BLOCKS = {0: [7, 2], 1: [5, 0], 2: [3, 6]}
 FEATURES = ("window", "softcap", "slopes", "prefix", "sinks")
-ATTRIBUTES = {"window": "window = 9", "softcap": "softcap = 2.0"}
+ATTRIBUTES = {"window": "window = 9", "softcap": "softcap = 2.0", "bf16_bias": "bf16_bias = 0.3"}
 
 
 def graph(
@@ -31,7 +31,7 @@ def graph(
     wide = wide or dim
     attrs = [f"scale = {dim**-0.5}", "causal = true", *(ATTRIBUTES[name] for name in features if name in ATTRIBUTES)]
     if "slopes" in features:
-        attrs.append(f"slopes = ({', '.join(str(2.0 ** -(head + 1)) for head in range(heads))})")
+        attrs.append(f"slopes = ({', '.join(str(2.0 ** (-0.25 * head - 1)) for head in range(heads))})")
     inputs = [f"%q: {dtype}[T,{heads},{dim}]", f"%k: {dtype}[T,{groups},{dim}]", f"%v: {dtype}[T,{groups},{wide}]"]
     inputs += ["%past_lens: i32[B]", "%seq_begins: i32[Z]", "%block_ids: i32[P]", "%block_begins: i32[Z]"]
     inputs += ["%max_context: i32[]"]
@@ -131,6 +131,14 @@ def test_head_sizes(dim: int, dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("features", [(), ("window", "sinks"), ("slopes",), ("softcap",)], ids="+".join)
 def test_values_of_another_size_than_keys(features: tuple[str, ...], dtype: str, tmp_path: Path) -> None:
     check(graph(features, dtype, dim=48, wide=32), dtype, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("others", [(), ("softcap",)], ids="+".join)
+def test_biases_in_bfloat16(others: tuple[str, ...], dtype: str, tmp_path: Path) -> None:
+    made = graph(("slopes", "bf16_bias", *others), dtype)
+    assert isinstance(verdict_of(made), Decompose)
+    check(made, dtype, tmp_path)
 
 
 # Combinations that the native operation has inputs for and that the table does not list.

@@ -64,10 +64,20 @@ FUSE_NORM_CASES: dict[str, Case] = {
     "rms_norm_in_layer_norm_read_elsewhere": lambda: graph(
         _LAYER_NORM + "%z: f32[B,S,16] = mul(%scaled, %centred)", result="z"
     ),
-    "refused_layer_norm_used_elsewhere": lambda: graph(
+    "layer_norm_plain": lambda: graph(_LAYER_NORM, result="normed"),
+    "layer_norm_plain_read_elsewhere": lambda: graph(
         _LAYER_NORM + "%z: f32[B,S,16] = mul(%scaled, %normed)", result="z"
     ),
-    "refused_layer_norm_gain_matrix": lambda: graph(_LAYER_NORM.replace(*_MATRIX) + _BIAS),
+    "layer_norm_plain_gain_matrix": lambda: graph(_LAYER_NORM.replace(*_MATRIX) + _BIAS),
+    "refused_layer_norm_used_elsewhere": lambda: graph(
+        _LAYER_NORM + "%z: f32[B,S,16] = mul(%scaled, %rsqrt)", result="z"
+    ),
+    "refused_layer_norm_bias_used_elsewhere": lambda: graph(
+        _LAYER_NORM + _BIAS + "%z: f32[B,S,16] = mul(%y, %rsqrt)", result="z"
+    ),
+    "refused_layer_norm_plain_used_elsewhere": lambda: graph(
+        _LAYER_NORM.partition("    %weight")[0] + "%z: f32[B,S,16] = add(%normed, %rsqrt)", result="z"
+    ),
     "refused_used_elsewhere": lambda: graph(_NORM + "%z: f32[B,S,16] = mul(%y, %rsqrt)", result="z"),
     "refused_other_value": lambda: graph(_NORM.replace(*_OTHER)),
     "refused_gain_matrix": lambda: graph(_NORM.replace(*_MATRIX)),
@@ -87,16 +97,6 @@ def attention(options: str = f"mask: causal, position: {ROPE}", **config: int) -
 
 _ALIBI = "mask: causal, position: {kind: alibi, scaled: false}"
 _SCALED = "%attn.scaled: f32[B,2,2,S,S] = mul(%attn.scores, 0.35355339059327373)"
-_BIASED = "%attn.biased: f32[B,2,2,S,S] = add(%attn.scaled, %alibi.bias)"
-
-
-def _inner_alibi() -> Graph:
-    return edited(
-        attention(_ALIBI),
-        (_SCALED, "%attn.scaled: f32[B,2,2,S,S] = add(%attn.scores, %alibi.bias)"),
-        (_BIASED, "%attn.biased: f32[B,2,2,S,S] = mul(%attn.scaled, 0.35355339059327373)"),
-    )
-
 
 FUSE_ATTENTION_CASES: dict[str, Case] = {
     "mha": lambda: attention(kv_heads=4),
@@ -108,8 +108,10 @@ FUSE_ATTENTION_CASES: dict[str, Case] = {
     "full_window": lambda: attention(f"mask: full, window: 3, {PLAIN}"),
     "softcap": lambda: attention(f"mask: causal, softcap: 5.0, {PLAIN}"),
     "alibi": lambda: attention(_ALIBI),
-    "alibi_before_scale": _inner_alibi,
+    "alibi_before_scale": lambda: attention(_ALIBI.replace("false", "true")),
+    "alibi_bfloat16": lambda: attention(_ALIBI.replace("scaled: false", "scaled: true, max_bias: 6.0, rounded: true")),
     "alibi_softcap_window": lambda: attention(f"{_ALIBI}, softcap: 4.0, window: 2"),
+    "clip": lambda: attention(f"{_ALIBI}, clip: 0.5"),
     "qk_norm": lambda: attention(f"mask: causal, position: {ROPE}, qk_norm: {{eps: 1.0e-6}}"),
     "scale_by_division": lambda: edited(
         attention(), ("mul(%attn.scores, 0.35355339059327373)", "div(%attn.scores, 2.5)")

@@ -59,6 +59,7 @@ def attend(
     window: int | None,
     softcap: float | None,
     slopes: tuple[float, ...] | None,
+    bf16_bias: float | None,
 ) -> Any:
     """Attention of q[B,S,H,D] over k[B,P,K,D] and v[B,P,K,Dv] in float32; query_at[B,S] and key_at[B,P] are positions.
 
@@ -76,7 +77,11 @@ def attend(
         scores = softcap * torch.tanh(scores / softcap)
     at, keys = query_at[:, None, None, :, None], key_at[:, None, None, None, :]
     if slopes is not None:
-        scores = scores + torch.tensor(slopes).reshape(1, groups, -1, 1, 1) * keys
+        table = torch.tensor(slopes).reshape(1, groups, -1, 1, 1)
+        if bf16_bias is None:
+            scores = scores + table * keys
+        else:
+            scores = scores + (table.bfloat16() * keys.bfloat16()).float() * bf16_bias
     mask = keys >= 0
     if causal:
         seen = keys <= at
@@ -112,14 +117,17 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     slopes: tuple[float, ...] | None = None,
+    bf16_bias: float | None = None,
 ) -> Any:
     """Attention without a cache: every sequence is a row, `positions` below 0 are padding.
 
     K divides H: query head h reads key head h // (H/K). `causal` hides later keys, `window` w keys w or more back,
     `prefix` shows keys before it to all; `softcap` c is c tanh(s/c) before the mask; `slopes` are ALiBi's, times the
-    key's position; `sinks` are logits that join each softmax and are dropped.
+    key's position, with `bf16_bias` f in bfloat16 and then times f; `sinks` are logits that join each softmax and are
+    dropped.
     """
-    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
+    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "softcap": softcap}
+    options |= {"slopes": slopes, "bf16_bias": bf16_bias}
     return attend(q, k, v, positions, positions, prefix, sinks, **options).to(q.dtype)
 
 
@@ -149,6 +157,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     slopes: tuple[float, ...] | None = None,
+    bf16_bias: float | None = None,
 ) -> Any:
     """Append k and v to the paged cache, then attend to the whole sequence (arXiv:2309.06180, section 4.2).
 
@@ -163,7 +172,8 @@ def paged_attention(
     flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     out = flat_q.new_empty(flat_q.shape[0], heads, wide)
     size = k_cache.shape[2]
-    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "softcap": softcap, "slopes": slopes}
+    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "softcap": softcap}
+    options |= {"slopes": slopes, "bf16_bias": bf16_bias}
     for row, past in enumerate(past_lens.tolist()):
         start, stop = int(seq_begins[row]), int(seq_begins[row + 1])
         blocks = block_ids[int(block_begins[row]) : int(block_begins[row + 1])].long()

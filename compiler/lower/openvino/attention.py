@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino.opset15 as ops
+import torch
 from openvino.op import _PagedAttentionExtension as PagedAttentionExtension
 
 from compiler.ir.core import Equation
@@ -146,12 +147,12 @@ def _attend(
         scores = ops.multiply(ops.tanh(ops.divide(scores, cap)), cap)
     slopes = attr.get("slopes")
     if slopes is not None:
-        table = ops.constant(np.array(slopes, np.float32).reshape(1, groups, heads // groups, 1, 1))
+        table = np.array(slopes, np.float32).reshape(1, groups, heads // groups, 1, 1)
         keys = e.memo(
             ("key_at", *identity(layout.key_at)),
             lambda: ops.convert(ops.unsqueeze(layout.key_at, axes(1, 2, 3)), "f32").output(0),
         )
-        scores = ops.add(scores, ops.multiply(table, keys))
+        scores = ops.add(scores, _bias(e, table, keys, attr.get("bf16_bias")))
     mask = _mask(e, equation, layout)
     mask5 = e.memo(("mask5", *identity(mask)), lambda: ops.unsqueeze(mask, axes(1, 2)).output(0))
     scores = ops.select(mask5, scores, e.scalar(MASKED))
@@ -162,6 +163,30 @@ def _attend(
     weights = ops.exp(ops.subtract(scores, top))
     total = ops.add(ops.reduce_sum(weights, axes(-1), keep_dims=True), ops.exp(ops.subtract(column, top)))
     return ops.matmul(ops.divide(weights, total), v, False, False).output(0)
+
+
+def _bias(e: Emitter, slopes: np.ndarray, keys: ov.Output, bf16: object) -> ov.Output:
+    """slope * position; with a factor `bf16` both and their product are rounded to bfloat16, then times the factor."""
+    if bf16 is None:
+        return ops.multiply(ops.constant(slopes), keys).output(0)
+    rounded = e.memo(("bf16", *identity(keys)), lambda: _rounded(keys))
+    table = torch.from_numpy(slopes).bfloat16().float().numpy()
+    product = _rounded(ops.multiply(ops.constant(table), rounded).output(0))
+    return ops.multiply(product, e.scalar(_number(bf16))).output(0)
+
+
+_UNITS = (np.float32(2.0) ** np.arange(-64, 64)).astype(np.float32)
+
+
+def _rounded(x: ov.Output) -> ov.Output:
+    """Positive numbers rounded to the 8 bits of bfloat16, ties to even.
+
+    Not by `convert`: the plugin holds bfloat16 in float32 and drops it. At a power of two, where the logarithm may fall
+    on either side, both units give the same.
+    """
+    octave = ops.floor(ops.multiply(ops.log(ops.maximum(x, np.float32(2.0**-40))), np.float32(1.0 / np.log(2.0))))
+    unit = ops.gather(ops.constant(_UNITS), ops.convert(ops.add(octave, np.float32(64 - 7)), "i32"), np.int64(0))
+    return ops.multiply(ops.round(ops.divide(x, unit), "half_to_even"), unit).output(0)
 
 
 def _optional(e: Emitter, equation: Equation, index: int) -> ov.Output | None:

@@ -125,7 +125,7 @@ PAGED_GATHERED = Decompose("reads the cache's blocks by gather and attends with 
 
 def paged_features(equation: Equation) -> frozenset[str]:
     """The features of an attention that decide how it is computed."""
-    found = {name for name in ("window", "softcap", "slopes") if equation.attr.get(name) is not None}
+    found = {name for name in ("window", "softcap", "slopes", "bf16_bias") if equation.attr.get(name) is not None}
     operands = dict(enumerate(equation.args))
     if operands.get(10) is not None:
         found.add("prefix")

@@ -174,9 +174,11 @@ def rms_norm(e: Emitter, equation: Equation) -> ov.Output:
 
 @emits("layer_norm")
 def layer_norm(e: Emitter, equation: Equation) -> ov.Output:
-    x, weight, *bias = (e.node(arg) for arg in equation.args if arg is not None)
-    normed = ops.multiply(ops.mvn(x, axes(-1), True, _eps(equation), "inside_sqrt"), weight)
-    return (ops.add(normed, bias[0]) if bias else normed).output(0)
+    x, weight, bias = (*equation.args, None, None)[:3]
+    normed = ops.mvn(e.node(x), axes(-1), True, _eps(equation), "inside_sqrt")
+    if weight is not None:
+        normed = ops.multiply(normed, e.node(weight))
+    return (normed if bias is None else ops.add(normed, e.node(bias))).output(0)
 
 
 def _eps(equation: Equation) -> float:
