@@ -10,30 +10,19 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from specs.equations import OUTPUTS, Step, equations, parse_graph
 from specs.errors import SpecRTError, Where
+from specs.fields import Texts
 from specs.node import Bool, BoolExpr, ExprList, Int, IntExpr, Node, Plain, Text, ValueExpr
 from specs.parts import AnyPart, Part
-from specs.yaml_loader import Scalar, YamlList, YamlMap, load_yaml, plain
+from specs.yaml_loader import Scalar, YamlMap, load_yaml
 
 SCHEMA_VERSION = 1
-
-
-def _text_list(node: Any) -> Any:
-    """One text or a list of texts."""
-    values = plain(node) if isinstance(node, Scalar | YamlList | YamlMap) else node
-    values = values if isinstance(values, list | tuple) else [values]
-    if not all(isinstance(value, str) for value in values):
-        raise SpecRTError("SPEC-005", "expected text, or a list of texts", where=getattr(node, "where", None))
-    return tuple(values)
-
-
-TextList = Annotated[tuple[str, ...], BeforeValidator(_text_list)]
 
 
 class Match(Node):
     """Which checkpoints the spec is for, told from their config.json."""
 
     title: ClassVar[str] = "`match`"
-    model_type: TextList = Field(description="the value of `model_type`, or several")
+    model_type: Texts = Field(description="the value of `model_type`, or several")
     when: BoolExpr | None = Field(
         None, description="a condition on other keys; a key that may be absent is written `key | none`"
     )
@@ -43,8 +32,8 @@ class Ignore(Node):
     """What a checkpoint may hold that does not change the result."""
 
     title: ClassVar[str] = "`ignore`"
-    config: TextList = Field((), description="keys of config.json")
-    tensors: TextList = Field((), description="names of tensors; `{i}` stands for a layer number")
+    config: Texts = Field((), description="keys of config.json")
+    tensors: Texts = Field((), description="names of tensors; `{i}` stands for a layer number")
 
 
 class WeightFrom(Node):

@@ -23,7 +23,7 @@ def normalize(text: str) -> str:
     and a place in a shipped spec keeps its file only.
     """
     text = _TEMPORARY.sub("<tmp>", text).replace(f"{ROOT}/", "")
-    return re.sub(r"(specs/models/\w+\.yaml):\d+:\d+", r"\1:LINE:COLUMN", text).rstrip() + "\n"
+    return re.sub(r"(specs/(?:models|precisions)/\w+\.yaml):\d+:\d+", r"\1:LINE:COLUMN", text).rstrip() + "\n"
 
 
 def check_golden(name: str, error: SpecRTError | str) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "errors.md"
 GOLDENS = ROOT / "tests" / "golden" / "errors"
-CODE = re.compile(r"(SPEC|CKPT|IR|PASS|LOWER|BUNDLE|RUN|CLI|VAL)-\d{3}")
+CODE = re.compile(r"(SPEC|CKPT|IR|PASS|PREC|LOWER|BUNDLE|RUN|CLI|VAL)-\d{3}")
 TITLES = {
     "SPEC": "The text of a spec",
     "CKPT": "Checkpoints and weights",
     "IR": "The graph's text and constraints",
     "PASS": "Passes",
+    "PREC": "Precisions, GPUs and toolchains",
     "LOWER": "Targets",
     "BUNDLE": "Bundles",
     "RUN": "Running a bundle",
