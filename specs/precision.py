@@ -41,7 +41,7 @@ class Weights(Node):
         "max", description="largest magnitude, or the range with the least square error"
     )
     rounding: Annotated[Literal["nearest", "gptq"], Word] = Field(
-        "nearest", description="each alone, or GPTQ's compensation"
+        "nearest", description="each alone, or each after the errors of those before it (gptq)"
     )
 
 
