@@ -65,9 +65,15 @@ class CacheSize:
 
 
 def decide_size(
-    layout: CacheLayout, *, max_batch: int, max_sequence: int, cache_tokens: int | None, available: int | None
+    layout: CacheLayout,
+    *,
+    max_batch: int,
+    max_sequence: int,
+    cache_tokens: int | None,
+    available: int | None,
+    share: float = SHARE,
 ) -> CacheSize:
-    """The size of a cache, before it is allocated: what the limits can use, at most SHARE of the available bytes.
+    """The size of a cache, before it is allocated: what the limits can use, at most `share` of the available bytes.
 
     A stated `cache_tokens` is taken as it is, where it fits. Raises SpecRTError RUN-011 where the memory is too small
     for it, or for one sequence; RUN-012 where `cache_tokens` is less than one block.
@@ -85,14 +91,14 @@ def decide_size(
         if available is not None and blocks * cost > available:
             raise _too_small(f"{cache_tokens} tokens", blocks * cost, available, "lower `cache_tokens`")
         return CacheSize(blocks, size, cost, wanted, available)
-    blocks = wanted if available is None else min(wanted, int(available * SHARE) // cost)
+    blocks = wanted if available is None else min(wanted, int(available * share) // cost)
     if blocks < per_sequence:
         what = f"one sequence of {max_sequence} tokens"
         hint = (
             "free memory, compile with a lower `max_sequence`, or state a smaller `cache_tokens` "
-            f"(the default takes {SHARE:.0%} of the free memory)"
+            f"(the default takes {share:.0%} of the free memory)"
         )
-        raise _too_small(what, per_sequence * cost, int((available or 0) * SHARE), hint)
+        raise _too_small(what, per_sequence * cost, int((available or 0) * share), hint)
     return CacheSize(blocks, size, cost, wanted, available)
 
 

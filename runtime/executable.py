@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,3 +39,14 @@ class Executable(Protocol):
 
         The outputs are views that the next call overwrites: copy what is kept.
         """
+
+    def close(self) -> None:
+        """Give back everything that is held; nothing can be run afterwards."""
+
+
+@runtime_checkable
+class Picks(Protocol):
+    """What an executable also has where it can choose tokens next to the logits, which then stay where they are."""
+
+    def pick(self, batch: Mapping[str, Array]) -> Ints:
+        """Run once; the likeliest token of each selected row, below 0 where its logits have a NaN."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from specs.errors import SpecRTError, Where
 
-BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1, "i8": 1}  # of one element of a cache
+BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2, "u8": 1, "i8": 1, "bool": 1, "i64": 8}  # of one element
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,10 @@ def _program(plan: Mapping[str, Any]) -> Program:
 
 def _ranges(entries: Any) -> Ranges:
     return {name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in entries.items()}
+
+
+def _ranges(dims: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    return {name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in dims.items()}
 
 
 def _ports(entries: Any) -> tuple[Port, ...]:

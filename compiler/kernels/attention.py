@@ -59,12 +59,16 @@ def power(size: int, least: int = 1) -> int:
 
 
 def key_tile(attention: Attention) -> int:
-    """Keys in a tile: within a block of the cache, about TILE_BYTES; products need 16."""
+    """Keys in a tile, about TILE_BYTES: whole blocks of the cache or a part of one; products need 16."""
     row = power(max(attention.dim, attention.wide), 16) * (4 if attention.dtype == "f32" else 2)
     tile = 16
-    while tile * 2 <= attention.block and tile * 2 * row <= TILE_BYTES and attention.block % (tile * 2) == 0:
+    while tile * 2 * row <= TILE_BYTES and tile < 128 and _fits(tile * 2, attention.block):
         tile *= 2
     return tile
+
+
+def _fits(tile: int, block: int) -> bool:
+    return block % tile == 0 or tile % block == 0
 
 
 def query_tile(attention: Attention) -> int:

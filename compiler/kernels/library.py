@@ -1,7 +1,8 @@
 """The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
 
 kernels.json: `sets` is a list of name -> {file, entry, threads, shared, arguments, constants, grid...}, one for each
-attention that differs; `attention` maps the index of a step to its set; `choose` is the kernel that picks tokens.
+attention that differs; `attention` maps the index of a step to its set; `others` are kernels by name: `choose` picks tokens,
+`random.DTYPE.MEAN` makes weights.
 """
 
 from __future__ import annotations
@@ -41,6 +42,23 @@ def choose(vocab: int, dtype: str) -> lib.Launch:
     return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048}, 8, 2, unaligned)
 
 
+def other_launches(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
+    """What a plan needs beside attention, by name."""
+    found: dict[str, lib.Launch] = {}
+    logits = next((port for port in plan["output_types"] if port["name"] == "logits"), None)
+    if logits is not None and logits["dtype"] in FLOATS and isinstance(logits["shape"][-1], int):
+        found["choose"] = choose(logits["shape"][-1], logits["dtype"])
+    for name, weight in plan["weights"].items():
+        if weight["file"] is None:
+            mean = int(len(weight["shape"]) == 1 and name.endswith(".weight"))  # gains of norms, as in compiler.weights
+            arguments = (("out", weight["dtype"]), ("count", "int"), ("seed", "int"))
+            constants = {"mean": mean, "tile": 1024}
+            found[f"random.{weight['dtype']}.{mean}"] = lib.Launch(
+                "random", "random.random", arguments, constants, 4, 2
+            )
+    return found
+
+
 def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[int]) -> None:
     """Compile what the kernel steps of a plan need for GPUs (90 is sm_90) into OUT/kernels.
 
@@ -56,10 +74,8 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
             if asked not in sets:
                 sets.append(asked)
             steps[str(index)] = sets.index(asked)
-    wanted = [launch for asked in sets for launch in lib.launches(asked)]
-    logits = next((port for port in plan["output_types"] if port["name"] == "logits"), None)
-    if logits is not None and logits["dtype"] in FLOATS and isinstance(logits["shape"][-1], int):
-        wanted.append(choose(logits["shape"][-1], logits["dtype"]))
+    others = other_launches(plan)
+    wanted = [*(launch for asked in sets for launch in lib.launches(asked)), *others.values()]
     made: dict[str, dict[str, Any]] = {}
     for architecture in architectures:
         unique = {_key(launch): launch for launch in wanted}
@@ -72,7 +88,7 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
         "architectures": list(architectures),
         "sets": [{launch.name: made[_key(launch)] for launch in lib.launches(asked)} for asked in sets],
         "attention": steps,
-        "choose": made[_key(wanted[-1])] if wanted and wanted[-1].name == "choose" else None,
+        "others": {name: made[_key(launch)] for name, launch in others.items()},
     }
     (folder / "kernels.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -54,10 +54,15 @@ def update(s, v, top, total, out):
 def rows_of(cache, block_ids, begin, first, group, context, groups: tl.constexpr, block: tl.constexpr,
             size: tl.constexpr, tile: tl.constexpr, span: tl.constexpr, masked: tl.constexpr):  # fmt: skip
     """Rows [tile, span] of a cache [C, groups, block, size] from position `first` on; zeros from `context` on."""
-    number = tl.load(block_ids + begin + first // block).to(tl.int64)
-    base = cache + ((number * groups + group) * block + first % block) * size
     place, at = tl.arange(0, tile), tl.arange(0, span)
-    where = base + place[:, None] * size + at[None, :]
+    if tile <= block:
+        number = tl.load(block_ids + begin + first // block).to(tl.int64)
+        row = (number * groups + group) * block + first % block + place
+    else:
+        inside = first + place < context
+        numbers = tl.load(block_ids + begin + (first + place) // block, mask=inside, other=0).to(tl.int64)
+        row = (numbers * groups + group) * block + place % block
+    where = cache + row[:, None] * size + at[None, :]
     if masked:  # what lies behind the context may be anything, NaN too
         ok = (first + place < context)[:, None]
         if span != size:

@@ -34,6 +34,8 @@ def plan() -> dict[str, Any]:
         "steps": [{"kind": "engine"}, step, {"kind": "engine"}, other],
         "values": {"qkv": {"dtype": "f16", "shape": ["T", 128]}},
         "cache": {"block_size": 16, "layers": layers},
+        "weights": {"norm.weight": {"dtype": "f16", "shape": [64], "file": None},
+                    "head.weight": {"dtype": "f16", "shape": [100, 64], "file": "weights.safetensors"}},
         "output_types": [{"name": "logits", "dtype": "f32", "shape": ["N", 100]}],
     }
 
@@ -44,8 +46,9 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     written = json.loads((tmp_path / "kernels" / "kernels.json").read_text())
     assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
     (kernels,) = written["sets"]
+    assert set(written["others"]) == {"choose", "random.f16.1"}
     assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
-    for entry in (*kernels.values(), written["choose"]):
+    for entry in (*kernels.values(), *written["others"].values()):
         assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"
     assert kernels["append"]["arguments"] == ["q", "k", "v", "cos", "sin", "slots", "k_cache", "v_cache"]
 

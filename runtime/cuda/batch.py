@@ -1,0 +1,87 @@
+"""What a step needs to know of its batch, as one block of int32: the inputs and what the kernels read beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.executable import Array, Ints
+
+WORD = 4  # bytes
+VECTOR = 64  # words between the starts of arrays: 256 bytes, as in the arena
+SPLITS = (1, 2, 4, 8, 16, 32)  # as the kernels were compiled: compiler/kernels/attention.py
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each array begins in the block, in words, and how long the block is."""
+
+    starts: Mapping[str, int]
+    sizes: Mapping[str, int]
+    words: int
+
+
+def layout(sizes: Mapping[str, int]) -> Layout:
+    """Arrays one after the other."""
+    starts: dict[str, int] = {}
+    words = 0
+    for name, size in sizes.items():
+        starts[name] = words
+        words += -(-max(size, 1) // VECTOR) * VECTOR
+    return Layout(starts, dict(sizes), words)
+
+
+def fill(block: Ints, made: Layout, arrays: Mapping[str, Array], padding: Mapping[str, int]) -> None:
+    """Write arrays into the block; a shorter one than the layout's is followed by its padding, by default 0."""
+    for name, start in made.starts.items():
+        array, size = arrays[name].reshape(-1), made.sizes[name]
+        block[start : start + len(array)] = array
+        if len(array) < size:
+            block[start + len(array) : start + size] = padding.get(name, 0)
+
+
+def buckets(most: int) -> list[int]:
+    """Sizes of decode batches that get a graph each: steps of 8 up to 64, where a row costs little, then of 32."""
+    sizes = [1, 2, 4, *range(8, 65, 8), *range(96, most + 32, 32)]
+    return sorted({min(size, most) for size in sizes})
+
+
+def bucket_of(sizes: Sequence[int], count: int) -> int | None:
+    """The least bucket that holds `count` sequences; None where none does."""
+    return next((size for size in sizes if size >= count), None)
+
+
+def slots(batch: Mapping[str, Array], block_size: int) -> Ints:
+    """Where each token's key and value go: block id times block_size plus the place in the block."""
+    begins, at = batch["seq_begins"], batch["positions"]
+    row = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+    block = batch["block_ids"][batch["block_begins"][row] + at // block_size]
+    result: Ints = (block * block_size + at % block_size).astype(np.int32)
+    return result
+
+
+def leading_singles(seq_begins: Array) -> int:
+    """How many sequences, from the first on, have one new token: those that decode."""
+    several = np.flatnonzero(np.diff(seq_begins) != 1)
+    return int(several[0]) if len(several) else len(seq_begins) - 1
+
+
+def query_tiles(batch: Mapping[str, Array], first: int, rows: int) -> tuple[Ints, Ints]:
+    """Sequence and first token of each tile of `rows` query tokens, of the sequences from `first` on.
+
+    Tiles that see the most keys come first: the GPU starts them in this order, and short ones fill the end.
+    """
+    count, past = np.diff(batch["seq_begins"])[first:], batch["past_lens"][first:]
+    tiles = -(-count // rows)
+    row = np.repeat(np.arange(len(count)), tiles)
+    start = (np.arange(len(row)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * rows
+    order = np.argsort(-(past[row] + start), kind="stable")
+    return (row[order] + first).astype(np.int32), start[order].astype(np.int32)
+
+
+def splits_for(sequences: int, groups: int, tiles: int, multiprocessors: int) -> int:
+    """How often decode attention cuts the keys: until each multiprocessor has four blocks, or a tile is left."""
+    wanted = -(-4 * multiprocessors // max(1, sequences * groups))
+    return max(split for split in SPLITS if split == 1 or (split <= wanted and split <= tiles))

@@ -1,0 +1,167 @@
+"""The CUDA driver, as far as this runtime uses it: memory, one stream, copies, kernels, graphs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver as cu
+
+from runtime.executable import Array
+from specs.errors import SpecRTError
+
+
+def check(result: tuple[Any, ...]) -> Any:
+    """What a driver call gives behind its status. Raises SpecRTError RUN-041 where the status is not success."""
+    status, *values = result
+    if status != cu.CUresult.CUDA_SUCCESS:
+        name, text = (found[1].decode() for found in (cu.cuGetErrorName(status), cu.cuGetErrorString(status)))
+        hint = "the GPU may be in use by others, or its driver older than CUDA needs: see `nvidia-smi`"
+        raise SpecRTError("RUN-041", f"CUDA says {name}: {text}", hint=hint)
+    return values[0] if len(values) == 1 else values
+
+
+class Device:
+    """One GPU with a stream of its own; remembers what it allocated and gives all of it back in `close`."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        """Raises SpecRTError RUN-041 where there is no such GPU."""
+        check(cu.cuInit(0))
+        self._device = check(cu.cuDeviceGet(ordinal))
+        self._context = check(cu.cuDevicePrimaryCtxRetain(self._device))
+        check(cu.cuCtxSetCurrent(self._context))
+        self.name: str = check(cu.cuDeviceGetName(128, self._device)).split(b"\0")[0].decode()
+        kinds = cu.CUdevice_attribute
+        self.capability = 10 * self._attribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) + self._attribute(
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+        )
+        self.multiprocessors = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        self.stream = check(cu.cuStreamCreate(cu.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._memory: list[int] = []
+        self._pinned: list[int] = []
+        self._modules: dict[Path, Any] = {}
+        self._graphs: list[Any] = []
+
+    def _attribute(self, kind: Any) -> int:
+        return int(check(cu.cuDeviceGetAttribute(kind, self._device)))
+
+    def use(self) -> None:
+        """Make this GPU the calling thread's."""
+        check(cu.cuCtxSetCurrent(self._context))
+
+    @property
+    def free_memory(self) -> int:
+        """Bytes that can be allocated now."""
+        return int(check(cu.cuMemGetInfo())[0])
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def allocate(self, size: int) -> int:
+        """Device memory of at least `size` bytes; gives its address."""
+        address = int(check(cu.cuMemAlloc(max(size, 256))))
+        self._memory.append(address)
+        return address
+
+    def pinned(self, size: int) -> Array:
+        """Host memory u8[size] that copies reach without a detour."""
+        address = int(check(cu.cuMemAllocHost(max(size, 1))))
+        self._pinned.append(address)
+        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+
+    def clear(self, address: int, size: int) -> None:
+        """Zero bytes."""
+        check(cu.cuMemsetD8Async(address, 0, size, self.stream))
+
+    def upload(self, target: int, source: Array, size: int | None = None) -> None:
+        """Copy the bytes of a host array to the device, in the order of the stream."""
+        count = source.nbytes if size is None else size
+        check(cu.cuMemcpyHtoDAsync(target, source.ctypes.data, count, self.stream))
+
+    def download(self, target: Array, source: int) -> None:
+        """Copy from the device into a host array, in the order of the stream."""
+        check(cu.cuMemcpyDtoHAsync(target.ctypes.data, source, target.nbytes, self.stream))
+
+    def wait(self) -> None:
+        """Until everything in the stream is done."""
+        check(cu.cuStreamSynchronize(self.stream))
+
+    def event(self) -> Any:
+        """A point in the stream, to wait for or to measure from."""
+        made = check(cu.cuEventCreate(cu.CUevent_flags.CU_EVENT_DEFAULT))
+        check(cu.cuEventRecord(made, self.stream))
+        return made
+
+    def passed(self, event: Any) -> None:
+        """Wait for an event, and give it up."""
+        check(cu.cuEventSynchronize(event))
+        check(cu.cuEventDestroy(event))
+
+    def milliseconds(self, start: Any, stop: Any) -> float:
+        """Time between two events, after the second has passed; both are given up."""
+        check(cu.cuEventSynchronize(stop))
+        elapsed = float(check(cu.cuEventElapsedTime(start, stop)))
+        for event in (start, stop):
+            check(cu.cuEventDestroy(event))
+        return elapsed
+
+    # -- kernels and graphs ---------------------------------------------------------------------------------------
+
+    def function(self, file: Path, entry: str, shared: int) -> Any:
+        """A kernel of a cubin, with the shared memory that it asks for."""
+        if file not in self._modules:
+            self._modules[file] = check(cu.cuModuleLoadData(file.read_bytes()))
+        function = check(cu.cuModuleGetFunction(self._modules[file], entry.encode()))
+        if shared > 48 * 1024:  # more must be asked for
+            kind = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(cu.cuFuncSetAttribute(function, kind, shared))
+        return function
+
+    def launch(
+        self, function: Any, grid: Sequence[int], threads: int, shared: int, arguments: Sequence[int]
+    ) -> None:
+        """Start a kernel whose arguments are addresses."""
+        count = len(arguments)
+        values = (ctypes.c_void_p * count)(*arguments)
+        base = ctypes.addressof(values)
+        places = (ctypes.c_void_p * count)(*range(base, base + 8 * count, 8))
+        x, y, z = grid
+        check(
+            cu.cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, self.stream, ctypes.addressof(places), 0)
+        )
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """A graph of what `work` puts into the stream; `work` must not wait for it."""
+        check(cu.cuStreamBeginCapture(self.stream, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
+        try:
+            work()
+        finally:
+            graph = check(cu.cuStreamEndCapture(self.stream))
+        made = check(cu.cuGraphInstantiate(graph, 0))
+        check(cu.cuGraphDestroy(graph))
+        self._graphs.append(made)
+        return made
+
+    def replay(self, graph: Any) -> None:
+        """Start a graph."""
+        check(cu.cuGraphLaunch(graph, self.stream))
+
+    def close(self) -> None:
+        """Wait, then give back graphs, modules, memory, stream and the hold on the GPU."""
+        if self._context is None:
+            return
+        self.use()
+        self.wait()
+        for graph in self._graphs:
+            check(cu.cuGraphExecDestroy(graph))
+        for module in self._modules.values():
+            check(cu.cuModuleUnload(module))
+        for address in self._memory:
+            check(cu.cuMemFree(address))
+        for address in self._pinned:
+            check(cu.cuMemFreeHost(address))
+        check(cu.cuStreamDestroy(self.stream))
+        check(cu.cuDevicePrimaryCtxRelease(self._device))
+        self._graphs, self._modules, self._memory, self._pinned, self._context = [], {}, [], [], None

@@ -1,0 +1,235 @@
+"""Runs a GPU plan: one arena, weights and cache on the device, decode steps as one CUDA graph for each batch size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.cache import CacheSize
+from runtime.cuda import arena, steps, weights
+from runtime.cuda.batch import Layout, bucket_of, buckets, fill, layout, leading_singles, query_tiles, slots
+from runtime.cuda.budget import Needs, plan_memory
+from runtime.cuda.driver import Device
+from runtime.cuda.engines import Engines
+from runtime.cuda.kernels import Kernels
+from runtime.cuda.profiles import dims_of, most, profile_of
+from runtime.executable import Array, Ints
+from runtime.program import BYTES
+from specs.errors import SpecRTError, Where
+
+_LOG = logging.getLogger("runtime")
+_PADDING = {"past_lens": -1, "slots": -1, "tile_rows": -1}
+NUMPY = {"f32": np.float32, "i32": np.int32, "f16": np.float16}
+
+
+class CUDAExecutable:
+    """A bundle on a GPU. `close` gives back everything; used as a context manager it does so at the end."""
+
+    def __init__(
+        self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, graphs: bool = True, device: int = 0
+    ) -> None:
+        """Load engines, kernels and weights, and allocate all memory; `tokens` is the most in one call.
+
+        Raises SpecRTError BUNDLE-009, BUNDLE-020 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041.
+        """
+        self._program = program = bundle.program
+        for index, step in enumerate(program.steps):
+            if (step.kind, step.backend) not in (("engine", "tensorrt"), ("kernel", "cuda")):
+                message = f"step {index} is `{step.kind}` of `{step.backend}`, the GPU runs those of `tensorrt`, `cuda`"
+                raise SpecRTError("BUNDLE-009", message, where=Where(str(bundle.path / "plan.json")))
+        self._device = device_ = Device(device)
+        try:
+            self._engines = Engines(bundle.path, {s.file for s in program.steps if s.kind == "engine"}, device_)
+            self._kernels = Kernels(bundle.path, device_)
+            self._load(bundle, tokens, cache_tokens)
+        except BaseException:
+            self.close()
+            raise
+        self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
+        self._longest = bundle.limits.max_sequence
+        self._graphs: dict[int, tuple[Any, Layout]] = {}
+
+    def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
+        program, device = self._program, self._device
+        self._most = most(program, bundle.limits.max_batch, bundle.limits.max_sequence, tokens)
+        places, arena_bytes = arena.place(arena.intervals(program, self._most))
+        offsets, weight_bytes = weights.place_weights(program.weights)
+        parts, tops = steps.part_sizes(program, self._most.get("B", 0), device.multiprocessors)
+        parts, tops = arena.aligned(parts), arena.aligned(tops)
+        self._rows = steps.query_rows(self._kernels.attention)
+        block_bytes = 4 * layout(self._sizes_of(self._most)).words
+        token_bytes = 4 * self._most.get("N", 1)
+        needs = Needs(weight_bytes, arena_bytes + parts + tops, self._engines.memory, block_bytes + token_bytes)
+        self.size: CacheSize | None = plan_memory(
+            needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
+            max_sequence=bundle.limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
+        )  # fmt: skip
+        _LOG.info("GPU memory: %s", needs)
+        base = device.allocate(weight_bytes)
+        weights.upload_weights(bundle.path, program.weights, offsets, base, device)
+        weights.random_weights(program.weights, offsets, base, self._kernels.others)
+        room = device.allocate(arena_bytes + parts + tops)
+        self._values = {name: room + offset for name, offset in places.items()}
+        self._block = device.allocate(block_bytes)
+        self._staging: Ints = device.pinned(block_bytes).view(np.int32)
+        self._tokens = device.allocate(token_bytes)
+        self._picked: Ints = device.pinned(token_bytes).view(np.int32)
+        self._download: Array = np.empty(0, np.uint8)
+        self._download_for: dict[str, Array] = {}
+        memory = steps.Memory(
+            weights={name: base + offset for name, offset in offsets.items()}, caches=self._caches(),
+            constants=self._constants(), scratch=device.allocate(self._engines.memory),
+            parts=room + arena_bytes, tops=room + arena_bytes + parts,
+        )  # fmt: skip
+        self._steps = [
+            steps.engine_step(program, step, self._engines[step.file], memory)
+            if step.kind == "engine"
+            else steps.attention_step(program, index, self._kernels.attention[index], memory, device.multiprocessors)
+            for index, step in enumerate(program.steps)
+        ]
+        device.wait()
+
+    # -- what the scheduler uses ----------------------------------------------------------------------------------
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.size.block_size if self.size else 0
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the cache."""
+        return self.size.blocks if self.size else 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all caches."""
+        return self.size.bytes if self.size else 0
+
+    def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the steps in order and copy the outputs to the host; see runtime.executable.Executable."""
+        dims = self._run(batch)
+        found: dict[str, Array] = {}
+        for port in self._program.outputs:
+            shape = [dim if isinstance(dim, int) else dims[dim] for dim in port.shape]
+            size = int(np.prod(shape)) * BYTES[port.dtype]
+            host = self._host(port.name, size)
+            self._device.download(host, self._values[self._program.values[port.name]])
+            found[port.name] = host.view(NUMPY[port.dtype]).reshape(shape)
+        self._device.wait()
+        return found
+
+    def pick(self, batch: Mapping[str, Array]) -> Ints:
+        """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
+        dims = self._run(batch)
+        count = dims["N"]
+        self._device.download(self._picked[:count], self._tokens)
+        self._device.wait()
+        return self._picked[:count]
+
+    def close(self) -> None:
+        """Give back engines, graphs and memory; nothing can be run afterwards."""
+        device = getattr(self, "_device", None)
+        if device is None:
+            return
+        device.use()
+        device.wait()
+        for engines in [getattr(self, "_engines", None)]:
+            if engines is not None:
+                engines.close()
+        device.close()
+        self._device = None  # type: ignore[assignment]
+
+    # -- how ------------------------------------------------------------------------------------------------------
+
+    def _run(self, batch: Mapping[str, Array]) -> dict[str, int]:
+        """Put a batch into the stream: as a graph where all sequences decode, else step by step."""
+        self._device.use()
+        dims = dims_of(self._program, batch)
+        if self.size is None:
+            self._direct(batch, dims, 0, ())
+            return dims
+        singles = leading_singles(batch["seq_begins"])
+        arrays = {**batch, "slots": slots(batch, self.block_size)}
+        decoding = singles == dims["B"] == dims["N"]
+        bucket = bucket_of(self._sizes, singles) if decoding else None
+        if bucket is None:
+            rows, starts = query_tiles(batch, singles, self._rows)
+            self._direct(arrays | {"tile_rows": rows, "tile_starts": starts}, dims, singles, rows)
+            return dims
+        arrays["tile_rows"] = arrays["tile_starts"] = np.zeros(0, np.int32)
+        graph, made = self._graphs.get(bucket) or self._capture(bucket, arrays)
+        fill(self._staging, made, arrays, _PADDING)
+        self._device.replay(graph)
+        return dims
+
+    def _direct(self, arrays: Mapping[str, Array], dims: Mapping[str, int], singles: int, rows: Any) -> None:
+        made = layout({name: array.size for name, array in arrays.items()})
+        fill(self._staging, made, arrays, {})
+        context = int(arrays["max_context"]) if "max_context" in arrays else 0
+        self._enqueue(made, dims, None, singles, len(rows), context)
+
+    def _enqueue(
+        self, made: Layout, dims: Mapping[str, int], use: object, singles: int, tiles: int, context: int
+    ) -> None:
+        self._device.upload(self._block, self._staging, 4 * made.words)
+        addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
+        call = steps.Call(dims, addresses, profile_of(self._program, dims), use, singles, tiles, context)
+        for step in self._steps:
+            step(call)
+        if "choose" in self._kernels.others and "N" in dims:
+            logits = addresses[self._program.values["logits"]]
+            self._kernels.others["choose"].launch((dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
+
+    def _capture(self, bucket: int, arrays: Mapping[str, Array]) -> tuple[Any, Layout]:
+        """A decode step of `bucket` sequences as a graph. Engines must have run once with shapes before a capture."""
+        dims = self._most | {"T": bucket, "B": bucket, "N": bucket, "B1": bucket + 1}
+        dims["P"] = min(self.blocks, bucket * -(-self._longest // self.block_size))
+        made = layout(self._sizes_of(dims) | {"tile_rows": 0, "tile_starts": 0})
+        padding = dict.fromkeys(arrays, 0) | {"past_lens": -1, "slots": -1}
+        nobody = {name: np.full(size, padding.get(name, 0), np.int32) for name, size in made.sizes.items()}
+        fill(self._staging, made, nobody, {})
+        self._enqueue(made, dims, bucket, bucket, 0, self._longest)
+        self._device.wait()
+        graph = self._device.capture(lambda: self._enqueue(made, dims, bucket, bucket, 0, self._longest))
+        self._graphs[bucket] = (graph, made)
+        return graph, made
+
+    def _sizes_of(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """Elements of every array in the block of a batch."""
+        sizes = steps.input_sizes(self._program, dims)
+        if self._program.cache is not None:
+            tiles = -(-dims["T"] // self._rows) + dims["B"]  # each sequence may leave its last tile unfilled
+            sizes |= {"slots": dims["T"], "tile_rows": tiles, "tile_starts": tiles}
+        return sizes
+
+    def _caches(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        cache = self._program.cache
+        if cache is not None:
+            for layer in cache.layers:
+                for name, width in ((layer.k, layer.dim), (layer.v, layer.value_dim)):
+                    size = self.blocks * layer.heads * cache.block_size * width * BYTES[layer.dtype]
+                    found[name] = self._device.allocate(size)
+        return found
+
+    def _constants(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for index, step in enumerate(self._program.steps):
+            if step.kind == "kernel" and step.attrs["slopes"] is not None:
+                values = np.array(step.attrs["slopes"], np.float32)
+                found[f"slopes.{index}"] = self._device.allocate(values.nbytes)
+                self._device.upload(found[f"slopes.{index}"], values)
+                self._device.wait()
+        return found
+
+    def _host(self, name: str, size: int) -> Array:
+        """Pinned memory for an output; it grows, and stays for the next call."""
+        held = self._download_for.get(name)
+        if held is None or held.nbytes < size:
+            held = self._download_for[name] = self._device.pinned(size)
+        return held[:size]

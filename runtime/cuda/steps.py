@@ -1,0 +1,140 @@
+"""Puts the steps of a plan into the stream: engines with their addresses, attention with its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.cuda.batch import splits_for
+from runtime.cuda.engines import Engine
+from runtime.cuda.kernels import Kernel
+from runtime.program import Program, Step
+
+WEIGHT = "weight:"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One batch on its way: sizes of the named dims, addresses of values, and how attention is divided.
+
+    `use` names the captured graph that the call belongs to, None for a call outside of one.
+    """
+
+    dims: Mapping[str, int]
+    addresses: Mapping[str, int]
+    profile: int
+    use: object
+    singles: int  # sequences that decode; they come first
+    tiles: int  # query tiles of the others
+    context: int  # no sequence is longer
+
+
+Enqueue = Callable[[Call], None]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Addresses that stay: weights by name, caches by name, and room that steps use one after the other."""
+
+    weights: Mapping[str, int]
+    caches: Mapping[str, int]
+    constants: Mapping[str, int]
+    scratch: int
+    parts: int
+    tops: int
+
+
+def engine_step(program: Program, step: Step, engine: Engine, memory: Memory) -> Enqueue:
+    """An engine whose weight ports are bound to their places."""
+    bound = {**step.inputs, **step.outputs}
+    fixed = {
+        port: memory.weights[value.removeprefix(WEIGHT)] for port, value in bound.items() if value.startswith(WEIGHT)
+    }
+    passed = {port: value for port, value in bound.items() if port not in fixed}
+    shapes = {port: program.tensors[passed[port]].shape for port in engine.dynamic}
+
+    def enqueue(call: Call) -> None:
+        addresses = fixed | {port: call.addresses[value] for port, value in passed.items()}
+        sizes = {
+            port: tuple(dim if isinstance(dim, int) else call.dims[dim] for dim in shape)
+            for port, shape in shapes.items()
+        }
+        engine.enqueue(call.profile, call.use, memory.scratch, addresses, sizes)
+
+    return enqueue
+
+
+def attention_step(
+    program: Program, index: int, kernels: Mapping[str, Kernel], memory: Memory, multiprocessors: int
+) -> Enqueue:
+    """Append, then attention of the sequences that decode and of the others."""
+    step = program.steps[index]
+    attrs = step.attrs
+    append, prefill = kernels["append"], kernels["prefill"]
+    heads, groups = int(attrs["heads"]), int(attrs["kv_heads"])
+    tile = int(append.constants["tile"])
+    append_tiles = (-(-heads // tile) if append.constants["pairs"] else 0) + -(-groups // tile)
+    key_tile = int(prefill.constants["tile"])
+    size = {"f32": 4, "f16": 2, "bf16": 2}[program.tensors[step.inputs["q"]].dtype]
+    starts = {name: int(attrs[name]["offset"]) * size for name in ("q", "k", "v")}
+    stay: dict[str, int] = {
+        "k_cache": memory.caches[attrs["k_cache"]], "v_cache": memory.caches[attrs["v_cache"]],
+        "parts": memory.parts, "tops": memory.tops,
+    }  # fmt: skip
+    if attrs["slopes"] is not None:
+        stay["slopes"] = memory.constants[f"slopes.{index}"]
+    passed: dict[str, str] = {}
+    for port, value in (*step.inputs.items(), *step.outputs.items()):
+        if value.startswith(WEIGHT):
+            stay[port] = memory.weights[value.removeprefix(WEIGHT)]
+        elif port != "max_context":  # kernels need no bound: they read each sequence's own
+            passed[port] = value
+
+    def enqueue(call: Call) -> None:
+        values = stay | {port: call.addresses[value] + starts.get(port, 0) for port, value in passed.items()}
+        for name in ("slots", "tile_rows", "tile_starts"):
+            values[name] = call.addresses[name]
+        append.launch((call.dims["T"], append_tiles, 1), values)
+        if call.singles:
+            splits = splits_for(call.singles, groups, -(-call.context // key_tile), multiprocessors)
+            kernels[f"decode{splits}"].launch((call.singles, groups, splits), values)
+            if splits > 1:
+                kernels[f"join{splits}"].launch((call.singles, heads, 1), values)
+        if call.tiles:
+            prefill.launch((heads, call.tiles, 1), values)
+
+    return enqueue
+
+
+def query_rows(kernels: Mapping[int, Mapping[str, Kernel]]) -> int:
+    """Tokens in a query tile; the least of all attentions, since they share one list of tiles."""
+    rows = {int(one["prefill"].constants["rows"]) for one in kernels.values()}
+    if len(rows) > 1:
+        raise AssertionError(f"attentions with query tiles of {sorted(rows)} in one plan")
+    return rows.pop() if rows else 1
+
+
+def part_sizes(program: Program, sequences: int, multiprocessors: int) -> tuple[int, int]:
+    """Bytes of the split results of decode attention, values and maxima, that any step needs."""
+    parts = tops = 0
+    for step in program.steps:
+        if step.kind == "kernel":
+            heads, groups = int(step.attrs["heads"]), int(step.attrs["kv_heads"])
+            for count in range(1, sequences + 1):
+                splits = splits_for(count, groups, 1 << 30, multiprocessors)
+                if splits > 1:
+                    parts = max(parts, 4 * count * heads * splits * int(step.attrs["d_value"]))
+                    tops = max(tops, 8 * count * heads * splits)
+    return parts, tops
+
+
+def input_sizes(program: Program, dims: Mapping[str, int]) -> dict[str, int]:
+    """Elements of each input of the model."""
+    sizes: dict[str, int] = {}
+    for port in program.inputs:
+        count: Any = 1
+        for dim in port.shape:
+            count *= dim if isinstance(dim, int) else dims[dim]
+        sizes[port.name] = count
+    return sizes
