@@ -17,7 +17,7 @@ import numpy as np
 from runtime.cache import BlockAllocator
 from runtime.checks import check_inputs, check_prompt
 from runtime.derive import Rules
-from runtime.executable import PACKED, Executable
+from runtime.executable import PACKED, Executable, Picks
 from runtime.packing import Packer
 from runtime.request import Request
 from runtime.sampling import Sampler, Sampling
@@ -49,6 +49,7 @@ class Engine:
         self.extra_inputs = tuple(name for name in inputs if name not in PACKED)
         self.preemptions = 0
         self._executable = executable
+        self._picks = executable if isinstance(executable, Picks) else None
         self._allocator = BlockAllocator(executable.blocks)
         # a prompt with inputs of its own is never cut (see _prefill): room for one more prompt in a step
         room = self.step_tokens + (max_sequence if self.extra_inputs else 0)
@@ -95,11 +96,13 @@ class Engine:
             work = self._schedule()
             if not work:
                 return []
-            logits = self._executable.execute(self._packer.pack(work))["logits"]
+            batch = self._packer.pack(work)
+            picked = self._picks is not None and all(request.greedy for request, _ in work)
+            found = self._picks.pick(batch) if self._picks and picked else self._executable.execute(batch)["logits"]
             moved: list[Request] = []
             row = 0
             for request, count in work:
-                rows = logits[row : row + (count if request.sampler is None else 1)]
+                rows = found[row : row + (count if request.sampler is None else 1)]
                 row += count if request.sampler is None else request.past + count == len(request.tokens)
                 if request.take(rows, count):
                     moved.append(request)

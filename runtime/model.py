@@ -13,12 +13,13 @@ from runtime.bundle import Bundle, Limits
 from runtime.checks import as_array, check_inputs
 from runtime.encoder import Encoder
 from runtime.engine import Engine
-from runtime.executable import Executable, Floats
+from runtime.executable import PACKED, Executable, Floats
 from runtime.request import Request
 from runtime.sampling import Sampling
 from runtime.tokenizer import Tokenizer
 from specs.errors import SpecRTError
 
+GPU_STEP_TOKENS = 2048  # in one call on a GPU: its products reach their full rate there (docs/decisions.md)
 NEW_TOKENS = 128  # where the caller does not say how many
 Rows = Sequence[Sequence[int]]
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
@@ -35,7 +36,7 @@ class Event:
 
 
 class Model:
-    """A loaded bundle."""
+    """A loaded bundle; `close` gives back memory and device, also at the end of a `with` block."""
 
     def __init__(self, bundle: Bundle, executable: Executable, *, step_tokens: int | None = None) -> None:
         """Over an executable of the bundle's plan; `load` makes both. Raises SpecRTError RUN-013."""
@@ -52,6 +53,16 @@ class Model:
             )  # fmt: skip
         else:
             self._encoder = Encoder(executable, bundle.program, self.limits, self.vocab, bundle.derive)
+
+    def close(self) -> None:
+        """Give back what the model holds; it can't be run afterwards."""
+        self.executable.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def engine(self) -> Engine:
@@ -277,13 +288,33 @@ def load(
 ) -> Model:
     """Load a bundle: check its files (hashes too, unless `verify` is off), compile its engines, allocate the KV cache.
 
-    `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory;
-    `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call of the engine.
-    Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016.
+    `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory
+    (nearly all of a GPU's); `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call.
+    Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016; for a GPU bundle also BUNDLE-020 to
+    BUNDLE-024, RUN-040, RUN-041.
     """
+    bundle = Bundle.open(path, verify=verify)
+    if any((step.kind, step.backend) == ("engine", "tensorrt") for step in bundle.program.steps):
+        return _on_gpu(bundle, cache_tokens, step_tokens)
     from runtime.openvino_executable import OpenVINOExecutable
 
-    bundle = Bundle.open(path, verify=verify)
     return Model(
         bundle, OpenVINOExecutable(bundle, cache_tokens=cache_tokens, threads=threads), step_tokens=step_tokens
+    )
+
+
+def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -> Model:
+    from runtime.cuda.executable import CUDAExecutable
+
+    inputs = [port.name for port in bundle.program.inputs]
+    longest = (
+        bundle.limits.max_sequence if set(inputs) - set(PACKED) else 0
+    )  # prompts with inputs of their own stay whole
+    step_tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
+    if "T" in bundle.program.dims:
+        step_tokens = min(step_tokens, bundle.program.dims["T"][2] - longest)
+    return Model(
+        bundle,
+        CUDAExecutable(bundle, tokens=step_tokens + longest, cache_tokens=cache_tokens),
+        step_tokens=step_tokens if bundle.role == "decoder" else None,
     )

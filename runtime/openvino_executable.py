@@ -95,6 +95,11 @@ class OpenVINOExecutable:
                 values |= {name: request.get_tensor(place) for name, place in outputs}
         return {name: request.get_output_tensor(place).data for name, request, place in self._outputs}
 
+    def close(self) -> None:
+        """Give up engines and caches."""
+        self._bound.clear()
+        self._calls, self._outputs, self._requests = [], [], []
+
     def _allocate(self, layout: CacheLayout, blocks: int) -> None:
         """One tensor for each cache; engines never read what was not written, so the memory is left as it comes."""
         for layer in layout.layers:

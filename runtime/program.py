@@ -10,7 +10,7 @@ from typing import Any
 
 from specs.errors import SpecRTError, Where
 
-BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2, "u8": 1, "i8": 1, "bool": 1, "i64": 8}  # of one element
+BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1, "i8": 1, "i32": 4, "bool": 1}  # of one element
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class CacheLayout:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A tensor of the bundle and the safetensors file that holds it under its name."""
+    """A tensor of the bundle and the safetensors file that holds it under its name; none where it is random."""
 
     dtype: str
     shape: tuple[int, ...]
-    file: str
+    file: str | None
 
 
 Ranges = Mapping[str, tuple[int, int, int]]  # of named dims: (lo, opt, hi)
@@ -137,10 +137,6 @@ def _program(plan: Mapping[str, Any]) -> Program:
 
 def _ranges(entries: Any) -> Ranges:
     return {name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in entries.items()}
-
-
-def _ranges(dims: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    return {name: (int(lo), int(opt), int(hi)) for name, (lo, opt, hi) in dims.items()}
 
 
 def _ports(entries: Any) -> tuple[Port, ...]:

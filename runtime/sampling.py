@@ -64,9 +64,20 @@ class Sampler:
             self._seen = np.zeros(vocab, dtype=np.bool_)
             self._seen[np.asarray(prompt, dtype=np.int64)] = True
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken, of the logits as they are."""
+        return self._greedy and self._seen is None
+
+    def accept(self, token: int) -> int:
+        """A token that the executable chose as the likeliest. Raises SpecRTError RUN-030 for one below 0: a NaN."""
+        if token < 0:
+            raise _not_numbers()
+        return token
+
     def __call__(self, logits: Floats) -> int:
         """The next token from logits f32[V], which stay as they are. Raises SpecRTError RUN-030 for NaN."""
-        if self._seen is None and self._greedy:
+        if self.greedy:
             token = int(logits.argmax())
             if logits[token] != logits[token]:  # argmax finds a NaN where there is one
                 raise _not_numbers()

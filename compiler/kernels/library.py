@@ -1,8 +1,8 @@
 """The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
 
 kernels.json: `sets` is a list of name -> {file, entry, threads, shared, arguments, constants, grid...}, one for each
-attention that differs; `attention` maps the index of a step to its set; `others` are kernels by name: `choose` picks tokens,
-`random.DTYPE.MEAN` makes weights.
+attention that differs; `attention` maps the index of a step to its set; `others` are kernels by name: `choose` picks
+tokens, `random.DTYPE.MEAN` makes weights.
 """
 
 from __future__ import annotations

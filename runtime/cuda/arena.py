@@ -68,7 +68,7 @@ def intervals(program: Program, dims: Mapping[str, int]) -> list[Interval]:
 
 def value_bytes(program: Program, name: str, dims: Mapping[str, int]) -> int:
     """Bytes of a value where the named dims have these sizes."""
-    port = program.tensors[name]
+    port = program.types[name]
     size = BYTES[port.dtype]
     for dim in port.shape:
         size *= dim if isinstance(dim, int) else dims[dim]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver as cu
 
+from runtime.cuda.missing import cuda_failed
 from runtime.executable import Array
-from specs.errors import SpecRTError
 
 
 def check(result: tuple[Any, ...]) -> Any:
@@ -19,8 +19,7 @@ def check(result: tuple[Any, ...]) -> Any:
     status, *values = result
     if status != cu.CUresult.CUDA_SUCCESS:
         name, text = (found[1].decode() for found in (cu.cuGetErrorName(status), cu.cuGetErrorString(status)))
-        hint = "the GPU may be in use by others, or its driver older than CUDA needs: see `nvidia-smi`"
-        raise SpecRTError("RUN-041", f"CUDA says {name}: {text}", hint=hint)
+        raise cuda_failed(name, text)
     return values[0] if len(values) == 1 else values
 
 
@@ -69,7 +68,7 @@ class Device:
         """Host memory u8[size] that copies reach without a detour."""
         address = int(check(cu.cuMemAllocHost(max(size, 1))))
         self._pinned.append(address)
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def clear(self, address: int, size: int) -> None:
         """Zero bytes."""
@@ -119,18 +118,14 @@ class Device:
             check(cu.cuFuncSetAttribute(function, kind, shared))
         return function
 
-    def launch(
-        self, function: Any, grid: Sequence[int], threads: int, shared: int, arguments: Sequence[int]
-    ) -> None:
+    def launch(self, function: Any, grid: Sequence[int], threads: int, shared: int, arguments: Sequence[int]) -> None:
         """Start a kernel whose arguments are addresses."""
         count = len(arguments)
         values = (ctypes.c_void_p * count)(*arguments)
         base = ctypes.addressof(values)
         places = (ctypes.c_void_p * count)(*range(base, base + 8 * count, 8))
         x, y, z = grid
-        check(
-            cu.cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, self.stream, ctypes.addressof(places), 0)
-        )
+        check(cu.cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, self.stream, ctypes.addressof(places), 0))
 
     def capture(self, work: Callable[[], None]) -> Any:
         """A graph of what `work` puts into the stream; `work` must not wait for it."""

@@ -1,9 +1,8 @@
-"""TensorRT engines: found in the bundle for this TensorRT and this GPU, loaded once, run with addresses set per call."""
+"""TensorRT engines: found in the bundle for this TensorRT and GPU, loaded once, run with addresses set per call."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 import tensorrt as trt
 
 from runtime.cuda.driver import Device
-from runtime.cuda.missing import not_built
-from specs.errors import SpecRTError, Where
+from runtime.cuda.missing import FOLDER, not_built, tag, unreadable
 
-FOLDER = "engines"
 _LOG = logging.getLogger("runtime.tensorrt")
 
 
@@ -28,11 +25,6 @@ class _Logger(trt.ILogger):  # type: ignore[misc]
         kinds = trt.ILogger
         levels = {kinds.INTERNAL_ERROR: 40, kinds.ERROR: 40, kinds.WARNING: 30, kinds.INFO: 20}
         _LOG.log(levels.get(severity, 10), "%s", text)
-
-
-def tag(version: str, gpu: str) -> str:
-    """The folder of the engines of one TensorRT and one GPU."""
-    return re.sub(r"[^A-Za-z0-9.]", "_", f"tensorrt-{version}-{gpu}").replace("tensorrt_", "tensorrt-", 1)
 
 
 class Engine:
@@ -65,7 +57,7 @@ class Engine:
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(int(self._device.stream)):
-            raise SpecRTError("RUN-041", "TensorRT could not start an engine", hint="its log says why")
+            raise AssertionError("TensorRT could not start an engine; its log says why")
 
     def _context(self, profile: int, use: object, scratch: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
         found = self._contexts.get((profile, use))
@@ -89,7 +81,8 @@ class Engines:
 
     def __init__(self, folder: Path, files: set[str], device: Device) -> None:
         """Raises SpecRTError BUNDLE-020 where a plan is not built for this TensorRT and GPU."""
-        self._runtime = trt.Runtime(_Logger())
+        self._logger = _Logger()  # TensorRT keeps a bare pointer to it
+        self._runtime = trt.Runtime(self._logger)
         here = folder / FOLDER / tag(trt.__version__, device.name)
         paths = {file: here / f"{Path(file).stem}.plan" for file in sorted(files)}
         for path in paths.values():
@@ -99,8 +92,7 @@ class Engines:
         for file, path in paths.items():
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:
-                raise SpecRTError("BUNDLE-021", f"TensorRT {trt.__version__} can't read `{path.name}`: its log says why",
-                                  where=Where(str(path)), hint=f"build it again: `specrt build {folder}`")  # fmt: skip
+                raise unreadable(folder, path, trt.__version__)
             self._engines[file] = Engine(engine, device)
 
     def __getitem__(self, file: str) -> Engine:

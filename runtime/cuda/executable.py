@@ -78,8 +78,7 @@ class CUDAExecutable:
         self._staging: Ints = device.pinned(block_bytes).view(np.int32)
         self._tokens = device.allocate(token_bytes)
         self._picked: Ints = device.pinned(token_bytes).view(np.int32)
-        self._download: Array = np.empty(0, np.uint8)
-        self._download_for: dict[str, Array] = {}
+        self._downloads: dict[str, Array] = {}
         memory = steps.Memory(
             weights={name: base + offset for name, offset in offsets.items()}, caches=self._caches(),
             constants=self._constants(), scratch=device.allocate(self._engines.memory),
@@ -117,7 +116,7 @@ class CUDAExecutable:
         for port in self._program.outputs:
             shape = [dim if isinstance(dim, int) else dims[dim] for dim in port.shape]
             size = int(np.prod(shape)) * BYTES[port.dtype]
-            host = self._host(port.name, size)
+            host = self._download_to(port.name, size)
             self._device.download(host, self._values[self._program.values[port.name]])
             found[port.name] = host.view(NUMPY[port.dtype]).reshape(shape)
         self._device.wait()
@@ -150,11 +149,12 @@ class CUDAExecutable:
         """Put a batch into the stream: as a graph where all sequences decode, else step by step."""
         self._device.use()
         dims = dims_of(self._program, batch)
+        arrays = {port.name: batch[port.name] for port in self._program.inputs}
         if self.size is None:
-            self._direct(batch, dims, 0, ())
+            self._direct(arrays, dims, 0, ())
             return dims
         singles = leading_singles(batch["seq_begins"])
-        arrays = {**batch, "slots": slots(batch, self.block_size)}
+        arrays["slots"] = slots(batch, self.block_size)
         decoding = singles == dims["B"] == dims["N"]
         bucket = bucket_of(self._sizes, singles) if decoding else None
         if bucket is None:
@@ -227,9 +227,9 @@ class CUDAExecutable:
                 self._device.wait()
         return found
 
-    def _host(self, name: str, size: int) -> Array:
+    def _download_to(self, name: str, size: int) -> Array:
         """Pinned memory for an output; it grows, and stays for the next call."""
-        held = self._download_for.get(name)
+        held = self._downloads.get(name)
         if held is None or held.nbytes < size:
-            held = self._download_for[name] = self._device.pinned(size)
+            held = self._downloads[name] = self._device.pinned(size)
         return held[:size]

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cuda.driver import Device
-from runtime.cuda.missing import no_kernels, usable
-from specs.errors import SpecRTError, Where
+from runtime.cuda.missing import damaged_kernels, no_kernels, usable
 
 FILE = "kernels/kernels.json"
 _SCRATCH = (0, 0)  # two null pointers that Triton's kernels take last
@@ -58,5 +57,4 @@ class Kernels:
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}
             self.others = {name: kernel(entry) for name, entry in document["others"].items()}
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            hint = "compile the bundle again: `specrt compile SOURCE --out BUNDLE`"
-            raise SpecRTError("BUNDLE-024", f"{FILE} is damaged: {error!r}", where=Where(str(path)), hint=hint) from error
+            raise damaged_kernels(path, repr(error)) from error

@@ -37,8 +37,8 @@ def engine_dims(program: Program) -> set[str]:
     for step in program.steps:
         if step.kind == "engine":
             for value in (*step.inputs.values(), *step.outputs.values()):
-                if value in program.tensors:
-                    names.update(dim for dim in program.tensors[value].shape if isinstance(dim, str))
+                if value in program.types:
+                    names.update(dim for dim in program.types[value].shape if isinstance(dim, str))
     return names
 
 
@@ -48,4 +48,4 @@ def profile_of(program: Program, dims: Mapping[str, int]) -> int:
     for index, profile in enumerate(program.profiles):
         if all(low <= dims[name] <= high for name, (low, _, high) in profile.items() if name in seen):
             return index
-    raise AssertionError(f"no profile holds {({name: dims[name] for name in sorted(seen)})}")
+    raise AssertionError(f"no profile holds { ({name: dims[name] for name in sorted(seen)}) }")

@@ -52,7 +52,7 @@ def engine_step(program: Program, step: Step, engine: Engine, memory: Memory) ->
         port: memory.weights[value.removeprefix(WEIGHT)] for port, value in bound.items() if value.startswith(WEIGHT)
     }
     passed = {port: value for port, value in bound.items() if port not in fixed}
-    shapes = {port: program.tensors[passed[port]].shape for port in engine.dynamic}
+    shapes = {port: program.types[passed[port]].shape for port in engine.dynamic}
 
     def enqueue(call: Call) -> None:
         addresses = fixed | {port: call.addresses[value] for port, value in passed.items()}
@@ -76,7 +76,7 @@ def attention_step(
     tile = int(append.constants["tile"])
     append_tiles = (-(-heads // tile) if append.constants["pairs"] else 0) + -(-groups // tile)
     key_tile = int(prefill.constants["tile"])
-    size = {"f32": 4, "f16": 2, "bf16": 2}[program.tensors[step.inputs["q"]].dtype]
+    size = {"f32": 4, "f16": 2, "bf16": 2}[program.types[step.inputs["q"]].dtype]
     starts = {name: int(attrs[name]["offset"]) * size for name in ("q", "k", "v")}
     stay: dict[str, int] = {
         "k_cache": memory.caches[attrs["k_cache"]], "v_cache": memory.caches[attrs["v_cache"]],

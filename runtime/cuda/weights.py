@@ -14,18 +14,19 @@ import numpy as np
 from runtime.cuda.arena import aligned
 from runtime.cuda.driver import Device
 from runtime.cuda.kernels import Kernel
-from runtime.program import BYTES, Stored
-from specs.errors import SpecRTError, Where
+from runtime.cuda.missing import other_weights
+from runtime.program import BYTES, StoredWeight
 
 STAGE = 32 << 20  # bytes in each of two pinned buffers: one is filled from the file while the other is copied
 
 
-def stored_bytes(weight: Stored) -> int:
+def stored_bytes(weight: StoredWeight) -> int:
     """Bytes of a weight."""
-    return math.prod(weight.shape) * BYTES[weight.dtype]
+    count = math.prod(weight.shape)
+    return count * BYTES[weight.dtype]
 
 
-def place_weights(weights: Mapping[str, Stored]) -> tuple[dict[str, int], int]:
+def place_weights(weights: Mapping[str, StoredWeight]) -> tuple[dict[str, int], int]:
     """Offsets by name, one after the other, and the bytes of all."""
     offsets: dict[str, int] = {}
     total = 0
@@ -36,7 +37,7 @@ def place_weights(weights: Mapping[str, Stored]) -> tuple[dict[str, int], int]:
 
 
 def upload_weights(
-    folder: Path, weights: Mapping[str, Stored], offsets: Mapping[str, int], base: int, device: Device
+    folder: Path, weights: Mapping[str, StoredWeight], offsets: Mapping[str, int], base: int, device: Device
 ) -> None:
     """Copy every stored weight to its place. Raises SpecRTError BUNDLE-023 where a file has not what the plan says."""
     files: dict[str, list[str]] = {}
@@ -58,9 +59,7 @@ def upload_weights(
                 size = stored_bytes(weights[name])
                 begin, end = header[name]["data_offsets"] if name in header else (0, -1)
                 if end - begin != size:
-                    message = f"`{file}` does not hold `{name}` as plan.json has it"
-                    raise SpecRTError("BUNDLE-023", message, where=Where(str(path)),
-                                      hint="compile the bundle again")  # fmt: skip
+                    raise other_weights(path, name)
                 begin += 8 + length
                 for at in range(0, size, STAGE):
                     count = min(STAGE, size - at)
@@ -78,7 +77,7 @@ def upload_weights(
 
 
 def random_weights(
-    weights: Mapping[str, Stored], offsets: Mapping[str, int], base: int, kernels: Mapping[str, Kernel]
+    weights: Mapping[str, StoredWeight], offsets: Mapping[str, int], base: int, kernels: Mapping[str, Kernel]
 ) -> None:
     """Fill weights that no file holds: normal with deviation 0.02, the gains of norms around 1; equal in every run."""
     for name, weight in weights.items():

@@ -34,8 +34,10 @@ def plan() -> dict[str, Any]:
         "steps": [{"kind": "engine"}, step, {"kind": "engine"}, other],
         "values": {"qkv": {"dtype": "f16", "shape": ["T", 128]}},
         "cache": {"block_size": 16, "layers": layers},
-        "weights": {"norm.weight": {"dtype": "f16", "shape": [64], "file": None},
-                    "head.weight": {"dtype": "f16", "shape": [100, 64], "file": "weights.safetensors"}},
+        "weights": {
+            "norm.weight": {"dtype": "f16", "shape": [64], "file": None},
+            "head.weight": {"dtype": "f16", "shape": [100, 64], "file": "weights.safetensors"},
+        },
         "output_types": [{"name": "logits", "dtype": "f32", "shape": ["N", 100]}],
     }
 

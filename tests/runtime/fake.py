@@ -55,6 +55,9 @@ class FakeExecutable:
         self.nan_at = nan_at
         self._last: Mapping[str, np.ndarray] = {}
 
+    def close(self) -> None:
+        self.closed = True
+
     def execute(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.same += all(self._last.get(name) is array for name, array in batch.items())
         self._last = dict(batch)
@@ -96,6 +99,9 @@ class FakeEncoder:
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
+
+    def close(self) -> None:
+        self.closed = True
 
     def execute(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.shapes.append(batch["tokens"].shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -144,3 +145,41 @@ def test_python_of_a_decode_step_is_cheap() -> None:
         engine.step()
         seconds.append(time.perf_counter() - start)
     assert np.median(seconds) < 60e-6
+
+
+class Picking(FakeExecutable):
+    """Chooses by itself, as the GPU does; NaN becomes -1."""
+
+    picks = 0
+
+    def pick(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.picks += 1
+        logits = self.execute(batch)["logits"]
+        return np.where(np.isnan(logits).any(1), -1, logits.argmax(1)).astype(np.int32)
+
+
+def test_an_executable_that_picks_gives_the_same_tokens() -> None:
+    picking = Picking(blocks=16)
+    engine = Engine(picking, max_batch=4, max_sequence=64, vocab=VOCAB, step_tokens=5)
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10]]
+    requests = [engine.submit(prompt, max_new_tokens=6) for prompt in prompts]
+    while engine.busy:
+        engine.step()
+    assert [request.new for request in requests] == [dense_greedy(prompt, 6) for prompt in prompts]
+    assert picking.picks > 5
+    before = picking.picks
+    engine.submit([1, 2], Sampling(temperature=0.5, seed=1), max_new_tokens=2)
+    engine.submit([3], max_new_tokens=2)
+    while engine.busy:
+        engine.step()
+    assert picking.picks == before  # one of the two wants its logits
+
+
+def test_a_nan_that_the_executable_found_ends_the_sequence() -> None:
+    engine = Engine(Picking(blocks=16, nan_at=2), max_batch=4, max_sequence=64, vocab=VOCAB)
+    good, bad = engine.submit([1, 2], max_new_tokens=1), engine.submit([7], max_new_tokens=2)
+    while engine.busy:
+        engine.step()
+    assert bad.error is not None
+    assert bad.error.code == "RUN-030"
+    assert good.new == dense_greedy([1, 2], 1)
