@@ -8,6 +8,7 @@ import typer
 
 import specs
 from compiler.cli.compile import compile_command
+from compiler.cli.diff import diff_command
 from compiler.cli.doctor import doctor_command
 from compiler.cli.explain import explain_command
 from compiler.cli.infer import infer_command
@@ -53,5 +54,6 @@ app.command("run", epilog=_EPILOG)(run_command)
 app.command("inspect", epilog=_EPILOG)(inspect_command)
 app.command("explain", epilog=_EPILOG)(explain_command)
 app.command("infer", epilog=_EPILOG)(infer_command)
+app.command("diff", epilog=_EPILOG)(diff_command)
 app.command("doctor", epilog=_EPILOG)(doctor_command)
 compile_app.command(epilog=_EPILOG)(compile_command)

@@ -17,7 +17,7 @@ from specs.errors import SpecRTError, Where
 from tests.cli.conftest import DEMO, ROOT, Cli, run_here
 from tests.golden_errors import check_golden
 
-COMMANDS = ("compile", "run", "inspect", "explain", "infer", "doctor")
+COMMANDS = ("compile", "run", "inspect", "explain", "infer", "diff", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -175,6 +175,7 @@ DOCUMENTED: tuple[tuple[str, list[object]], ...] = (
     ("inspect", [DEMO, "--ir", "--mermaid", "--plan"]),
     ("explain", [DEMO]),
     ("infer", [DEMO]),
+    ("diff", [DEMO, "specs/models/llama.yaml:7b"]),
     ("doctor", []),
 )
 
