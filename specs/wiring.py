@@ -31,6 +31,16 @@ LAYERS = {
         "attention, then MLP, each followed by a norm and added to x"
     ),
 }
+_PLACES = (
+    "before each",
+    "after each sum",
+    "one before both, side by side",
+    "before each, side by side",
+    "around each",
+    "after each",
+)
+SHORT = dict(zip(LAYERS.values(), _PLACES, strict=True))
+"""The same for tables: where the norms of a layer stand."""
 BY_DEFAULT = " (by default: config.json may say otherwise)"
 _NORM = re.compile(r"norm@(\w+)")
 

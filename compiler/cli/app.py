@@ -13,6 +13,7 @@ from compiler.cli.doctor import doctor_command
 from compiler.cli.explain import explain_command
 from compiler.cli.infer import infer_command
 from compiler.cli.inspect import inspect_command
+from compiler.cli.models import models_command
 from compiler.cli.run import run_command
 
 _HELP = "A language model is a YAML file: compile it to a bundle, look inside, run it."
@@ -55,5 +56,6 @@ app.command("inspect", epilog=_EPILOG)(inspect_command)
 app.command("explain", epilog=_EPILOG)(explain_command)
 app.command("infer", epilog=_EPILOG)(infer_command)
 app.command("diff", epilog=_EPILOG)(diff_command)
+app.command("models", epilog=_EPILOG)(models_command)
 app.command("doctor", epilog=_EPILOG)(doctor_command)
 compile_app.command(epilog=_EPILOG)(compile_command)

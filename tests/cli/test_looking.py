@@ -275,3 +275,19 @@ def test_infer_prints_only_the_draft_on_stdout(cli: Cli, tmp_path: Path) -> None
     (tmp_path / "draft.yaml").write_text(done.out, encoding="utf-8")
     compiler.prepare(tmp_path / "draft.yaml", DEMO)
     assert "things to check" in done.err
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_models_lists_every_spec(cli: Cli) -> None:
+    found = {model["name"]: model for model in cli("models", "--json").json["models"]}
+    assert len(found) == len(list((ROOT / "specs" / "models").glob("*.yaml")))
+    assert found["llama"]["model_type"] == ["llama"]
+    assert found["llama"]["when"] is None
+    assert found["llama"]["sizes"]["7b"] == 6_738_415_616
+    told = [found["llama"][key] for key in ("attention", "positions", "norms", "mlp")]
+    assert told == ["multi-head or grouped", "rotary", "RMS, before each", "gated silu"]
+    text = cli("models").out
+    assert "gated silu MLP" in text
+    assert "7b 6.74B" in text
