@@ -346,12 +346,11 @@ def _check_checkpoint(spec: Spec) -> None:
                     where=where,
                     hint=did_you_mean(member, known),
                 )
-            if member in seen:
-                raise SpecRTError(
-                    "SPEC-030", f"`{member}` is given twice, by `{seen[member]}` and `{key}`", where=where
-                )
+            twin = seen.get(member)
+            if twin is not None and entry.stacked == spec.checkpoint[twin].stacked:
+                raise SpecRTError("SPEC-030", f"`{member}` is given twice, by `{twin}` and `{key}`", where=where)
             seen[member] = key
-            for name in (entry.source, entry.weight, entry.bias):
+            for name in (entry.source, entry.weight, entry.bias, entry.mxfp4):
                 if name is not None and ("{i}" in name) != (member.split(".")[0] in layered):
                     problem = (
                         "needs `{i}` for the layer"

@@ -291,8 +291,103 @@ class GatedMlp(PartBase):
     bias: BoolExpr | None = Field(None, description="biases on all three; left out: no")
 
 
-Part = Embedding | Linear | RmsNorm | LayerNorm | Attention | Mlp | GatedMlp
+class LatentAttention(PartBase):
+    """Attention over keys and values made from one small latent (MLA, arXiv:2405.04434, section 2.1); each head is
+    [d_nope | d_rope], and all heads share one rotated key. Both latents pass an RMS norm.
+
+    Leaves q_a [q_rank, d] and q_norm [q_rank] where queries have a latent, q_nope [heads d_nope, q_rank or d] and
+    q_rope [heads d_rope, q_rank or d]; kv_a [kv_rank, d], k_rope [d_rope, d], kv_norm [kv_rank], k_nope [heads d_nope,
+    kv_rank], v [heads d_v, kv_rank]; o [d, heads d_v].
+    """
+
+    title: ClassVar[str] = "latent_attention"
+    kind: Text = "latent_attention"
+    leaves: ClassVar[tuple[str, ...]] = (
+        "q_a", "q_norm", "q_nope", "q_rope", "kv_a", "kv_norm", "k_rope", "k_nope", "v", "o",
+    )  # fmt: skip
+    heads: Dim
+    d_nope: IntExpr = Field(description="dimensions of each head that are not rotated")
+    d_rope: IntExpr = Field(description="dimensions of each head that are rotated")
+    d_v: IntExpr = Field(description="dimensions of each value head")
+    q_rank: IntOrNone | None = Field(None, description="width of the queries' latent; left out or none: they have none")
+    kv_rank: IntExpr = Field(description="width of the latent of keys and values")
+    eps: FloatExpr = Field(description="of both latents' norms")
+    mask: Mask
+    window: IntOrNone | None = Field(None, description="as in `attention`")
+    position: Position = Field(description="of the rotated dimensions")
+    bias: BoolExpr | None = Field(None, description="biases on q_a, kv_a, k_rope and o; left out: no")
+    scale: FloatExpr | None = Field(None, description="factor on q k^T; left out: (d_nope + d_rope) ** -0.5")
+
+
+class Router(Node):
+    """Which experts each token goes to, and how much each counts: `top_k` of scores W x, largest first."""
+
+    title: ClassVar[str] = "router"
+    score: Annotated[StrExpr, Options(("softmax", "sigmoid", "softmax_of_chosen"))] = Field(
+        description="softmax, sigmoid: of all experts' W x; softmax_of_chosen: of the chosen alone, after the choice"
+    )
+    bias: BoolExpr | None = Field(None, description="W x + b; left out: no")
+    correction: BoolExpr | None = Field(
+        None, description="a learned number for each expert is added to its score for the choice only; left out: no"
+    )
+    groups: IntOrNone | None = Field(
+        None, description="experts stand in this many groups, and only those of the best are looked at; none: no groups"
+    )
+    top_groups: IntOrNone | None = Field(None, description="how many groups are looked at")
+    group_best: IntExpr | None = Field(None, description="a group's score is the sum of this many of its best")
+    renormalise: BoolExpr | None = Field(None, description="weights are divided by their sum; left out: no")
+    scale: FloatExpr | None = Field(None, description="factor on the weights; left out: 1")
+
+
+class GatedExpert(_Kind):
+    """down(act(gate(x)) * up(x))."""
+
+    title: ClassVar[str] = "gated expert"
+    kind: Text = "gated"
+    act: Activation
+
+
+class ClampedExpert(_Kind):
+    """down((up + 1) * gate * sigmoid(alpha * gate)), gate at most `limit`, up within +-limit."""
+
+    title: ClassVar[str] = "clamped expert"
+    kind: Text = "clamped"
+    alpha: FloatExpr
+    limit: FloatExpr
+
+
+ExpertKind = GatedExpert | ClampedExpert
+EXPERT_CLASSES: tuple[type[_Kind], ...] = get_args(ExpertKind)
+
+
+class Moe(PartBase):
+    """A mixture of experts (arXiv:1701.06538): the chosen experts' results, times their weights, summed. An expert that
+    all tokens share is a part of its own.
+
+    Leaves router [experts, d], correction [experts]; gate and up [experts, d_ffn, d], down [experts, d, d_ffn].
+    """
+
+    title: ClassVar[str] = "moe"
+    kind: Text = "moe"
+    leaves: ClassVar[tuple[str, ...]] = ("router", "correction", "gate", "up", "down")
+    experts: IntExpr
+    top_k: IntExpr = Field(description="experts for each token")
+    d_ffn: Dim
+    router: Router
+    expert: Annotated[ExpertKind, _pick("expert", EXPERT_CLASSES)]
+    bias: BoolExpr | None = Field(None, description="biases on gate, up and down; left out: no")
+
+
+Part = Embedding | Linear | RmsNorm | LayerNorm | Attention | Mlp | GatedMlp | LatentAttention | Moe
 PART_CLASSES: tuple[type[PartBase], ...] = get_args(Part)
-NODE_CLASSES: tuple[type[Node], ...] = (*PART_CLASSES, *POSITION_CLASSES, AttentionBias, QkNorm, Tied)
+NODE_CLASSES: tuple[type[Node], ...] = (
+    *PART_CLASSES,
+    *POSITION_CLASSES,
+    *EXPERT_CLASSES,
+    AttentionBias,
+    QkNorm,
+    Router,
+    Tied,
+)
 """Every class that a part is made of."""
 AnyPart = Annotated[Part, _pick("part", PART_CLASSES)]

@@ -33,7 +33,9 @@ class Ignore(Node):
 
     title: ClassVar[str] = "`ignore`"
     config: Texts = Field((), description="keys of config.json")
-    tensors: Texts = Field((), description="names of tensors; `{i}` stands for a layer number")
+    tensors: Texts = Field(
+        (), description="names of tensors; `{i}` stands for any number, `{layers}` for a config name, `*` for anything"
+    )
 
 
 class WeightFrom(Node):
@@ -49,7 +51,15 @@ class WeightFrom(Node):
         None,
         description="how the rows of a fused tensor are made up, say `[q: heads, k: kv_heads, v: kv_heads] d_head`",
     )
-    transpose: Bool = Field(False, description="the tensor is stored [in, out]")
+    transpose: Bool = Field(False, description="the tensor is stored [in, out], or [experts, in, out]")
+    mxfp4: Text | None = Field(
+        None, description="name without `_blocks` and `_scales` of an MXFP4 weight [..., out, in], where that exists"
+    )
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it names one tensor for each index of the first axis; else one tensor holds them all."""
+        return any("{e}" in name for name in (self.source, self.weight) if name is not None)
 
 
 def _weight_from(node: Any) -> Any:

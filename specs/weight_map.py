@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 from specs.checkpoint import Checkpoint, TensorInfo
 from specs.errors import SpecRTError, Where
@@ -18,12 +19,13 @@ from specs.layouts import parse_layout
 from specs.names import nearest
 from specs.parts import Linear
 from specs.schema import Spec, WeightFrom
+from specs.weight_source import Select, WeightSource, take
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Select", "WeightDecl", "WeightSource", "map_weights", "take"]
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_LISTED = 8
+BLOCKS, SCALES = "_blocks", "_scales"  # the two tensors of an MXFP4 weight
 
 
 @dataclass(frozen=True)
@@ -36,51 +38,6 @@ class WeightDecl:
     layer: int | None
     shape: tuple[int, ...]
     where: Where | None
-
-
-@dataclass(frozen=True)
-class Select:
-    """What to take of a stored tensor: transpose it, view its rows as [outer, axis, inner], keep `start:stop`
-    of the axis.
-    """
-
-    transpose: bool = False
-    outer: int = 1
-    axis: int = 1
-    inner: int = 1
-    start: int = 0
-    stop: int = 1
-
-    @property
-    def whole(self) -> bool:
-        """Whether all rows are taken."""
-        return self.stop - self.start == self.axis
-
-
-@dataclass(frozen=True)
-class WeightSource:
-    """Where one weight comes from."""
-
-    tensor: TensorInfo
-    select: Select
-    shape: tuple[int, ...]
-
-    def read(self) -> torch.Tensor:
-        """The weight in the file's dtype and our shape, contiguous; only its file's pages are touched."""
-        from safetensors import safe_open
-
-        with safe_open(self.tensor.file, framework="pt") as file:
-            return take(file.get_tensor(self.tensor.name), self.select, self.shape)
-
-
-def take(stored: torch.Tensor, select: Select, shape: tuple[int, ...]) -> torch.Tensor:
-    """Apply a selection to a stored tensor [rows, ...] (or [in, out] when transposed)."""
-    if select.transpose and stored.ndim > 1:
-        stored = stored.mT
-    if not select.whole:
-        rest = stored.shape[1:]
-        stored = stored.reshape(select.outer, select.axis, select.inner, *rest)[:, select.start : select.stop]
-    return stored.reshape(shape).contiguous()
 
 
 @dataclass(frozen=True)
@@ -105,33 +62,39 @@ def map_weights(
     return sources
 
 
-def _entries(spec: Spec) -> dict[str, _Entry]:
-    found: dict[str, _Entry] = {}
+def _entries(spec: Spec) -> dict[str, list[_Entry]]:
+    """The entries of each leaf: those that name it alone first, then fused ones."""
+    found: dict[str, list[_Entry]] = {}
     for key, source in spec.checkpoint.items():
         where = spec.key_where("checkpoint", key)
         if source.layout is None:
-            found[key] = _Entry(key, source, None, where)
+            found.setdefault(key, []).insert(0, _Entry(key, source, None, where))
             continue
         prefix = key.rpartition(".")[0]
         for piece in parse_layout(source.layout, source.where).pieces:
-            found[f"{prefix}.{piece.name}" if prefix else piece.name] = _Entry(key, source, piece.name, where)
+            leaf = f"{prefix}.{piece.name}" if prefix else piece.name
+            found.setdefault(leaf, []).append(_Entry(key, source, piece.name, where))
     return found
 
 
 def _templates(source: WeightFrom, suffix: str) -> tuple[str, ...]:
     """The full tensor name for a suffix; several when the module is written `a | b` (the first that exists)."""
     full = source.weight if suffix == "weight" else source.bias if suffix == "bias" else None
+    names: tuple[str, ...] = ()
     if full is not None:
-        return tuple(name.strip() for name in full.split("|"))
-    if source.source is None:
-        return ()
-    return tuple(f"{name.strip()}.{suffix}" for name in source.source.split("|"))
+        names = tuple(name.strip() for name in full.split("|"))
+    elif source.source is not None:
+        names = tuple(f"{name.strip()}.{suffix}" for name in source.source.split("|"))
+    packed = source.mxfp4 is not None and suffix == "weight"
+    return (*names, f"{source.mxfp4}{BLOCKS}") if packed else names
 
 
 class _Mapper:
     """Collects the sources and the problems of one checkpoint."""
 
-    def __init__(self, spec: Spec, env: Mapping[str, Any], checkpoint: Checkpoint, entries: dict[str, _Entry]) -> None:
+    def __init__(
+        self, spec: Spec, env: Mapping[str, Any], checkpoint: Checkpoint, entries: dict[str, list[_Entry]]
+    ) -> None:
         self.spec, self.env, self.checkpoint, self.entries = spec, env, checkpoint, entries
         self.where = Where(str(checkpoint.dir))
         self.users: dict[str, str] = {}  # stored piece -> the weight that uses it
@@ -139,10 +102,11 @@ class _Mapper:
         self.tied = _tied_parts(spec, env)
 
     def source(self, decl: WeightDecl) -> WeightSource:
-        """Find, check and book the tensor of one weight; a missing one is noted and reported with the others."""
-        entry = self.entries.get(decl.leaf)
-        templates = _templates(entry.source, decl.suffix) if entry else ()
-        if entry is None or not templates:
+        """Find, check and book the tensors of one weight; a missing one is noted and reported with the others."""
+        found = [
+            (entry, name) for entry in self.entries.get(decl.leaf, ()) for name in _templates(entry.source, decl.suffix)
+        ]
+        if not found:
             raise SpecRTError(
                 "SPEC-033",
                 f"`checkpoint` does not say where the {decl.suffix} of `{decl.leaf}` is",
@@ -150,28 +114,57 @@ class _Mapper:
                 notes=_needed(decl),
                 hint=f"add `{decl.leaf}: their.module.name`",
             )
-        names = [_expand(template, decl.layer) for template in templates]
-        info = next((self.checkpoint.tensors[name] for name in names if name in self.checkpoint.tensors), None)
-        if info is None:
-            info = self._tied_copy(decl)
-        if info is None:
-            self.missing.append((decl, names[0]))
-            return WeightSource(
-                TensorInfo(names[0], "F32", decl.shape, self.checkpoint.dir, 0, 0), Select(), decl.shape
-            )
-        select = self._select(decl, entry, info)
+        for entry, template in found:
+            names = _expand(template, decl)
+            if names[0] in self.checkpoint.tensors:
+                return self._stack(decl, entry, names) if "{e}" in template else self._one(decl, entry, names[0])
+        entry, template = found[0]
+        names = _expand(template, decl)
+        info = self._tied_copy(decl)
+        if info is not None:
+            return self._one(decl, entry, info.name)
+        return self._absent(decl, names)
+
+    def _absent(self, decl: WeightDecl, names: list[str]) -> WeightSource:
+        self.missing += [(decl, name) for name in names]
+        nothing = TensorInfo(names[0], "F32", decl.shape, self.checkpoint.dir, 0, 0)
+        return WeightSource(nothing, Select(), decl.shape)
+
+    def _one(self, decl: WeightDecl, entry: _Entry, name: str) -> WeightSource:
+        info, scales = self.checkpoint.tensors[name], None
+        if entry.source.mxfp4 is not None and name.endswith(BLOCKS):
+            scales_name = name.removesuffix(BLOCKS) + SCALES
+            if scales_name not in self.checkpoint.tensors:
+                return self._absent(decl, [scales_name])
+            scales = self.checkpoint.tensors[scales_name]
+            self._book(decl, entry, scales)
+        select = self._select(decl, entry, info, scales)
         self._book(decl, entry, info)
-        return WeightSource(info, select, decl.shape)
+        return WeightSource(info, select, decl.shape, scales=scales)
+
+    def _stack(self, decl: WeightDecl, entry: _Entry, names: list[str]) -> WeightSource:
+        """One tensor for each index of the weight's first axis."""
+        lacking = [name for name in names if name not in self.checkpoint.tensors]
+        if lacking:
+            return self._absent(decl, lacking)
+        infos = tuple(self.checkpoint.tensors[name] for name in names)
+        each = replace(decl, shape=decl.shape[1:])
+        for info in infos:
+            select = self._select(each, entry, info, None)
+            self._book(decl, entry, info)
+        return WeightSource(infos[0], select, decl.shape, infos)
 
     def _tied_copy(self, decl: WeightDecl) -> TensorInfo | None:
         """Files that store a tied weight once may store it under the other name."""
         for part, target in self.tied.items():
-            entry = self.entries.get(part)
-            if target == decl.leaf and entry is not None and decl.suffix == "weight":
-                for template in _templates(entry.source, "weight"):
+            if target == decl.leaf and decl.suffix == "weight":
+                for template in self._weights_of(part):
                     if template in self.checkpoint.tensors:
                         return self.checkpoint.tensors[template]
         return None
+
+    def _weights_of(self, leaf: str) -> list[str]:
+        return [name for entry in self.entries.get(leaf, ()) for name in _templates(entry.source, "weight")]
 
     def _book(self, decl: WeightDecl, entry: _Entry, info: TensorInfo) -> None:
         user = self.users.setdefault(f"{info.name}#{entry.piece or ''}", decl.name)
@@ -183,16 +176,18 @@ class _Mapper:
             )
         self.users.setdefault(info.name, decl.name)
 
-    def _select(self, decl: WeightDecl, entry: _Entry, info: TensorInfo) -> Select:
-        if info.dtype not in FLOAT_DTYPES:
+    def _select(self, decl: WeightDecl, entry: _Entry, info: TensorInfo, scales: TensorInfo | None) -> Select:
+        if info.dtype not in FLOAT_DTYPES and scales is None:
             raise SpecRTError(
                 "CKPT-014",
                 f"`{info.name}` is stored as {info.dtype}; a weight must be one of {', '.join(sorted(FLOAT_DTYPES))}",
                 where=Where(str(info.file)),
                 hint="this looks like a quantized checkpoint; use the one it was made from",
             )
-        transpose = entry.source.transpose and len(info.shape) > 1
-        shape = info.shape[::-1] if transpose else info.shape
+        transpose = entry.source.transpose and scales is None and decl.suffix == "weight" and len(info.shape) > 1
+        shape = _swapped(info.shape) if transpose else info.shape
+        if scales is not None:
+            shape = self._unpacked(decl, info, scales)
         if entry.piece is None:
             expected, select = decl.shape, Select(transpose=transpose)
         else:
@@ -200,12 +195,14 @@ class _Mapper:
             outer, spans, axis, inner = layout.sizes({**self.env, "layer": decl.layer})
             start, stop = spans[entry.piece]
             select = Select(transpose, outer, axis, inner, start, stop)
-            expected = (outer * axis * inner, *decl.shape[1:])
+            columns = decl.shape[-1:] if decl.suffix == "weight" and len(decl.shape) > 1 else ()
+            leading = decl.shape[: len(decl.shape) - len(columns)]
             rows = outer * (stop - start) * inner
-            if rows != decl.shape[0]:
+            expected = (*leading[:-1], outer * axis * inner // prod(leading[:-1]), *columns)
+            if rows != prod(leading):
                 raise SpecRTError(
                     "CKPT-012",
-                    f"the layout `{layout.text}` gives `{decl.name}` {rows} rows, but it needs {decl.shape[0]}",
+                    f"the layout `{layout.text}` gives `{decl.name}` {rows} rows, but it needs {prod(leading)}",
                     where=entry.where,
                     notes=_needed(decl),
                 )
@@ -213,10 +210,23 @@ class _Mapper:
             raise self._misshaped(decl, entry, info, expected, transpose)
         return select
 
+    def _unpacked(self, decl: WeightDecl, info: TensorInfo, scales: TensorInfo) -> tuple[int, ...]:
+        """The shape of an MXFP4 weight: blocks [..., G, 16] and scales [..., G] of bytes are [..., 32 G]."""
+        fits = info.shape == (*scales.shape, 16) and info.dtype == scales.dtype == "U8"
+        if not fits:
+            raise SpecRTError(
+                "CKPT-012",
+                f"`{info.name}` is {info.dtype} {list(info.shape)} with scales {scales.dtype} {list(scales.shape)}; "
+                "MXFP4 has U8 [..., G, 16] with U8 [..., G]",
+                where=Where(str(info.file)),
+                notes=(f"it is `{decl.name}`", *_needed(decl)),
+            )
+        return (*info.shape[:-2], 32 * info.shape[-2])
+
     def _misshaped(
         self, decl: WeightDecl, entry: _Entry, info: TensorInfo, expected: tuple[int, ...], transpose: bool
     ) -> SpecRTError:
-        stored = list(expected[::-1] if transpose else expected)
+        stored = list(_swapped(expected) if transpose else expected)
         hint = None
         if len(expected) == 2 and list(info.shape) == stored[::-1]:
             hint = f"it is stored the other way round: `transpose: {'false' if transpose else 'true'}` at {entry.where}"
@@ -250,17 +260,14 @@ class _Mapper:
             "CKPT-010",
             f"the checkpoint lacks {_tensors(len(users))} that `{self.spec.name}` needs",
             where=self.where,
-            notes=[*_shortened(lines), f"mapped at {self.entries[leaf].where}"],
+            notes=[*_shortened(lines), f"mapped at {self.entries[leaf][0].where}"],
             hint=f"`{leaf}` has a weight of its own unless `{tied.when.text}` holds" if tied else None,
         )
 
     def check_all_used(self, needed: Sequence[WeightDecl]) -> None:
         """Whatever is left must be ignored by the spec or be the copy of a tied weight."""
-        allowed = [_pattern(name) for name in (self.spec.ignore.tensors if self.spec.ignore else ())]
-        for part in self.tied:
-            entry = self.entries.get(part)
-            if entry is not None:
-                allowed += [_pattern(name) for name in _templates(entry.source, "weight")]
+        allowed = [_pattern(name, self.env) for name in (self.spec.ignore.tensors if self.spec.ignore else ())]
+        allowed += [_pattern(name, self.env) for part in self.tied for name in self._weights_of(part)]
         extra = [
             name
             for name in self.checkpoint.tensors
@@ -269,7 +276,7 @@ class _Mapper:
         unfinished = self._partly_used(needed)
         if not extra and not unfinished:
             return
-        mapped = [name for entry in self.entries.values() for name in _templates(entry.source, "weight")]
+        mapped = [name for leaf in self.entries for name in self._weights_of(leaf)]
         lines = []
         for template, names in _by_layer(extra).items():
             close = nearest(template, mapped, 1)
@@ -288,14 +295,16 @@ class _Mapper:
         """Fused tensors of which a piece is used by no weight."""
         problems = []
         for decl in needed:
-            entry = self.entries[decl.leaf]
-            if entry.source.layout is None:
-                continue
-            for template in _templates(entry.source, decl.suffix):
-                name = _expand(template, decl.layer)
-                if name not in self.users:
-                    continue
-                for piece in parse_layout(entry.source.layout, entry.source.where).pieces:
+            fused = [entry for entry in self.entries[decl.leaf] if entry.source.layout is not None]
+            names = [
+                (name, entry)
+                for entry in fused
+                for template in _templates(entry.source, decl.suffix)
+                for name in _expand(template, decl)
+                if name in self.users
+            ]
+            for name, entry in names:
+                for piece in parse_layout(entry.source.layout or "", entry.source.where).pieces:
                     line = f"`{name}`: its piece `{piece.name}`"
                     if f"{name}#{piece.name}" not in self.users and line not in problems:
                         problems.append(line)
@@ -312,16 +321,29 @@ def _tied_parts(spec: Spec, env: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-2], shape[-1], shape[-2])
+
+
 def _needed(decl: WeightDecl) -> list[str]:
     return [f"needed at {decl.where}"] if decl.where else []
 
 
-def _expand(template: str, layer: int | None) -> str:
-    return template.replace("{i}", str(layer)) if layer is not None else template
+def _expand(template: str, decl: WeightDecl) -> list[str]:
+    """The tensor that a template names for a weight; with `{e}`, one for each index of the weight's first axis."""
+    name = template.replace("{i}", str(decl.layer)) if decl.layer is not None else template
+    return [name.replace("{e}", str(number)) for number in range(decl.shape[0])] if "{e}" in name else [name]
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{i\}", r"\d+"))
+def _pattern(template: str, env: Mapping[str, Any]) -> re.Pattern[str]:
+    """`{i}` stands for any number, `{name}` for that config name's value, `*` for anything."""
+    pieces = re.split(r"(\{\w+\}|\*)", template)
+    special = {"{i}": r"\d+", "*": ".*"}
+    texts = [
+        special[piece] if piece in special else str(env[piece[1:-1]]) if piece[:1] == "{" else re.escape(piece)
+        for piece in pieces
+    ]
+    return re.compile("".join(texts))
 
 
 def _tensors(count: int) -> str:

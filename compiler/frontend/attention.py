@@ -13,7 +13,7 @@ from functools import partial
 
 from compiler.frontend.block_rope import block_streams
 from compiler.frontend.context import Context
-from compiler.frontend.parts import linear, rms_norm
+from compiler.frontend.parts import linear, rms_norm, width
 from compiler.ir import TensorType, Value
 from specs import parts as schema
 from specs.rope import inv_freq
@@ -41,7 +41,7 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
 
     def project(leaf: str, count: int) -> Value:
         y = linear(ctx, leaf, x, count * heads.dim, qkv_bias)
-        return _head_rows(ctx, leaf, y if clip is None else _clipped(ctx, leaf, y, float(clip)), count, heads)
+        return head_rows(ctx, leaf, y if clip is None else _clipped(ctx, leaf, y, float(clip)), count)
 
     q, k, v = (
         project(f"{name}.{leaf}", count) for leaf, count in (("q", heads.query), ("k", heads.key), ("v", heads.key))
@@ -50,16 +50,22 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
         q = _qk_norm(ctx, f"{name}.q_norm", part.qk_norm, q)
         k = _qk_norm(ctx, f"{name}.k_norm", part.qk_norm, k)
     if isinstance(part.position, schema.Rope):
-        q, k = _rotate(ctx, name, part.position, q), _rotate(ctx, name, part.position, k)
+        q, k = rotate(ctx, name, part.position, q), rotate(ctx, name, part.position, k)
     if isinstance(part.position, schema.BlockRope):
         q, k = _rotate_block(ctx, name, part.position, q), _rotate_block(ctx, name, part.position, k)
     scores = _scores(ctx, name, part, heads, q, k)
-    masked = ctx.emit("where", _mask(ctx, part), scores, MASKED, to=f"{name}.masked")
-    weights = ctx.emit("softmax", masked, to=f"{name}.softmax")
-    mixed = ctx.emit("matmul", weights, _grouped(ctx, f"{name}.v", v, heads.key, 1), to=f"{name}.mixed")
+    sink = _sink(ctx, name, heads) if ctx.flag(part.sinks) else None
+    joined = mix(ctx, name, scores, attention_mask(ctx, part), v, heads, sink)
+    return linear(ctx, f"{name}.o", joined, width(x), out_bias)
+
+
+def mix(ctx: Context, name: str, scores: Value, mask: Value, v: Value, heads: Heads, sink: Value | None) -> Value:
+    """The values v[B,S,K,E], weighed by the softmax of scores[B,K,G,S,S] where `mask` holds: [B,S,H*E]."""
+    masked = ctx.emit("where", mask, scores, MASKED, to=f"{name}.masked")
+    weights = ctx.emit("softmax", masked, *([] if sink is None else [sink]), to=f"{name}.softmax")
+    mixed = ctx.emit("matmul", weights, grouped(ctx, f"{name}.v", v, heads.key, 1), to=f"{name}.mixed")
     mixed = ctx.emit("transpose", mixed, to=f"{name}.mixed", axes=_TOKENS_FIRST)
-    joined = ctx.emit("reshape", mixed, to=f"{name}.joined", shape=("B", "S", heads.query * heads.dim))
-    return linear(ctx, f"{name}.o", joined, int(x.type.shape[-1]), out_bias)
+    return ctx.emit("reshape", mixed, to=f"{name}.joined", shape=("B", "S", heads.query * width(v)))
 
 
 def _clipped(ctx: Context, name: str, x: Value, limit: float) -> Value:
@@ -67,11 +73,20 @@ def _clipped(ctx: Context, name: str, x: Value, limit: float) -> Value:
     return ctx.emit("minimum", above, limit, to=f"{name}.clipped")
 
 
-def _head_rows(ctx: Context, name: str, x: Value, count: int, heads: Heads) -> Value:
-    return ctx.emit("reshape", x, to=f"{name}.heads", shape=("B", "S", count, heads.dim))
+def _sink(ctx: Context, name: str, heads: Heads) -> Value:
+    """One logit for each head, [K,G,1,1]."""
+    sinks = ctx.weight(f"{name}.sinks", "weight", heads.query)
+    shape = (heads.key, heads.query // heads.key, 1, 1)
+    return ctx.emit("reshape", sinks, to=f"{name}.sink", shape=shape)
 
 
-def _grouped(ctx: Context, name: str, x: Value, groups: int, each: int) -> Value:
+def head_rows(ctx: Context, name: str, x: Value, count: int) -> Value:
+    """[B,S,count*D] as [B,S,count,D]."""
+    return ctx.emit("reshape", x, to=f"{name}.heads", shape=("B", "S", count, width(x) // count))
+
+
+def grouped(ctx: Context, name: str, x: Value, groups: int, each: int) -> Value:
+    """[B,S,K*G,D] as [B,K,G,S,D]."""
     shape = ("B", "S", groups, each, x.type.shape[-1])
     return ctx.emit("transpose", ctx.emit("reshape", x, to=f"{name}.grouped", shape=shape), to=name, axes=_HEADS_FIRST)
 
@@ -81,7 +96,8 @@ def _qk_norm(ctx: Context, name: str, norm: schema.QkNorm, x: Value) -> Value:
     return rms_norm(ctx, name, x, eps, ctx.option(norm, "gain", "weight"))
 
 
-def _rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
+def rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
+    """Heads x[B,S,H,D] turned by their positions."""
     env = ctx.env
     scaling = None if rope.scaling is None else rope.scaling.value(env)
     context = None if rope.context is None else rope.context.as_int(env)
@@ -129,8 +145,8 @@ def rope_tables(ctx: Context, positions: Value, frequencies: Iterable[float], mu
 
 def _scores(ctx: Context, name: str, part: schema.Attention, heads: Heads, q: Value, k: Value) -> Value:
     env = ctx.env
-    queries = _grouped(ctx, f"{name}.q", q, heads.key, heads.query // heads.key)
-    keys = _grouped(ctx, f"{name}.k", k, heads.key, 1)
+    queries = grouped(ctx, f"{name}.q", q, heads.key, heads.query // heads.key)
+    keys = grouped(ctx, f"{name}.k", k, heads.key, 1)
     scale = part.scale.as_float(env) if part.scale is not None else 1.0 / math.sqrt(heads.dim)
     scores = ctx.emit("matmul", queries, keys, to=f"{name}.scores", transpose_b=True)
     alibi = part.position if isinstance(part.position, schema.Alibi) else None
@@ -160,7 +176,8 @@ def _positions(ctx: Context) -> tuple[Value, Value]:
     return ctx.shared("positions", make)  # type: ignore[no-any-return]
 
 
-def _mask(ctx: Context, part: schema.Attention) -> Value:
+def attention_mask(ctx: Context, part: schema.Attention | schema.LatentAttention) -> Value:
+    """Which keys each query sees, bool broadcast to [B,1,1,S,S]; once for all layers that agree on it."""
     window = None if part.window is None else part.window.value(ctx.env)
     kind = ctx.option(part, "mask")
     return ctx.shared(("mask", kind, window), lambda: _make_mask(ctx, kind, window))  # type: ignore[no-any-return]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from compiler.frontend.attention import attention_part
 from compiler.frontend.context import Context, Round
+from compiler.frontend.latent import latent_attention_part
+from compiler.frontend.moe import moe_part
 from compiler.frontend.parts import (
     PartBuilder,
     embedding_part,
@@ -27,9 +29,11 @@ PART_BUILDERS: dict[str, PartBuilder] = {
     "attention": attention_part,
     "embedding": embedding_part,
     "gated_mlp": gated_mlp_part,
+    "latent_attention": latent_attention_part,
     "layer_norm": layer_norm_part,
     "linear": linear_part,
     "mlp": mlp_part,
+    "moe": moe_part,
     "rms_norm": rms_norm_part,
 }
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div"}

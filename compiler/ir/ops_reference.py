@@ -22,6 +22,7 @@ _TITLES = {
     "linear": "Products, lookups, reductions",
     "movement": "Movement",
     "norm": "Norms",
+    "routing": "Routing to experts",
     "attention": "Positions and attention",
     "quantize": "Low-bit formats",
 }

@@ -36,7 +36,7 @@ Judge = Callable[[Equation], Verdict]
 
 def key_dtype(equation: Equation) -> str:
     """The element type that a capability table is keyed by: the result's, or the operand's where that decides."""
-    if equation.op in ("compare", "cast", "quantize", "dequantize", "row_scale"):
+    if equation.op in ("compare", "cast", "quantize", "dequantize", "row_scale", "top_k"):
         return equation.values[0].type.dtype
     return equation.results[0].type.dtype
 

@@ -29,9 +29,10 @@ _HEAD = """
 _SCALE = ("%s1 = mul(%s0, $scale)", "%s1 = div(%s0, $divisor)", "")
 _SOFTCAP = ("", "%d = div(%s1, $cap)\n    %t = tanh(%d)\n    %s2 = mul(%t, $cap)")
 _BIAS = ("", "%s3 = add({scores}, %bias)")
+_SINKS = ("%p = softmax(%m)", "%sink = reshape(%sinks)\n    %p = softmax(%m, %sink)")
 _TAIL = """
     %m = where(%mask, {scores}, $low)
-    %p = softmax(%m)
+    {softmax}
     %o = matmul(%p, %vt)
     %ot = transpose(%o) {{axes = (-2, -4, -3, -1)}}
     %y = reshape(%ot) {{shape = $shape}}
@@ -40,16 +41,16 @@ _TAIL = """
 
 def _before() -> tuple[str, ...]:
     texts = []
-    for scale, softcap, bias in product(_SCALE, _SOFTCAP, _BIAS):
+    for scale, softcap, bias, softmax in product(_SCALE, _SOFTCAP, _BIAS, _SINKS):
         scores = "%s1" if scale else "%s0"
         lines = [_HEAD, scale, softcap.replace("%s1", scores)]
         scores = "%s2" if softcap else scores
         lines.append(bias.format(scores=scores))
-        lines.append(_TAIL.format(scores="%s3" if bias else scores))
+        lines.append(_TAIL.format(scores="%s3" if bias else scores, softmax=softmax))
         texts.append("\n".join(lines))
     for scale in _SCALE[:2]:  # the bias added before the scale
         biased = "%sb = add(%s0, %inner_bias)\n" + scale.replace("%s0", "%sb")
-        texts.append("\n".join((_HEAD, biased, _TAIL.format(scores="%s1"))))
+        texts.append("\n".join((_HEAD, biased, _TAIL.format(scores="%s1", softmax=_SINKS[0]))))
     # A longer text first: `add` before softmax is a bias, not a part of something else.
     return tuple(sorted(texts, key=len, reverse=True))
 
@@ -180,6 +181,10 @@ def _refuse(match: Match) -> str | None:
     holes.setdefault("cap", None)
     holes["causal"], holes["window"], holes["slopes"], holes["bf16"] = masks.causal, masks.window, None, None
     match.values["positions"], match.values["prefix"] = masks.positions, masks.prefix
+    if "sinks" not in match.values:
+        match.values["sinks"] = None
+    elif match.type("sinks").rank != 1 or match.type("sink").shape != (*match.type("q5").shape[2:4], 1, 1):
+        return f"%{match.value('sink').name} is {match.type('sink')}, not one logit for each head [K,H/K,1,1]"
     for name, factor in (("bias", 1.0), ("inner_bias", scale)):
         if name in match.values:
             assert isinstance(factor, (int, float))  # an operand of mul or div
@@ -235,7 +240,7 @@ ATTENTION = Rule(
     "attention",
     before=_before(),
     after="""
-        %attention = attention(%q4, %k4, %v4, %positions, %prefix)
+        %attention = attention(%q4, %k4, %v4, %positions, %prefix, %sinks)
              {scale = $scale, causal = $causal, window = $window, softcap = $cap, slopes = $slopes,
               bf16_bias = $bf16}
         %y = reshape(%attention) {shape = $shape}

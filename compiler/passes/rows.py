@@ -35,6 +35,8 @@ def why_not(equation: Equation, rows: Shape) -> str | None:
         return None
     if op == "matmul":
         a, b = equation.values
+        if all(leading) and inner[a.name] >= 2 and inner[b.name] >= 2:
+            return None  # a product of its own for each row
         if leading[1] or not leading[0] or b.type.rank != 2 or inner[a.name] < 1:
             return f"{show(equation)} is no product of rows with one matrix"
         return None

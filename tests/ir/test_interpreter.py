@@ -44,6 +44,7 @@ def rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, style: str) -> np.n
 X, Y, POSITIVE = randn(3, 8), randn(3, 8, seed=1), randn(3, 8, seed=2).abs() + 0.1
 W, B = randn(8, seed=3), randn(8, seed=4)
 FLAGS = X > 0
+EXPERTS, CHOSEN = randn(4, 5, 8), torch.tensor([[2, 0], [1, 1], [2, 1]], dtype=torch.int32)  # nobody chose the last
 _erf = np.vectorize(math.erf)
 _MEANINGS: list[tuple[str, tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = [
     ("add", (X, Y), {}, np.add),
@@ -75,6 +76,13 @@ _MEANINGS: list[tuple[str, tuple[Any, ...], dict[str, Any], Callable[..., Any]]]
     ("mean", (X,), {}, lambda x: x.mean(-1, keepdims=True)),
     ("sum", (X,), {}, lambda x: x.sum(-1, keepdims=True)),
     ("softmax", (X,), {}, softmax),
+    ("softmax", (X, POSITIVE[:, :1]), {}, lambda x, s: softmax(np.concatenate((x, s), -1))[:, :-1]),
+    ("top_k", (torch.cat((X, X), -1),), {"k": 5}, lambda x: np.argsort(-x, -1, kind="stable")[:, :5]),
+    ("take", (X, CHOSEN), {}, lambda x, i: np.take_along_axis(x, i.astype(int), -1)),
+    ("gather_matmul", (X[:, None], EXPERTS, CHOSEN), {},
+     lambda x, w, i: np.einsum("tkom,tm->tko", w[i.astype(int)], x[:, 0])),
+    ("gather_matmul", (randn(3, 2, 8), EXPERTS, CHOSEN), {},
+     lambda x, w, i: np.einsum("tkom,tkm->tko", w[i.astype(int)], x)),
     ("reshape", (X,), {"shape": (2, 12)}, lambda x: x.reshape(2, 12)),
     ("transpose", (randn(2, 3, 4),), {"axes": (-1, -2)}, lambda x: x.swapaxes(-1, -2)),
     ("transpose", (randn(2, 3, 4),), {"axes": (-2, -1, -3)}, lambda x: x.transpose(1, 2, 0)),

@@ -1,6 +1,6 @@
 """Every operation of the IR. `REGISTRY[name]` has the type rule, the documentation and the meaning."""
 
-from compiler.ir.ops import attention, elementwise, linear, movement, norm, quantize, structure
+from compiler.ir.ops import attention, elementwise, linear, movement, norm, quantize, routing, structure
 from compiler.ir.ops.registry import REGISTRY, Attribute, Op, Operand, TypeRuleError
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "movement",
     "norm",
     "quantize",
+    "routing",
     "structure",
 ]

@@ -55,9 +55,26 @@ def sum_(x: Any) -> Any:
     return x.sum(-1, keepdim=True)
 
 
-@op("x: F[*N,M] -> F[*N,M]")
-def softmax(x: Any) -> Any:
-    """exp(x - max x) / sum exp(x - max x) over the last dim, computed in float32."""
+def _softmax(x: TensorType, sink: TensorType | None = None) -> tuple[TensorType, ...]:
+    if x.rank < 1:
+        raise TypeRuleError("softmax of a scalar")
+    if sink is not None:
+        rows = (*x.shape[:-1], 1)
+        if sink.dtype != x.dtype or sink.shape[-1:] != (1,) or broadcast(sink.shape, rows) != rows:
+            raise TypeRuleError(f"the sink {sink} is no logit for each row of {x}")
+    return (x,)
+
+
+@op("x: F[*N,M], sink?: F[*K,1] -> F[*N,M]", infer=_softmax)
+def softmax(x: Any, sink: Any = None) -> Any:
+    """exp(x - max x) / sum exp(x - max x) over the last dim, computed in float32.
+
+    `sink` is one more logit for each row (broadcast), which joins the softmax and is dropped (arXiv:2309.17453).
+    """
     import torch
 
-    return torch.softmax(x.float(), -1).to(x.dtype)
+    wide = x.float()
+    if sink is None:
+        return torch.softmax(wide, -1).to(x.dtype)
+    column = sink.float().expand(*wide.shape[:-1], 1)
+    return torch.softmax(torch.cat((wide, column), -1), -1)[..., :-1].to(x.dtype)

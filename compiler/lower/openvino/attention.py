@@ -15,7 +15,7 @@ from compiler.ir.core import Equation
 from compiler.lower.capability import Emit
 from compiler.lower.openvino.capabilities import verdict
 from compiler.lower.openvino.emitter import Emitter, emits, identity
-from compiler.lower.openvino.operations import axes, operand, reshaped, shape_of
+from compiler.lower.openvino.operations import axes, operand, reshaped, shape_of, softmax_with
 
 MASKED = -3.4028234663852886e38  # float32's lowest, as the IR's attention says
 MASK_TERM = -3.3895313892515355e38  # bfloat16's lowest: the mask is added, and a bf16 engine may round it
@@ -159,10 +159,7 @@ def _attend(
     if sinks is None:
         return ops.matmul(ops.softmax(scores, -1), v, False, False).output(0)
     column = ops.reshape(sinks, axes(1, groups, heads // groups, 1, 1), False)
-    top = ops.maximum(ops.reduce_max(scores, axes(-1), keep_dims=True), column)
-    weights = ops.exp(ops.subtract(scores, top))
-    total = ops.add(ops.reduce_sum(weights, axes(-1), keep_dims=True), ops.exp(ops.subtract(column, top)))
-    return ops.matmul(ops.divide(weights, total), v, False, False).output(0)
+    return ops.matmul(softmax_with(scores, column.output(0)), v, False, False).output(0)
 
 
 def _bias(e: Emitter, slopes: np.ndarray, keys: ov.Output, bf16: object) -> ov.Output:

@@ -57,6 +57,7 @@ def _any(verdict: Verdict) -> dict[str, Verdict]:
 
 
 _PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")
+_EXPERTS = Decompose("rows sorted by the chosen matrix, and one product for each matrix that has any")
 _ATTENTION = Decompose("the opset's attention where it has the features, else products, mask and softmax in float32")
 
 _WEIGHT = Emit("kept in the checkpoint's type where that is narrower: widening is exact")
@@ -89,11 +90,14 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "gather": _any(Emit("rows of a stored weight are read in its own type, then widened")),
     "mean": _float(Emit()),
     "sum": _float(Emit()),
-    "softmax": _float(Emit()),
+    "softmax": _float(Emit("a sink as exponentials over their sum and its own")),
     "reshape": _any(Emit()),
     "transpose": _any(Emit()),
     "concat": _any(Emit()),
     "slice": _any(Emit()),
+    "top_k": _float(Emit()),
+    "take": _any(Emit()),
+    "gather_matmul": _float(_EXPERTS),
     "rms_norm": _float(Decompose("x * (1 / sqrt(mean(x^2) + eps)) * weight, which the plugin fuses")),
     "layer_norm": _float(Decompose("mean-variance normalisation, then weight and bias")),
     "rotate": _float(_PAIRS),

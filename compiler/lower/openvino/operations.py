@@ -116,7 +116,16 @@ def sum_(e: Emitter, equation: Equation) -> ov.Output:
 
 @emits("softmax")
 def softmax(e: Emitter, equation: Equation) -> ov.Output:
-    return ops.softmax(e.node(equation.args[0]), -1).output(0)
+    x, *sink = (e.node(arg) for arg in equation.args if arg is not None)
+    return softmax_with(x, sink[0]) if sink else ops.softmax(x, -1).output(0)
+
+
+def softmax_with(x: ov.Output, sink: ov.Output) -> ov.Output:
+    """A softmax over the last dim that one more logit joins: `sink`, of the same rank with a last dim of 1."""
+    top = ops.maximum(ops.reduce_max(x, axes(-1), keep_dims=True), sink)
+    weights = ops.exp(ops.subtract(x, top))
+    total = ops.add(ops.reduce_sum(weights, axes(-1), keep_dims=True), ops.exp(ops.subtract(sink, top)))
+    return ops.divide(weights, total).output(0)
 
 
 @emits("reshape")

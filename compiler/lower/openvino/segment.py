@@ -14,7 +14,9 @@ import openvino.opset15 as ops
 from openvino.opset16 import identity
 
 from compiler.ir.core import Graph
-from compiler.lower.openvino import attention, operations, quantize  # noqa: F401 (they register how operations are written)
+
+# imported to register how operations are written
+from compiler.lower.openvino import attention, operations, quantize, routing  # noqa: F401
 from compiler.lower.openvino.emitter import TYPES, Emitter, element
 
 if TYPE_CHECKING:

@@ -1,0 +1,94 @@
+"""Where a weight's numbers lie, and how they are read: pieces of fused tensors, stacks of tensors, packed formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from specs.checkpoint import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The values of a 4-bit float by its bits (OCP Microscaling Formats 1.0, section 5.3.3)."""
+
+
+@dataclass(frozen=True)
+class Select:
+    """What to take of a stored tensor: transpose it, view its rows as [outer, axis, inner], keep `start:stop`
+    of the axis.
+    """
+
+    transpose: bool = False
+    outer: int = 1
+    axis: int = 1
+    inner: int = 1
+    start: int = 0
+    stop: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are taken."""
+        return self.stop - self.start == self.axis
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where one weight comes from: `tensor`, or a `stack` of tensors, one for each index of the first axis; with
+    `scales` the tensor is MXFP4 blocks.
+    """
+
+    tensor: TensorInfo
+    select: Select
+    shape: tuple[int, ...]
+    stack: tuple[TensorInfo, ...] = ()
+    scales: TensorInfo | None = None
+
+    def read(self) -> torch.Tensor:
+        """The weight in the file's dtype and our shape, contiguous; only its file's pages are touched."""
+        import torch
+
+        if self.stack:
+            first = take(_stored(self.stack[0]), self.select, self.shape[1:])
+            out = torch.empty(self.shape, dtype=first.dtype)
+            out[0] = first
+            for number, info in enumerate(self.stack[1:], 1):
+                out[number] = take(_stored(info), self.select, self.shape[1:])
+            return out
+        stored = _stored(self.tensor)
+        if self.scales is not None:
+            stored = decode_mxfp4(stored, _stored(self.scales))
+        return take(stored, self.select, self.shape)
+
+
+def _stored(info: TensorInfo) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(info.file, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(info.name)
+        return tensor
+
+
+def take(stored: torch.Tensor, select: Select, shape: tuple[int, ...]) -> torch.Tensor:
+    """Apply a selection to a stored tensor [rows, ...] (or [in, out] when transposed; leading axes count as rows)."""
+    if select.transpose and stored.ndim > 1:
+        stored = stored.mT
+    if not select.whole:
+        stored = stored.reshape(select.outer, select.axis, select.inner, -1)[:, select.start : select.stop]
+    return stored.reshape(shape).contiguous()
+
+
+def decode_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """MXFP4 (OCP Microscaling Formats 1.0): u8 blocks [..., G, 16], two numbers a byte, the low half first, and u8
+    scales [..., G], powers of two biased by 127 -> bfloat16 [..., 32 G]. Each product is exact in bfloat16.
+    """
+    import torch
+
+    table = torch.tensor(E2M1, dtype=torch.bfloat16)
+    out = torch.empty(*blocks.shape, 2, dtype=torch.bfloat16)
+    for part, packed, powers in zip(out, blocks, scales, strict=True):  # one expert at a time: half the memory
+        factors = torch.ldexp(torch.ones(()), powers.int() - 127).to(torch.bfloat16)[..., None]
+        part[..., 0] = table[(packed & 15).int()] * factors
+        part[..., 1] = table[(packed >> 4).int()] * factors
+    return out.reshape(*blocks.shape[:-2], -1)
