@@ -150,6 +150,7 @@ def _facts() -> list[str]:
     for reason, keys in ignored_keys().items():
         if reason != "named_only":
             lines.append(f"- {reason.replace('_', ' ')}: {_code(sorted(keys))}")
+    lines += ["", "Inside of a mapping too, except those of generation."]
     by_name = _code(sorted(ignored_keys()["named_only"]))
     lines += ["", f"Inside a mapping that a spec reads whole, {by_name} must still be read by their own path.", ""]
     lines += ["## YAML", "", inspect.cleandoc(yaml_loader.__doc__ or "").split("\n\n", 1)[1], ""]

@@ -36,7 +36,15 @@ _PLACE = re.compile(r" @ \S+$", re.M)
 Logits = Callable[[list[int]], np.ndarray]  # tokens -> float32 [len, vocab]
 
 
-def save_random(model: Any, folder: Path, *, seed: int = 11, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def save_random(
+    model: Any,
+    folder: Path,
+    *,
+    seed: int = 11,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "eager",
+    **options: Any,
+) -> Any:
     """Give a transformers model weights large enough that logits differ clearly, save it, load it back in float32.
 
     Matrices get deviation 0.2, gains 1 +- 0.3 (around the 1 or 0 that the model starts them with), other vectors 0.3.
@@ -49,7 +57,7 @@ def save_random(model: Any, folder: Path, *, seed: int = 11, dtype: torch.dtype 
             base = float(parameter.flatten()[0]) if constant else 0.0
             parameter.copy_(base + noise * (0.2 if parameter.ndim > 1 else 0.3))
     model.to(dtype).save_pretrained(folder, **options)
-    return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
 
 
 def write_config(folder: Path, **changes: Any) -> None:
