@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import error_table  # noqa: E402
+import model_table  # noqa: E402
 
 PACKAGES = ("specs", "compiler", "runtime")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -127,6 +128,11 @@ def test_every_golden_belongs_to_a_code() -> None:
 
 def test_error_table_is_current() -> None:
     assert error_table.TABLE.read_text(encoding="utf-8") == error_table.render(), "run `python tools/error_table.py`"
+
+
+def test_model_table_is_current() -> None:
+    """Only specs with a recorded result have a row, so a new spec alone makes nothing stale."""
+    assert model_table.README.read_text(encoding="utf-8") == model_table.page(), "run `python tools/model_table.py`"
 
 
 def test_files_stay_small() -> None:

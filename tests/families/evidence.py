@@ -39,4 +39,15 @@ def record(bundle: Path, error: float, ids: int) -> None:
             "with": ", ".join(f"{name} {version(name)}" for name in ("openvino", "torch", "transformers")),
         }
         file.truncate(0)
-        file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        file.write(_text(content))
+
+
+def _text(content: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """JSON with a line for each test."""
+    specs = (
+        f" {json.dumps(spec)}: {{\n"
+        + ",\n".join(f"  {json.dumps(test)}: {json.dumps(case)}" for test, case in sorted(cases.items()))
+        + "\n }"
+        for spec, cases in sorted(content.items())
+    )
+    return "{\n" + ",\n".join(specs) + "\n}\n"
