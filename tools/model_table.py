@@ -64,8 +64,8 @@ def render() -> str:
     versions = "; ".join(sorted({case["with"] for case in cases}))
     note = (
         f"{plural(len(rows), 'spec')}, {plural(len(cases), 'case')}, recorded {when} with {versions}. The error is "
-        "the greatest absolute one of float32 logits against the reference (transformers, or the vendor's code), over ragged "
-        "batches of small random models of each variant; the ids are greedy, with the KV cache. "
+        "the greatest absolute one of float32 logits against the reference (transformers, or the vendor's code), over "
+        "ragged batches of small random models of each variant; the ids are greedy, with the KV cache. "
         "`UPDATE_EVIDENCE=1 pytest tests/families` records, `python tools/model_table.py` writes this table.\n"
     )
     return f"\n{HEAD}|{'---|' * HEAD.count(' | ')}---|\n{''.join(rows)}\n{note}\n"
