@@ -57,6 +57,7 @@ class Prepared:
 
 def request(source: str | Path, **options: Any) -> Request:
     """Options over the keys of a deployment spec (where `source` is one) over the defaults; None leaves a key alone."""
+    from specs.archive import is_archive
     from specs.deployment import is_deployment, load_deployment
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -64,7 +65,7 @@ def request(source: str | Path, **options: Any) -> Request:
         if key in given:
             given[key] = Path(given[key])
     path = Path(source)
-    if not path.is_file() or not is_deployment(path):
+    if not path.is_file() or is_archive(path) or not is_deployment(path):
         return _checked(Request(path, **given))
     deployment = load_deployment(path)
     stated: dict[str, Any] = {

@@ -31,28 +31,34 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
     Raises SpecRTError SPEC-xxx for a wrong spec, CKPT-xxx for a wrong checkpoint, and SPEC-066 where neither a
     checkpoint nor a size says how large the model is.
     """
+    from specs.archive import is_archive
     from specs.checkpoint import Checkpoint
     from specs.config import resolve_config, resolve_size
     from specs.match import check_match, match_spec
     from specs.schema import load_spec
+    from specs.spellings import respelled
 
     path = Path(source)
     if not path.exists():
-        hint = "give an architecture file (specs/models/*.yaml), a deployment spec or a checkpoint folder"
+        hint = "give an architecture file (specs/models/*.yaml), a deployment spec, or a checkpoint folder or archive"
         raise SpecRTError("SPEC-067", f"`{path}` does not exist", hint=hint)
-    if path.is_dir():
+    if path.is_dir() or is_archive(path):
         if checkpoint is not None:
-            message = f"`{path}` is a folder, and a checkpoint is given too"
+            message = f"`{path}` is a checkpoint, and another is given too"
             raise SpecRTError("SPEC-067", message, hint="give one of them")
         checkpoint = path
     opened = Checkpoint.open(Path(checkpoint)) if checkpoint is not None else None
     if opened is not None:
-        spec = load_spec(path) if path.is_file() else match_spec(opened.config, where=opened.config_where)
+        named = path.is_file() and path != checkpoint
+        spec = load_spec(path) if named else match_spec(opened.config, where=opened.config_where)
         check_match(spec, opened.config, opened.config_where)
         if size is not None:
             raise SpecRTError("SPEC-066", "a checkpoint has its own size", hint=f"leave out `--size {size}`")
-        config = resolve_config(spec, opened.config, opened.config_where)
-        return Source(spec, config, opened, Path(str(checkpoint)).resolve().name, None)
+        opened = respelled(spec, opened)
+        shapes = {name: list(info.shape) for name, info in opened.tensors.items()}
+        config = resolve_config(spec, opened.config, opened.config_where, shapes)
+        place = Path(str(checkpoint)).resolve()
+        return Source(spec, config, opened, place.name if place.is_dir() else place.stem, None)
     spec = load_spec(path)
     if size is None:
         known = ", ".join(spec.sizes) or "none"

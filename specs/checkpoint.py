@@ -31,7 +31,11 @@ DTYPE_BITS = {name: bits for bits, names in _NAMES_BY_BITS.items() for name in n
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor; `begin` and `end` are byte offsets in `file`."""
+    """One stored tensor; `begin` and `end` are byte offsets in `file`.
+
+    `stored` is its name in the file where that is spelled differently; `in_place` tells that the file is no safetensors
+    file, so the bytes are taken where they lie.
+    """
 
     name: str
     dtype: str
@@ -39,25 +43,36 @@ class TensorInfo:
     file: Path
     begin: int
     end: int
+    stored: str | None = None
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder: its config.json and its tensors' headers."""
+    """A checkpoint folder or archive: its configuration and its tensors' headers."""
 
     dir: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    config_name: str = "config.json"
 
     @property
     def config_where(self) -> Where:
-        """The config.json, for messages."""
-        return Where(str(self.dir / "config.json"))
+        """The file of the configuration, for messages."""
+        return Where(str(self.dir / self.config_name))
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
-        """Read config.json and all safetensors headers, single or sharded; raises CKPT-001 to CKPT-008."""
+        """Read config.json and all safetensors headers, single or sharded, or what specs/archive.py reads; raises
+        CKPT-001 to CKPT-008, CKPT-015 to CKPT-017.
+        """
+        from specs import archive
+
         folder = Path(folder)
+        if archive.is_archive(folder):
+            return cls(folder, *archive.read_archive(folder), archive.CONFIG)
+        if (folder / archive.CONFIG).is_file() and not (folder / "config.json").is_file():
+            return cls(folder, *archive.read_folder(folder), archive.CONFIG)
         if not folder.is_dir():
             what = "checkpoint is a file, not a folder" if folder.exists() else "checkpoint folder does not exist"
             raise SpecRTError(

@@ -322,6 +322,14 @@ def _uses(value: Value) -> Counter[str]:
 
 
 def _check_checkpoint(spec: Spec) -> None:
+    for theirs in spec.spellings:
+        if not (theirs.startswith(".") or theirs.endswith(".")):
+            raise SpecRTError(
+                "SPEC-030",
+                f"the spelling `{theirs}` neither begins nor ends with a dot",
+                where=spec.key_where("spellings", theirs),
+                hint="write `.end`, `beginning.` or `.between.`",
+            )
     known = leaves(spec)
     layered = layered_parts(spec)
     seen: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,24 @@ from specs.names import did_you_mean
 from specs.schema import Size, Spec
 from specs.yaml_loader import load_yaml, plain
 
+TENSORS = "tensors"
+"""In `config:`, the shapes of the checkpoint's tensors by name."""
 Resolved = dict[str, Any]
 """Our config names and their values: int, float, bool, str, None, list or dict."""
 
 
-def resolve_config(spec: Spec, config: Mapping[str, Any], where: Where) -> Resolved:
-    """Evaluate `config:` over a config.json; `where` names that file; raises SPEC-040 to SPEC-043."""
+def resolve_config(
+    spec: Spec, config: Mapping[str, Any], where: Where, tensors: Mapping[str, Sequence[int]] | None = None
+) -> Resolved:
+    """Evaluate `config:` over a config.json; `where` names that file, `tensors` are the checkpoint's shapes by name;
+    raises SPEC-040 to SPEC-043.
+    """
     _check_required(spec, config, where)
     resolved: Resolved = {}
+    known = config if tensors is None else {**config, TENSORS: tensors}
     for name, expr in spec.config.items():
         # Our earlier names come first; all others are keys of config.json.
-        env = _Layers(resolved, config)
+        env = _Layers(resolved, known)
         _check_agreement(expr, env, where)
         resolved[name] = _evaluate(name, expr, env, where)
         _check_range(spec, name, resolved[name], where)

@@ -102,7 +102,7 @@ class Rope(_Kind):
     title: ClassVar[str] = "rope position"
     kind: Text = "rope"
     style: RopeStyle = Field(description="half pairs i with i + dims/2; interleaved pairs 2i with 2i + 1")
-    dims: IntExpr = Field(description="rotated dimensions of each head; the rest pass through")
+    dims: IntExpr = Field(description="rotated dimensions of each head; the rest pass through; 0: none rotates")
     theta: FloatExpr = Field(description="base of the frequencies")
     scaling: ValueExpr | None = Field(
         None, description="the checkpoint's rope scaling mapping or none; formulas in rope_scaling.yaml"
@@ -212,6 +212,7 @@ class LayerNorm(PartBase):
     title: ClassVar[str] = "layer_norm"
     kind: Text = "layer_norm"
     eps: FloatExpr
+    centre: BoolExpr | None = Field(None, description="false: an rms_norm, the mean stays; left out: yes")
     bias: BoolExpr | None = Field(None, description="whether it adds a bias; left out: no")
     gain: LayerGain | None = Field(
         None, description="weight: gain = w; one_plus: gain = 1 + w; one: no weight; left out: weight"

@@ -31,7 +31,8 @@ _CONFIG = """## Names: `config`
 
 Each name is an expression over keys of the checkpoint's config.json (dotted for nested ones:
 `rope_parameters.rope_theta`) and the names above it; a name above wins over a key spelled the same. `a | b` is `a`
-when the key is present and not null, else `b`; two spellings that are both present must agree. Every key of
+when the key is present and not null, else `b`; two spellings that are both present must agree. `tensors` is the
+shapes of the checkpoint's tensors by name: `'head.weight' in tensors`, `tensors['embed.weight'][0]`. Every key of
 config.json that is switched on (not null, false, 0 or empty) must be read here, stand under `require` or `ignore`,
 or be one of the keys at the end of this page; anything else is an error, because it may change the result. A name
 must have an effect, except these, which the compiler reads:

@@ -139,6 +139,9 @@ class Spec(Node):
     derive: dict[str, Derive] = Field(
         {}, description="inputs beside the tokens that follow from them: name and rule (below)"
     )
+    spellings: dict[str, Text] = Field(
+        {}, description="other spellings of tensor names, and ours: `.end`, `beginning.` or `.between.` dots"
+    )
     checkpoint: dict[str, Annotated[WeightFrom, BeforeValidator(_weight_from)]] = Field(
         description="our weight: their module"
     )

@@ -63,11 +63,19 @@ class WeightSource:
 
 
 def _stored(info: TensorInfo) -> torch.Tensor:
-    from safetensors import safe_open
+    if not info.in_place:
+        from safetensors import safe_open
 
-    with safe_open(info.file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(info.name)
-        return tensor
+        with safe_open(info.file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(info.stored or info.name)
+            return tensor
+    import numpy
+    import torch
+
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    size = (info.end - info.begin,)
+    mapped = numpy.memmap(info.file, numpy.uint8, "c", info.begin, size)  # copy on write: the file is never changed
+    return torch.from_numpy(mapped).view(dtypes[info.dtype]).reshape(info.shape)
 
 
 def take(stored: torch.Tensor, select: Select, shape: tuple[int, ...]) -> torch.Tensor:

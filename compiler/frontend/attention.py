@@ -102,6 +102,8 @@ def rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
     scaling = None if rope.scaling is None else rope.scaling.value(env)
     context = None if rope.context is None else rope.context.as_int(env)
     dims, theta = rope.dims.as_int(env), rope.theta.as_float(env)
+    if dims == 0:
+        return x
     cos, sin = ctx.shared(
         ("rope", dims, theta, repr(scaling), context),
         lambda: rope_tables(

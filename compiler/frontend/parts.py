@@ -89,7 +89,9 @@ def rms_norm_part(ctx: Context, name: str, part: schema.RmsNorm, x: Value) -> Va
 
 
 def layer_norm_part(ctx: Context, name: str, part: schema.LayerNorm, x: Value) -> Value:
-    """A layer norm."""
+    """A layer norm, or an RMS norm where the mean stays."""
+    if part.centre is not None and not ctx.flag(part.centre):
+        return rms_norm(ctx, name, x, part.eps.as_float(ctx.env), ctx.option(part, "gain", "weight"))
     return layer_norm(ctx, name, x, part.eps.as_float(ctx.env), ctx.option(part, "gain", "weight"), ctx.flag(part.bias))
 
 

@@ -181,7 +181,8 @@ def test_layout_axes_may_be_expressions() -> None:
 def test_shipped_models_load_and_are_short(path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem
-    assert len(path.read_text().splitlines()) < 60
+    text = path.read_text()
+    assert len(text.splitlines()) < 60 or "# more than 60 lines: " in text  # and then the reason
 
 
 def test_every_rope_formula_runs() -> None:

@@ -93,6 +93,7 @@ EDITS: dict[str, tuple[str, str]] = {
     "SPEC-031-layout": ("[q: heads, k: kv_heads, v: kv_heads] d_head", "q k v"),
     "SPEC-005-two-rules": ("sizes:\n", "derive: {prefix: {first: vocab, has: vocab}}\nsizes:\n"),
     "SPEC-034": ("sizes:\n", "derive: {prefixes: {first: vocab}}\nsizes:\n"),
+    "SPEC-030-spelling": ("sizes:\n", "spellings: {gamma: weight}\nsizes:\n"),
     "SPEC-031-piece": ("[q: heads, k: kv_heads, v: kv_heads] d_head", "[q: heads, q, v] d_head"),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from specs.config import resolve_config
 from specs.errors import Where
 from specs.layouts import parse_layout
 from specs.schema import Spec, load_spec
+from specs.spellings import respell, respelled
 from specs.weight_map import Select, WeightSource, map_weights, take
 from tests.golden_errors import check_raises
 from tests.specs.samples import CONFIG, HERE, SHAPES, broken, needed, write_checkpoint, write_spec
@@ -109,6 +110,21 @@ def test_mistakes_of_the_map_itself(tmp_path: Path) -> None:
     check_raises("CKPT-013-twice", mapped, tmp_path, broken(tmp_path, "layers.{i}.up", "layers.{i}.gate"))
     check_raises("SPEC-032-no-rows", mapped, tmp_path, broken(tmp_path, FUSED, "[q: heads - 4, k, v] d_head"))
     check_raises("SPEC-033-no-entry", mapped, tmp_path, broken(tmp_path, "  norm_f:   norm\n", ""))
+
+
+def test_spellings(tmp_path: Path) -> None:
+    spec = broken(
+        tmp_path, "checkpoint:\n", "spellings: {.gamma: .weight, old.: layers., .Norm.: .norm.}\ncheckpoint:\n"
+    )
+    assert respell("old.3.Norm.gamma", spec.spellings) == "layers.3.norm.weight"
+    assert respell("other.gamma.bias", spec.spellings) == "other.gamma.bias"
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path))
+    sources = map_weights(
+        spec, resolve_config(spec, checkpoint.config, HERE), needed(spec), respelled(spec, checkpoint)
+    )
+    assert len(sources) == 20
+    both = {**SHAPES, "old.1.norm.gamma": (8,)}
+    check_raises("CKPT-018", respelled, spec, Checkpoint.open(write_checkpoint(tmp_path, both)))
 
 
 def test_a_piece_that_nothing_uses(tmp_path: Path) -> None:
