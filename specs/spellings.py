@@ -1,7 +1,7 @@
 """Other spellings of tensor names: `spellings:` of a spec, applied before anything looks at a checkpoint's tensors.
 
 .gamma: .weight                   a name's end
-bert_like.: ""                    a name's beginning
+wrapper.: ""                      a name's beginning
 .dense_h_to_4h.: .up.             anywhere between dots
 """
 
