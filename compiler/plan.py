@@ -25,6 +25,6 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
             {names.get(value.name, value.name): value.name for _, value in segment.graph.outputs},
             backend.config(prepared.request.precision),
         )
-        for number, segment in enumerate(partition(graph, backend.is_step))
+        for number, segment in enumerate(partition(graph, backend.step_of))
     )
     return Plan(graph.dims, graph.inputs, steps, graph.outputs, cache_of(graph)).as_dict()

@@ -46,7 +46,7 @@ def lower(
         raise ValueError(f"no backend for `{target}`")  # the caller checks what a user typed
     check(graph, backend.verdict, backend.NAME)
     steps = []
-    engines = partition(graph, backend.is_step)
+    engines = partition(graph, backend.step_of)
     (out / "engine").mkdir(parents=True, exist_ok=True)
     for number, segment in enumerate(engines):
         if segment.kind != "engine":

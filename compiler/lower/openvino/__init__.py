@@ -23,7 +23,7 @@ _CONFIG = {
     "bf16": {**_COMMON, "INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
 }
 
-__all__ = ["NAME", "TARGET", "config", "is_step", "toolchain", "verdict", "write_segment"]
+__all__ = ["NAME", "TARGET", "config", "step_of", "toolchain", "verdict", "write_segment"]
 
 
 def config(precision: str) -> dict[str, str]:
@@ -31,10 +31,9 @@ def config(precision: str) -> dict[str, str]:
     return dict(_CONFIG[precision])
 
 
-def is_step(equation: Equation) -> bool:
-    """Whether an operation needs a step of its own between engines: none does, also attention with a paged cache."""
+def step_of(equation: Equation) -> None:
+    """The step between engines that an operation needs: none does, also attention with a paged cache."""
     del equation
-    return False
 
 
 def toolchain() -> dict[str, str]:

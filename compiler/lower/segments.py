@@ -1,0 +1,83 @@
+"""Makes engine segments alike: values get names that do not tell the layer, weights become inputs, text gives a hash.
+
+Equal segments are one file, one build and one engine, however many layers a model has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from compiler.ir.core import Equation, Graph, Value, substitute, used_values
+from compiler.ir.printer import print_graph
+
+_LAYER = re.compile(r"^layers\.\d+\.")
+
+
+@dataclass(frozen=True)
+class EngineSegment:
+    """One engine call: the graph that all equal ones share, and what its ports are bound to here."""
+
+    graph: Graph
+    digest: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    @property
+    def file(self) -> str:
+        """Where a bundle has it."""
+        return f"segments/{self.digest}.ir"
+
+
+def engine_segment(part: Graph, *, baked: bool = False) -> EngineSegment:
+    """A part of an unrolled graph as an engine segment; `baked` keeps its weights inside."""
+    weights = {} if baked else {eq.result.name: str(eq.attr["name"]) for eq in part.equations if eq.op == "weight"}
+    equations = tuple(equation for equation in part.equations if equation.results[0].name not in weights)
+    stored = tuple(equation.result for equation in part.equations if equation.results[0].name in weights)
+    names = _names((*part.inputs, *stored), equations)
+    inputs = tuple(Value(names[value.name], value.type) for value in (*part.inputs, *stored))
+    renamed = tuple(_renamed(equation, names) for equation in equations)
+    outputs = tuple((names[value.name], Value(names[value.name], value.type)) for _, value in part.outputs)
+    used = {dim for value in (*inputs, *(eq.result for eq in renamed)) for dim in value.type.shape}
+    dims = tuple(sym for sym in part.dims if sym.name in used)
+    graph = Graph("segment", dims, inputs, renamed, outputs)
+    bound = {names[value.name]: value.name for value in part.inputs}
+    bound |= {names[value.name]: f"weight:{weights[value.name]}" for value in stored}
+    return EngineSegment(graph, digest(graph), bound, {names[value.name]: value.name for _, value in part.outputs})
+
+
+def digest(graph: Graph) -> str:
+    """A hash of what the graph computes: neither names of values nor places in the spec are in it."""
+    order = [*graph.inputs, *(value for equation in graph.equations for value in equation.results)]
+    names = {value.name: f"v{index}" for index, value in enumerate(order)}
+    plain = Graph(
+        "segment",
+        graph.dims,
+        tuple(Value(names[value.name], value.type) for value in graph.inputs),
+        tuple(_renamed(equation, names) for equation in graph.equations),
+        tuple((f"o{index}", Value(names[value.name], value.type)) for index, (_, value) in enumerate(graph.outputs)),
+    )
+    return hashlib.sha256(print_graph(plain, places=False).encode()).hexdigest()[:16]
+
+
+def _names(inputs: tuple[Value, ...], equations: tuple[Equation, ...]) -> dict[str, str]:
+    """`layers.3.mlp.up` -> `mlp.up`, with a number where two layers meet in one segment."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for value in (*inputs, *(value for equation in equations for value in equation.results)):
+        base = _LAYER.sub("", value.name)
+        name, number = base, 1
+        while name in taken:
+            number += 1
+            name = f"{base}.{number}"
+        taken.add(name)
+        names[value.name] = name
+    return names
+
+
+def _renamed(equation: Equation, names: Mapping[str, str]) -> Equation:
+    values = {value.name: Value(names[value.name], value.type) for value in used_values(equation)}
+    results = tuple(Value(names[value.name], value.type) for value in equation.results)
+    return replace(substitute(equation, values), results=results)

@@ -1,0 +1,114 @@
+"""What TensorRT does with each operation and element type, by version, as data. One verdict for each triple."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from compiler.ir.core import Equation
+from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
+from compiler.lower.tensorrt.dialects import Dialect
+
+FLOATS = ("f32", "f16", "bf16")
+INTEGERS = ("i32", "i64")
+STATE = Emit("not in an engine: memory that the runtime owns, read and written by the attention kernel")
+KERNEL = Emit("not in an engine: a kernel step between two, which appends to the paged cache and attends")
+WEIGHT = Emit("an input of the engine, bound at load; with `weights: baked` a constant")
+NO_FLOAT8 = Unsupported("8-bit floats occur behind a quantize operation only, which has rules of its own")
+NO_INT8 = Unsupported("8-bit integers occur behind a quantize operation only")
+NO_UINT8 = Unsupported("UINT8 is a type of inputs and outputs only")
+NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need an operation that unpacks them")
+NO_BOOL = Unsupported("no arithmetic on bool")
+NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and TensorRT (to zero)")
+
+_NO_ARITHMETIC: dict[str, Verdict] = {"f8e4m3": NO_FLOAT8, "i8": NO_INT8, "u8": NO_UINT8, "i4": NO_INT4}
+
+
+def _row(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
+    return dict.fromkeys(dtypes, verdict)
+
+
+def _float(verdict: Verdict) -> dict[str, Verdict]:
+    return {**_row(verdict, *FLOATS), "f8e4m3": NO_FLOAT8}
+
+
+def _number(verdict: Verdict) -> dict[str, Verdict]:
+    return {**_row(verdict, *FLOATS, *INTEGERS), **_NO_ARITHMETIC, "bool": NO_BOOL}
+
+
+def _any(verdict: Verdict) -> dict[str, Verdict]:
+    return {**_row(verdict, *FLOATS, *INTEGERS, "bool"), **_NO_ARITHMETIC}
+
+
+_RMS = Decompose("x / sqrt(mean(x^2) + eps), in float32, rounded to the operand's type, times weight")
+_LAYER = Decompose("(x - mean) / sqrt(var + eps), in float32, rounded to the operand's type, times weight, plus bias")
+_ATTENTION = Decompose("products, mask and softmax, the scores in float32")
+_PAIRS = Decompose("slices, products with cos and sin in float32, concatenation")
+
+# Without regard to the version; `table` takes out what a version lacks.
+_TABLE: Mapping[str, Mapping[str, Verdict]] = {
+    "add": _number(Emit()),
+    "sub": _number(Emit()),
+    "mul": _number(Emit()),
+    "div": {**_number(Emit()), **_row(NO_INT_DIV, *INTEGERS)},
+    "maximum": _number(Emit()),
+    "minimum": _number(Emit()),
+    "compare": {**_number(Decompose("EQUAL, LESS or GREATER; le, ge and ne as the negation of another")), "bool": NO_BOOL},
+    "and": _row(Emit(), "bool"),
+    "or": _row(Emit(), "bool"),
+    "where": _any(Emit()),
+    "exp": _float(Emit()),
+    "rsqrt": _float(Decompose("1 / sqrt(x)")),
+    "cos": _float(Emit()),
+    "sin": _float(Emit()),
+    "tanh": _float(Emit()),
+    "erf": _float(Emit()),
+    "sigmoid": _float(Emit()),
+    "relu": _float(Emit()),
+    "silu": _float(Decompose("x * sigmoid(x)")),
+    "gelu": _float(Emit()),
+    "cast": _any(Emit()),
+    "matmul": _float(Emit()),
+    "gather": _any(Emit()),
+    "mean": _float(Emit()),
+    "sum": _float(Emit()),
+    "softmax": _float(Decompose("in float32, rounded to the operand's type")),
+    "reshape": _any(Emit()),
+    "transpose": _any(Emit()),
+    "concat": _any(Emit()),
+    "slice": _any(Emit()),
+    "rms_norm": _float(_RMS),
+    "layer_norm": _float(Emit()),
+    "rotate": _float(_PAIRS),
+    "attention": _float(_ATTENTION),
+    "paged_attention": _float(KERNEL),
+    "weight": _any(WEIGHT),
+    "state": {**_any(Unsupported("a cache holds floats")), **_row(STATE, *FLOATS)},
+    "const": _any(Emit()),
+    "repeat": _any(Decompose("every round is written out; equal rounds share one engine")),
+}  # fmt: skip
+
+
+@cache
+def table(dialect: Dialect) -> Mapping[str, Mapping[str, Verdict]]:
+    """The verdicts of one version."""
+    found: dict[str, dict[str, Verdict]] = {op: dict(row) for op, row in _TABLE.items()}
+    if not dialect.gelu:
+        found["gelu"] = _float(Decompose("by erf or tanh, in float32, rounded to the operand's type"))
+    if dialect.normalization is None:
+        found["layer_norm"] = _float(_LAYER)
+    for op, row in found.items():
+        for dtype, verdict in row.items():
+            if not isinstance(verdict, Unsupported) and dtype not in dialect.dtypes:
+                row[dtype] = Unsupported(f"TensorRT {dialect.version} has no {dtype}")
+    return found
+
+
+def verdict(equation: Equation, dialect: Dialect) -> Verdict:
+    """Emit, decompose or unsupported, for one equation."""
+    rows = table(dialect)
+    found = rows[equation.op][key_dtype(equation)]
+    if equation.op == "cast" and not isinstance(found, Unsupported):
+        to = rows["cast"][equation.results[0].type.dtype]
+        return to if isinstance(to, Unsupported) else found
+    return found

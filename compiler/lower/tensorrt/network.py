@@ -1,0 +1,80 @@
+"""Makes the network of one segment, its profiles, and what names of layers say of the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from compiler.ir.core import Graph, Value
+from compiler.ir.types import Sym
+from compiler.lower.tensorrt import attention, operations  # noqa: F401 (they register how operations are written)
+from compiler.lower.tensorrt.dialects import Dialect
+from compiler.lower.tensorrt.emitter import Baked, Emitter
+
+DECODE = 64  # tokens in a call for which the first profile is: decoding, or a short prompt
+
+
+def create_network(trt: Any, builder: Any, dialect: Dialect) -> Any:
+    """An empty network of the dialect's typing."""
+    flags = 0
+    for name in dialect.flags:
+        flags |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+    return builder.create_network(flags)
+
+
+def emit(trt: Any, graph: Graph, network: Any, dialect: Dialect, baked: Baked | None = None) -> Emitter:
+    """Write a segment into a network, ports named as in the IR; keep the emitter until the network is built.
+
+    Raises SpecRTError TRT-002 for a type that the version lacks, TRT-003 where TensorRT refuses a layer.
+    """
+    emitter = Emitter(trt, network, dialect, baked)
+    for value in graph.inputs:
+        emitter.input(value)
+    emitter.run(graph.equations)
+    given = {value.name for value in graph.inputs}
+    for port, value in graph.outputs:
+        tensor = emitter.scope[value.name]
+        if value.name in given or port != value.name:
+            tensor = emitter.named(network.add_identity(tensor), f"output {port}").get_output(0)
+        tensor.name = port
+        network.mark_output(tensor)
+        if not dialect.strong:
+            tensor.dtype = emitter.type(value.type.dtype)
+        tensor.allowed_formats = 1 << int(trt.TensorFormat.LINEAR)
+    return emitter
+
+
+def profiles(dims: Sequence[Sym], decode: int = DECODE) -> tuple[tuple[Sym, ...], ...]:
+    """The optimization profiles of a plan: T up to `decode`, and the rest; one where there is no packed T beyond it.
+
+    Each has all dims. Rows of logits are at most tokens; the first is tuned for one token of every sequence.
+    """
+    tokens = next((sym for sym in dims if sym.name == "T"), None)
+    if tokens is None or tokens.hi <= decode:
+        return (tuple(dims),)
+    batch = next((sym.hi for sym in dims if sym.name == "B"), 1)
+    small = Sym("T", tokens.lo, min(batch, decode), decode)
+    large = Sym("T", decode + 1, max(tokens.opt, decode + 1), tokens.hi)
+
+    def narrowed(sym: Sym) -> Sym:
+        if sym.name == "T":
+            return small
+        return Sym(sym.name, sym.lo, min(small.opt, sym.hi), min(decode, sym.hi)) if sym.name == "N" else sym
+
+    return tuple(narrowed(sym) for sym in dims), tuple(large if sym.name == "T" else sym for sym in dims)
+
+
+def add_profiles(builder: Any, config: Any, graph: Graph, chosen: Sequence[Sequence[Sym]]) -> None:
+    """Give a builder's configuration one profile for each set of ranges, with the shapes of the graph's inputs."""
+    for ranges in chosen:
+        by_name = {sym.name: sym for sym in ranges}
+        profile = builder.create_optimization_profile()
+        for value in graph.inputs:
+            if any(isinstance(dim, str) for dim in value.type.shape):
+                profile.set_shape(value.name, *(shape_of(value, by_name, which) for which in ("lo", "opt", "hi")))
+        config.add_optimization_profile(profile)
+
+
+def shape_of(value: Value, ranges: dict[str, Sym], which: str) -> tuple[int, ...]:
+    """The shape of a value at the `lo`, `opt` or `hi` of every dim."""
+    return tuple(int(getattr(ranges[dim], which)) if isinstance(dim, str) else dim for dim in value.type.shape)
