@@ -13,8 +13,10 @@ from typing import Any
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "tensorrt_api"
 _SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((.*)\) -> (.+)$")
-_OTHERS = ("ITensor", "Weights", "Builder", "INetworkDefinition", "IBuilderConfig", "IOptimizationProfile", "IAttention",
-           "ITimingCache", "IHostMemory", "Logger", "ILogger")  # fmt: skip
+_OTHERS = (
+    "ITensor", "Weights", "Builder", "INetworkDefinition", "IBuilderConfig", "IOptimizationProfile", "IAttention",
+    "ITimingCache", "IHostMemory", "Logger", "ILogger",
+)  # fmt: skip
 
 
 def compact(api: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def main() -> int:
     for path in sorted(Path(sys.argv[1]).glob("*.json")):
         api = compact(json.loads(path.read_text(encoding="utf-8")))
         lines = [
-            f" {json.dumps(name)}: {json.dumps(members, separators=(',', ':'))}" for name, members in api["classes"].items()
+            f" {json.dumps(name)}: {json.dumps(members, separators=(',', ':'))}"
+            for name, members in api["classes"].items()
         ]
         text = ",\n".join(lines)
         enums = ",\n".join(f" {json.dumps(name)}: {json.dumps(names)}" for name, names in sorted(api["enums"].items()))

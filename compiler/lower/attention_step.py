@@ -108,7 +108,7 @@ class _Finder:
             view, chain = self.view(source, reader)
             views.append(view)
             absorbed += chain
-        return AttentionStep(equation, *views, rotation, tuple(absorbed))
+        return AttentionStep(equation, views[0], views[1], views[2], rotation, tuple(absorbed))
 
     def view(self, value: Value, reader: Equation) -> tuple[View, list[Equation]]:
         """The farthest value back that `value` is a strided view of, and the equations between."""

@@ -56,9 +56,7 @@ def store(graph: Graph) -> tuple[Graph, dict[str, Tensor]]:
         equations.append(replace(equation, op="weight", args=(), attrs=(("name", name),)))
     read = {value.name for equation in equations for value in used_values(equation)}
     read |= {value.name for _, value in graph.outputs}
-    left = tuple(
-        equation for equation in equations if not REGISTRY[equation.op].source or equation.result.name in read
-    )
+    left = tuple(equation for equation in equations if not REGISTRY[equation.op].source or equation.result.name in read)
     used: dict[str, Tensor] = {}
     for equation in left:
         if equation.op == "weight":

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from compiler.ir.types import DTYPES, TensorType
 from compiler.lower.plan import StoredWeight
@@ -44,7 +46,7 @@ def write_weights(
             for tensor in group:
                 if progress is not None:
                     progress("weights", done, len(tensors))
-                stream.write(_bytes(tensor.make(weights), tensor.type))
+                stream.write(_bytes(tensor.make(weights), tensor.type).data)
                 stored[tensor.name] = StoredWeight(tensor.type, name)
                 done += 1
     return stored
@@ -81,9 +83,9 @@ def _header(tensors: Sequence[Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: torch.Tensor, kind: TensorType) -> memoryview:
+def _bytes(tensor: torch.Tensor, kind: TensorType) -> np.ndarray[Any, Any]:
     import torch
 
     if tuple(tensor.shape) != kind.static_shape():
         raise AssertionError(f"a tensor of shape {list(tensor.shape)} where {kind} is stored")
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()

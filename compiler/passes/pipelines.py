@@ -1,4 +1,4 @@
-"""The pipelines: which passes, in which order, for which role of a model on the CPU."""
+"""The pipelines: which passes, in which order, for which role of a model and which target."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ SERVING = (INSERT_KV_CACHE, PACK_TOKENS, SELECT_ROWS)
 JOIN_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
 
 
-def decoder(precision: str) -> tuple[Pass, ...]:
-    """Tokens in, logits out, with a paged cache; raises SpecRTError PASS-002 for an unknown precision."""
-    return (*FUSION, *SERVING, FOLD_CONSTANTS, assign_precision(precision))
+def pipeline(role: str, precision: str, target: str) -> tuple[Pass, ...]:
+    """The passes of a role (decoder, encoder) for a target; raises SpecRTError PASS-002 for an unknown precision."""
+    join = () if target == "cpu" else JOIN_PRODUCTS
+    return decoder(precision, join) if role == "decoder" else encoder(precision, join)
 
 
-def encoder(precision: str) -> tuple[Pass, ...]:
-    """All tokens at once, rows padded; raises SpecRTError PASS-002 for an unknown precision."""
-    return (*FUSION, FOLD_CONSTANTS, assign_precision(precision))
+def decoder(precision: str, join: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+    """Tokens in, logits out, with a paged cache; `join` for targets where each product costs a launch."""
+    return (*FUSION, *join, *SERVING, FOLD_CONSTANTS, assign_precision(precision))
+
+
+def encoder(precision: str, join: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+    """All tokens at once, rows padded."""
+    return (*FUSION, *join, FOLD_CONSTANTS, assign_precision(precision))

@@ -22,11 +22,7 @@ def rotate(e: Emitter, equation: Equation) -> Tensor:
     axis, step = kind.rank - 1, 2 if interleaved else 1
     starts = (0, 1 if interleaved else half)
     a, b = (e.strided(wide, pairs.shape, axis, start, half, step, "f32", "pair") for start in starts)
-    row: Shape = (*cos.type.shape[:-1], 1, half)
-    c, s = (
-        e.memo(("table", value.name), lambda value=value: e.reshape(e.scope[value.name], value.type.shape, row, "f32"))
-        for value in (cos, sin)
-    )
+    c, s = (_table(e, value, (*cos.type.shape[:-1], 1, half)) for value in (cos, sin))
 
     def combined(op: str, x1: Tensor, t1: Tensor, x2: Tensor, t2: Tensor) -> Tensor:
         first = e.elementwise("PROD", x1, t1, "f32", "turned")
@@ -44,19 +40,20 @@ def rotate(e: Emitter, equation: Equation) -> Tensor:
     return parts[0] if len(parts) == 1 else e.concat(parts, axis, kind.dtype)
 
 
+def _table(e: Emitter, value: Value, shape: Shape) -> Tensor:
+    """A table under another shape, once for all rotations that read it."""
+    return e.memo(
+        ("table", value.name, shape), lambda: e.reshape(e.scope[value.name], value.type.shape, shape, "f32", "table")
+    )
+
+
 def _native(e: Emitter, equation: Equation, wide: Tensor, interleaved: bool) -> Tensor:
     """As [T,H,1,D], a batch of T sequences of one token each: so every token has a row of its own in the tables."""
     x, cos, sin = equation.values
     tokens, heads, dim = x.type.shape
     half = int(cos.type.shape[-1])
     batch = e.reshape(wide, x.type.shape, (tokens, heads, 1, dim), "f32", "tokens")
-    tables = [
-        e.memo(
-            ("native table", value.name),
-            lambda value=value: e.reshape(e.scope[value.name], value.type.shape, (tokens, 1, half), "f32", "table"),
-        )
-        for value in (cos, sin)
-    ]
+    tables = [_table(e, value, (tokens, 1, half)) for value in (cos, sin)]
     layer = e.network.add_rotary_embedding(batch, *tables, interleaved, 2 * half)
     return e.reshape(e.out(layer, "f32", "rotary"), (tokens, heads, 1, dim), x.type.shape, "f32", "rows")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from compiler.ir.core import Equation
+from compiler.ir.types import DTYPES, STORED
 from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
 from compiler.lower.tensorrt.dialects import Dialect
 
@@ -17,11 +18,17 @@ WEIGHT = Emit("an input of the engine, bound at load; with `weights: baked` a co
 NO_FLOAT8 = Unsupported("8-bit floats occur behind a quantize operation only, which has rules of its own")
 NO_INT8 = Unsupported("8-bit integers occur behind a quantize operation only")
 NO_UINT8 = Unsupported("UINT8 is a type of inputs and outputs only")
-NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need an operation that unpacks them")
+NO_STORED = Unsupported("a type of stored codes and scales only, which need an operation that unpacks them")
+NO_QUANTIZED = Unsupported("quantized products are not lowered to TensorRT yet")
 NO_BOOL = Unsupported("no arithmetic on bool")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and TensorRT (to zero)")
 
-_NO_ARITHMETIC: dict[str, Verdict] = {"f8e4m3": NO_FLOAT8, "i8": NO_INT8, "u8": NO_UINT8, "i4": NO_INT4}
+_NO_ARITHMETIC: dict[str, Verdict] = {
+    "f8e4m3": NO_FLOAT8,
+    "i8": NO_INT8,
+    "u8": NO_UINT8,
+    **dict.fromkeys(sorted(STORED), NO_STORED),
+}
 
 
 def _row(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
@@ -53,7 +60,7 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "div": {**_number(Emit()), **_row(NO_INT_DIV, *INTEGERS)},
     "maximum": _number(Emit()),
     "minimum": _number(Emit()),
-    "compare": {**_number(Decompose("EQUAL, LESS or GREATER; le, ge and ne as the negation of another")), "bool": NO_BOOL},
+    "compare": _number(Decompose("EQUAL, LESS or GREATER; le, ge and ne as the negation of another")),
     "and": _row(Emit(), "bool"),
     "or": _row(Emit(), "bool"),
     "where": _any(Emit()),
@@ -82,6 +89,9 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": _float(KERNEL),
+    "quantize": _float(NO_QUANTIZED),
+    "dequantize": _row(NO_QUANTIZED, *DTYPES),
+    "row_scale": _float(NO_QUANTIZED),
     "weight": _any(WEIGHT),
     "state": {**_any(Unsupported("a cache holds floats")), **_row(STATE, *FLOATS)},
     "const": _any(Emit()),
@@ -97,7 +107,7 @@ def table(dialect: Dialect) -> Mapping[str, Mapping[str, Verdict]]:
         found["gelu"] = _float(Decompose("by erf or tanh, in float32, rounded to the operand's type"))
     if dialect.normalization is None:
         found["layer_norm"] = _float(_LAYER)
-    for op, row in found.items():
+    for row in found.values():
         for dtype, verdict in row.items():
             if not isinstance(verdict, Unsupported) and dtype not in dialect.dtypes:
                 row[dtype] = Unsupported(f"TensorRT {dialect.version} has no {dtype}")

@@ -18,7 +18,7 @@ NAME = "tensorrt"
 
 @dataclass(frozen=True)
 class Cut:
-    """A graph in pieces: `steps` in order, one segment for each digest, what is stored, and all values between steps."""
+    """A graph in pieces: `steps` in order, a segment for each digest, what is stored, and all values between steps."""
 
     graph: Graph  # without `repeat`, its weights as they are stored
     steps: tuple[Step, ...]

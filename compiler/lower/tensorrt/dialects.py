@@ -56,14 +56,14 @@ DEFAULT = "tensorrt-8.6"  # where TensorRT is not installed and nothing is said:
 def dialect(version: str) -> Dialect:
     """The dialect of an exact version (`10.3.0.26`) or of a toolchain's name (`tensorrt-10.3`): the newest not newer.
 
-    Raises SpecRTError TRT-001 for a version before the first, and for text that is no version.
+    Raises SpecRTError LOWER-030 for a version before the first, and for text that is no version.
     """
     found = re.match(r"(?:tensorrt-)?(\d+)\.(\d+)", version)
     given = (int(found[1]), int(found[2])) if found else (0, 0)
     lines = [item for item in DIALECTS if _number(item.version) <= given]
     if not lines:
         message = f"TensorRT `{version}` is not supported"
-        raise SpecRTError("TRT-001", message, hint=f"known: {', '.join(TOOLCHAINS)}, and versions between and after")
+        raise SpecRTError("LOWER-030", message, hint=f"known: {', '.join(TOOLCHAINS)}, and versions between and after")
     return lines[-1]
 
 

@@ -75,7 +75,7 @@ class Emitter:
     def constant(self, array: Any, dtype: str) -> Tensor:
         """An array as a constant of an IR type; bf16 and bool are cast from types that every version takes."""
         held = {"bf16": "f32", "bool": "i32"}.get(dtype, dtype)
-        data = np.ascontiguousarray(array, dtype=_NUMPY[held])
+        data: np.ndarray[Any, Any] = np.ascontiguousarray(array, dtype=_NUMPY[held])
         self.alive.append(data)
         weights = self.trt.Weights(data) if data.ndim else self.trt.Weights(data.reshape(1))
         layer = self.named(self.network.add_constant(data.shape, weights), "const")
@@ -92,23 +92,23 @@ class Emitter:
         return self._memo[key]
 
     def type(self, dtype: str) -> Any:
-        """TensorRT's type of an IR type; raises SpecRTError TRT-002 where the version has none."""
+        """TensorRT's type of an IR type; raises SpecRTError LOWER-031 where the version has none."""
         if dtype not in self.dialect.dtypes:
-            raise SpecRTError("TRT-002", f"TensorRT {self.dialect.version} has no `{dtype}`", where=self._where)
+            raise SpecRTError("LOWER-031", f"TensorRT {self.dialect.version} has no `{dtype}`", where=self._where)
         return getattr(self.trt.DataType, DATA_TYPES[dtype])
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
     def named(self, layer: Any, what: str = "") -> Any:
-        """Name a layer after the equation that it is for: `mlp.up @ llama.yaml:38`, helpers `mlp.up/cast @ ...`."""
+        """Name a layer after the equation that it is for: `mlp.up @ model.yaml:38`, helpers `mlp.up/cast @ ...`."""
         if layer is None:
             message = f"TensorRT refuses a layer of `{self._label}`{f' ({what})' if what else ''}"
-            raise SpecRTError("TRT-003", message, where=self._where, hint="its log above says why")
+            raise SpecRTError("LOWER-032", message, where=self._where, hint="its log above says why")
         head = f"{self._label}/{what}" if what else self._label
         number = self._named[head] = self._named.get(head, 0) + 1
         where = self._where
         place = "" if where is None else f" @ {where.file.rsplit('/', 1)[-1]}:{where.line}"
-        layer.name = f"{head if number == 1 else f'{head}.{number}'}{place}"
+        layer.name = f"{head if number == 1 else f'{head}#{number}'}{place}"
         if where is not None:
             self.places[layer.name] = where
         return layer
@@ -155,27 +155,28 @@ class Emitter:
 
     def _size(self, dims: Shape) -> Tensor:
         kind = self.dialect.shape_dtype
-        parts = [
-            self._dim(dim) if isinstance(dim, str) else self.memo(("dim", dim), lambda dim=dim: self.constant([dim], kind))
-            for dim in dims
-        ]
+        parts = [self._dim(dim) for dim in dims]
         if len(parts) == 1:
             return parts[0]
         layer = self.network.add_concatenation(parts)
         layer.axis = 0
         return self.out(layer, kind, "shape", compute="none")
 
-    def _dim(self, name: str) -> Tensor:
+    def _dim(self, dim: int | str) -> Tensor:
+        """One dim as a tensor of one number."""
+
         def make() -> Tensor:
-            tensor, axis = self.inputs[name]
             kind = self.dialect.shape_dtype
+            if isinstance(dim, int):
+                return self.constant([dim], kind)
+            tensor, axis = self.inputs[dim]
             shape = self.out(self.network.add_shape(tensor), kind, "shape", compute="none")
             return self.out(self.network.add_slice(shape, (axis,), (1,), (1,)), kind, "dim", compute="none")
 
-        return self.memo(("dim", name), make)
+        return self.memo(("dim", dim), make)
 
     def reshape(self, x: Tensor, source: Shape, target: Shape, dtype: str, what: str = "") -> Tensor:
-        """x under another shape: one symbolic dim is computed (-1), others copied (0) or read from the inputs' shapes."""
+        """x under another shape: one symbolic dim is computed (-1), others copied (0) or read from the inputs."""
         if source == target:
             return x
         layer = self.network.add_shuffle(x)

@@ -25,17 +25,18 @@ def create_network(trt: Any, builder: Any, dialect: Dialect) -> Any:
 def emit(trt: Any, graph: Graph, network: Any, dialect: Dialect, baked: Baked | None = None) -> Emitter:
     """Write a segment into a network, ports named as in the IR; keep the emitter until the network is built.
 
-    Raises SpecRTError TRT-002 for a type that the version lacks, TRT-003 where TensorRT refuses a layer.
+    Raises SpecRTError LOWER-031 for a type that the version lacks, LOWER-032 where TensorRT refuses a layer.
     """
     emitter = Emitter(trt, network, dialect, baked)
     for value in graph.inputs:
         emitter.input(value)
     emitter.run(graph.equations)
-    given = {value.name for value in graph.inputs}
+    taken = [emitter.scope[value.name] for value in graph.inputs]
     for port, value in graph.outputs:
         tensor = emitter.scope[value.name]
-        if value.name in given or port != value.name:
-            tensor = emitter.named(network.add_identity(tensor), f"output {port}").get_output(0)
+        if any(tensor is other for other in taken):  # a port of its own for what is an input or another output too
+            tensor = emitter.out(network.add_identity(tensor), value.type.dtype, f"output {port}")
+        taken.append(tensor)
         tensor.name = port
         network.mark_output(tensor)
         if not dialect.strong:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from math import pi, sqrt
 
+import numpy as np
+
 from compiler.ir.core import Equation, Value
 from compiler.ir.types import Shape, TensorType
 from compiler.lower.tensorrt.emitter import Emitter, Tensor, attr_float, attr_int, emits
 
 _BINARY = {
-    "add": "SUM", "sub": "SUB", "mul": "PROD", "div": "DIV", "maximum": "MAX", "minimum": "MIN", "and": "AND", "or": "OR",
+    "add": "SUM", "sub": "SUB", "mul": "PROD", "div": "DIV", "maximum": "MAX", "minimum": "MIN", "and": "AND",
+    "or": "OR",
 }  # fmt: skip
 _COMPARE = {"lt": ("LESS", False), "gt": ("GREATER", False), "eq": ("EQUAL", False)}
 _COMPARE |= {"ge": ("LESS", True), "le": ("GREATER", True), "ne": ("EQUAL", True)}
@@ -210,11 +213,7 @@ def _row(e: Emitter, equation: Equation, index: int) -> Tensor:
     if isinstance(arg, Value):
         return e.aligned(e.scope[arg.name], arg.type.shape, kind.rank, kind.dtype)
     row: Shape = (*(1,) * (kind.rank - 1), kind.shape[-1])
-    return e.memo(("zeros", row, kind.dtype), lambda: e.const(_zeros(row), TensorType(kind.dtype, row)))
-
-
-def _zeros(shape: Shape) -> tuple[object, ...] | float:  # type: ignore[type-arg,unused-ignore]
-    return tuple(_zeros(shape[1:]) for _ in range(int(shape[0]))) if shape else 0.0
+    return e.memo(("zeros", row, kind.dtype), lambda: e.constant(np.zeros([int(dim) for dim in row]), kind.dtype))
 
 
 def _x(e: Emitter, equation: Equation) -> Tensor:

@@ -62,7 +62,9 @@ class Tensor(Guarded):
 class Layer(Guarded):
     """A layer: what it reads, its parameters, the types that were set, its one output."""
 
-    def __init__(self, network: Network, owner: str, kind: str, inputs: Sequence[Tensor], params: dict[str, Any]) -> None:
+    def __init__(
+        self, network: Network, owner: str, kind: str, inputs: Sequence[Tensor], params: dict[str, Any]
+    ) -> None:
         super().__init__(network._api, owner)
         self._network, self._kind, self._params = network, kind, params
         self._inputs: list[Any] = list(inputs)  # None where an optional one is left out
@@ -119,7 +121,8 @@ class Network(Guarded):
     def __init__(self, api: Api, flags: int) -> None:
         super().__init__(api, "INetworkDefinition")
         names = api.enums["NetworkDefinitionCreationFlag"]
-        self._strong = api.strong_only or ("STRONGLY_TYPED" in names.__members__ and bool(flags >> names["STRONGLY_TYPED"] & 1))
+        strong = names.__members__.get("STRONGLY_TYPED")
+        self._strong = api.strong_only or (strong is not None and bool(flags >> strong & 1))
         if "EXPLICIT_BATCH" in names.__members__ and api.version.startswith("8."):
             assert flags >> names["EXPLICIT_BATCH"] & 1, "8.6 needs EXPLICIT_BATCH"
         self._layers: list[Layer] = []
@@ -162,7 +165,7 @@ class Network(Guarded):
 
     def mark_output(self, tensor: Tensor) -> None:
         assert tensor._source is not None, f"output `{tensor.name}` is an input"
-        assert tensor not in self._outputs
+        assert not any(tensor is other for other in self._outputs), "one tensor is two outputs"
         self._outputs.append(tensor)
 
     def finish(self) -> None:
@@ -184,7 +187,9 @@ class Network(Guarded):
                 precision = layer.precision.name if layer.precision is not None else None
                 assert floats == {precision}, f"{layer.name}: computes {floats}, told {precision}"
         for tensor in self._outputs:
-            assert tensor.dtype.name == tensor._kind, f"output `{tensor.name}` is {tensor._kind}, said {tensor.dtype.name}"
+            assert tensor.dtype.name == tensor._kind, (
+                f"output `{tensor.name}` is {tensor._kind}, said {tensor.dtype.name}"
+            )
 
     def evaluate(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, every layer computed as PyTorch does in the layer's type."""
@@ -195,10 +200,12 @@ class Network(Guarded):
             assert NAMES[given.dtype] == tensor._kind, f"input `{tensor.name}` is {tensor._kind}, got {given.dtype}"
             assert given.ndim == tensor._rank, f"input `{tensor.name}` has rank {tensor._rank}, got {list(given.shape)}"
             for axis, (size, wanted) in enumerate(zip(given.shape, tensor._shape, strict=True)):
-                known = dims.setdefault(tensor._dims.get(axis, f"{tensor.name}.{axis}"), size) if wanted == -1 else wanted
+                known = (
+                    dims.setdefault(tensor._dims.get(axis, f"{tensor.name}.{axis}"), size) if wanted == -1 else wanted
+                )
                 assert size == known, f"input `{tensor.name}`: dim {axis} is {size}, expected {known}"
             values[id(tensor)] = given
-        for layer in self._layers:
+        for layer in self._ordered():
             arguments = [None if tensor is None else values[id(tensor)] for tensor in layer._inputs]
             evaluate: Callable[..., torch.Tensor] = semantics.LAYERS[layer._kind][1]
             try:
@@ -207,9 +214,27 @@ class Network(Guarded):
                 raise AssertionError(f"layer `{layer.name}` ({layer._kind}): {error}") from error
             wanted = layer._output._kind
             assert NAMES[result.dtype] == wanted, f"{layer.name} makes {result.dtype}, recorded {wanted}"
-            assert result.ndim == layer._output._rank, f"{layer.name}: rank {result.ndim}, recorded {layer._output._rank}"
+            assert result.ndim == layer._output._rank, (
+                f"{layer.name}: rank {result.ndim}, recorded {layer._output._rank}"
+            )
             values[id(layer._output)] = result
         return {tensor.name: values[id(tensor)] for tensor in self._outputs}
+
+    def _ordered(self) -> list[Layer]:
+        """Layers after those that they read, also where an input was set late."""
+        order: dict[int, Layer] = {}
+
+        def visit(layer: Layer) -> None:
+            if id(layer) in order:
+                return
+            for tensor in layer._inputs:
+                if tensor is not None and tensor._source is not None:
+                    visit(tensor._source)
+            order[id(layer)] = layer
+
+        for layer in self._layers:
+            visit(layer)
+        return list(order.values())
 
 
 class Profile(Guarded):

@@ -7,7 +7,7 @@ run against the real library by tests/tensorrt/on_gpu.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -235,7 +235,8 @@ def slice_(layer: Layer, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.T
     assert len(start) == len(size) == len(stride) == x.ndim, f"slice of rank {x.ndim} by {parts}"
     for axis in range(x.ndim):
         last = start[axis] + (size[axis] - 1) * stride[axis]
-        assert size[axis] >= 1 and 0 <= start[axis] <= last < x.shape[axis], f"{parts} of {list(x.shape)}"
+        assert size[axis] >= 1, f"{parts} of {list(x.shape)}"
+        assert 0 <= start[axis] <= last < x.shape[axis], f"{parts} of {list(x.shape)}"
         x = x.index_select(axis, torch.arange(start[axis], last + 1, stride[axis]))
     return x
 

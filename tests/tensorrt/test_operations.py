@@ -1,0 +1,106 @@
+"""Every operation as emitted for every version, against the interpreter: the cases that the CPU backend is run on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compiler.ir.core import Graph, walk
+from compiler.ir.interpreter import run
+from compiler.ir.ops import REGISTRY
+from compiler.lower import Decompose, Emit, Unsupported
+from compiler.lower.tensorrt.capabilities import table, verdict
+from compiler.lower.tensorrt.cut import cut
+from compiler.lower.tensorrt.dialects import DIALECTS, TOOLCHAINS, Dialect, dialect
+from tests.conformance.cases import Case
+from tests.conformance.test_operations import PAIRS, feed, typed
+from tests.conformance.tolerances import tolerance
+from tests.golden_errors import check_raises
+from tests.lower.test_capability import admissible
+from tests.tensorrt import recorder
+from tests.tensorrt.driver import recorded, run_plan
+
+
+def test_every_operation_and_type_has_one_verdict() -> None:
+    for version in DIALECTS:
+        rows = table(version)
+        assert set(rows) == set(REGISTRY)
+        for name, row in rows.items():
+            assert set(row) == admissible(name), name
+
+
+def test_verdicts_have_reasons() -> None:
+    for version in DIALECTS:
+        for name, row in table(version).items():
+            for dtype, found in row.items():
+                if not isinstance(found, Emit):
+                    assert found.rule if isinstance(found, Decompose) else found.reason, (name, dtype)
+
+
+def test_versions_between_and_after_the_recorded_ones_find_their_line() -> None:
+    assert dialect("8.6.0").toolchain == "tensorrt-8.6"
+    assert dialect("10.2.0.19") == dialect("tensorrt-10.0")
+    assert dialect("10.16.1.11").version == "10.16"
+    assert dialect("12.0").version == "11.4"
+    assert [dialect(name).toolchain for name in TOOLCHAINS] == list(TOOLCHAINS)
+
+
+@pytest.mark.parametrize("version", ["8.5.3", "newest"])
+def test_versions_before_the_first_are_refused(version: str) -> None:
+    check_raises("LOWER-030" if version == "8.5.3" else "LOWER-030-text", dialect, version)
+
+
+VERSIONS = ("8.6.0", "10.0.1", "11.4.0")
+
+
+def supported(graph: Graph, version: Dialect) -> bool:
+    return not any(isinstance(verdict(equation, version), Unsupported) for equation in walk(graph.equations))
+
+
+@pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=[f"{case.name}-{dtype}" for case, dtype in PAIRS])
+def test_operation(case: Case, dtype: str) -> None:
+    graph = typed(case, dtype)
+    assert graph is not None
+    versions = [version for version in VERSIONS if supported(graph, dialect(version))]
+    if not versions or case.op == "paged_attention":
+        return
+    inputs, weights = feed(graph, case)
+    expected = run(graph, inputs, weights.__getitem__)["y"]
+    pieces = cut(graph)
+    stored = {name: tensor.make(weights.__getitem__) for name, tensor in pieces.tensors.items()}
+    for version in versions:
+        engine = recorded(recorder.module(version), dialect(version))
+        got = run_plan(pieces, inputs, stored, {}, engine)["y"]
+        check(case, dtype, got, expected, inputs)
+
+
+def check(case: Case, dtype: str, got: torch.Tensor, expected: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    bound = tolerance(case.op, got_type(case, dtype, expected))
+    if "positions" in inputs:  # what padding computes is nobody's business, but it must be finite
+        assert torch.isfinite(got.float()).all()
+        got, expected = got[inputs["positions"] >= 0], expected[inputs["positions"] >= 0]
+    difference = (got.double() - expected.double()).abs()
+    excess = difference - bound.absolute - bound.relative * expected.double().abs()
+    assert excess.max() <= 0, f"off by {difference.max():.3g}, tolerance {bound}"
+
+
+def got_type(case: Case, dtype: str, expected: torch.Tensor) -> str:
+    """The type that decides the tolerance: of a cast's result, elsewhere of the operands."""
+    from compiler.ir.interpreter import ir_dtype
+
+    return ir_dtype(expected.dtype) if case.op == "cast" else dtype
+
+
+def test_most_operations_were_run() -> None:
+    run_in = {
+        version: {
+            case.op
+            for case, dtype in PAIRS
+            if (graph := typed(case, dtype)) is not None and supported(graph, dialect(version))
+        }
+        for version in VERSIONS
+    }
+    unsupported = {"quantize", "dequantize", "row_scale"}
+    assert all(ops >= set(REGISTRY) - unsupported - {"state", "paged_attention"} for ops in run_in.values())
