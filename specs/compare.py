@@ -13,6 +13,9 @@ from specs.facts import Fact, facts
 from specs.schema import Spec
 from specs.wording import FROM_CONFIG
 
+ORDER = ("wiring", "embedding", "attention", "latent", "MLP", "experts", "norms", "head", "checkpoint", "sizes")
+ABSENT_TEXTS = ("no", "none", "0")
+
 
 @dataclass(frozen=True)
 class Side:
@@ -67,8 +70,8 @@ def compare(a: Side, b: Side) -> tuple[list[Difference], list[Fact]]:
         {(fact.group, fact.what): fact for fact in facts(one.spec, one.env if both else None, one.parameters)}
         for one in (a, b)
     )
-    groups, same = ({group for group, _ in one} for one in (ours, theirs)), []
-    mine, others = groups
+    mine, others = ({group for group, _ in one} for one in (ours, theirs))
+    same: list[Fact] = []
     differences: dict[tuple[str, str], Difference] = {}
     for key in dict.fromkeys([*ours, *theirs]):
         group, what = key
@@ -76,17 +79,17 @@ def compare(a: Side, b: Side) -> tuple[list[Difference], list[Fact]]:
         if left is not None and right is not None and _alike(left.text, right.text):
             same.append(left)
         elif group not in mine & others:  # only one side has such a part: said in one line
-            all_of_it = ", ".join(
-                f"{fact.what} {fact.text}" for fact in (ours | theirs).values() if fact.group == group
-            )
-            differences[group, ""] = Difference(
-                group, "", all_of_it if left else "none", all_of_it if right else "none"
-            )
-        else:
+            mine_all = [fact for fact in (ours | theirs).values() if fact.group == group]
+            text = ", ".join(f"{fact.what} {fact.text}" for fact in mine_all if fact.text not in ABSENT_TEXTS) or "yes"
+            differences[group, ""] = Difference(group, "", text if left else "none", text if right else "none")
+        elif group != "checkpoint" or (left and right):  # how absent parts are not stored is no news
             differences[key] = Difference(group, what, left.text if left else None, right.text if right else None)
-    order = list(dict.fromkeys(difference.group for difference in differences.values()))
-    details = {**ours, **theirs}
-    return sorted(_with_details(differences, details), key=lambda one: order.index(one.group)), same
+    return sorted(_with_details(differences, {**ours, **theirs}), key=_rank), same
+
+
+def _rank(one: Difference) -> int:
+    """Groups in one order whatever the specs', details as they come."""
+    return next((index for index, word in enumerate(ORDER) if one.group.startswith(word)), ORDER.index("norms"))
 
 
 def _alike(a: str, b: str) -> bool:
@@ -104,7 +107,7 @@ def _with_details(
         parent = None if key not in facts_ or facts_[key].of is None else (one.group, str(facts_[key].of))
         if parent not in kept or parent is None or (one.a is not None and one.b is not None):
             continue
-        whole, what = kept[parent], one.what.removeprefix("rotary ")
+        whole, what = kept[parent], one.what.removeprefix("rotary ").removeprefix("position ")
         kept[parent] = Difference(
             whole.group,
             whole.what,

@@ -11,7 +11,7 @@ from specs.expressions import Expr
 from specs.node import Node, Options, marks_of
 from specs.parts import Embedding, Linear, PartBase
 from specs.schema import Spec
-from specs.wiring import form, symbol
+from specs.wiring import form, symbol, used_parts
 from specs.wording import Words
 
 KINDS = {
@@ -63,7 +63,7 @@ def facts(spec: Spec, env: Mapping[str, Any] | None, parameters: int | None = No
         Fact("wiring", "a layer", wiring.layer),
         Fact("wiring", "out of the layers", wiring.leave),
     ]
-    names = _groups(spec)
+    names = _groups(spec, used_parts(spec, words))
     for part, group in names.items():
         found += _part(words, spec.parts[part], group)
     found += _one_group_of_norms([fact for fact in found if fact.group.startswith("norm")])
@@ -75,17 +75,18 @@ def facts(spec: Spec, env: Mapping[str, Any] | None, parameters: int | None = No
     return found
 
 
-def _groups(spec: Spec) -> dict[str, str]:
+def _groups(spec: Spec, used: list[str]) -> dict[str, str]:
     """What each part is called: by what it is, not by its name; numbered where a spec has several."""
     titles = {"attn": "attention", "mlp": "MLP", "embedding": "embedding", "norm": "norm", "linear": "head"}
-    groups = {name: titles.get(symbol(part), symbol(part)) for name, part in spec.parts.items()}
+    symbols = {name: symbol(spec.parts[name]) for name in used}
+    groups = {name: titles.get(word, word.replace("_", " ")) for name, word in symbols.items()}
     fed = {
         node.func: arg.id
         for step in equations(spec.graph) for node in walk(step.value) if isinstance(node, Call)
         for arg in node.args if isinstance(arg, Name)
     }  # fmt: skip
     groups |= {n: f"embedding of {fed[n]}" for n, group in groups.items() if group == "embedding" and n in fed}
-    groups |= {name: "experts" for name, part in spec.parts.items() if part.kind_name() == "moe"}
+    groups |= {name: "experts" for name in used if spec.parts[name].kind_name() == "moe"}
     many = {group for group in groups.values() if list(groups.values()).count(group) > 1}
     counts = dict.fromkeys(many, 0)
     for name, group in groups.items():
@@ -97,9 +98,17 @@ def _groups(spec: Spec) -> dict[str, str]:
 
 def _part(words: Words, part: PartBase, group: str) -> Iterator[Fact]:
     kind = part.kind_name()
-    if not isinstance(part, Embedding | Linear) and symbol(part) != "attn":
-        yield Fact(group, "kind", KINDS.get(kind, kind))
+    if not isinstance(part, Embedding | Linear) and kind not in ("attention", "moe"):
+        yield Fact(group, "kind", _kind(kind))
     yield from _fields(words, part, group, "")
+
+
+def _kind(kind: str) -> str:
+    return KINDS.get(kind, kind.replace("_", " "))
+
+
+def _label(path: str) -> str:
+    return LABELS.get(path, path.replace("_", " ").replace(".", " "))
 
 
 def _fields(words: Words, node: Node, group: str, prefix: str) -> Iterator[Fact]:
@@ -114,16 +123,17 @@ def _fields(words: Words, node: Node, group: str, prefix: str) -> Iterator[Fact]
         if isinstance(value, Node):
             kind = getattr(value, "kind", None)
             if kind is not None or name == "qk_norm":
-                yield Fact(group, LABELS.get(path, path), KINDS.get(str(kind), str(kind)) if kind else "yes")
+                yield Fact(group, _label(path), _kind(str(kind)) if kind else "yes")
             yield from _fields(words, value, group, f"{path}.")
             continue
         options = next((mark for mark in marks_of(info) if isinstance(mark, Options)), None)
         if value is None and not marks_of(info):  # a group of fields that is left out as a whole
             inner = {"bias": ("bias.qkv", "bias.out"), "tied": ("tied.when",)}.get(path, (path,))
-            yield from (Fact(group, LABELS.get(one, one), "no") for one in inner)
+            yield from (Fact(group, _label(one), "no") for one in inner)
             continue
-        text = words.of(value, ABSENT.get(path, "no"), options)
-        yield Fact(group, LABELS.get(path, path), GAINS.get(text, text), parent)
+        absent = ABSENT.get(path, "no")
+        text = words.of(value, str((words.env or {}).get(absent, absent)), options)
+        yield Fact(group, _label(path), GAINS.get(text, text), parent)
 
 
 def _one_group_of_norms(norms: list[Fact]) -> Iterator[Fact]:
@@ -143,6 +153,8 @@ def _weights(spec: Spec, names: Mapping[str, str]) -> Iterator[Fact]:
     turned: list[str] = []
     for key, entry in spec.checkpoint.items():
         part, _, leaf = key.partition(".")
+        if part not in names:
+            continue
         group = names[part]
         if entry.layout is not None:
             fused[group] = f"one tensor: {entry.layout}"

@@ -30,8 +30,9 @@ def summary(spec: Spec) -> Summary:
     envs: list[dict[str, Any] | None] = [resolve_size(spec, size) for size in spec.sizes]
     for env in envs or [None]:
         said = facts(spec, env)
-        seen.append((_attention(said, env), _positions(said), _norms(said), _mlp(said)))
-    return Summary(*(" or ".join(dict.fromkeys(texts)) for texts in zip(*seen, strict=True)))
+        seen.append((_attention(said, env), _positions(said), _norm_kinds(said), _norm_places(said), _mlp(said)))
+    attention, positions, kinds, places, mlp = (" or ".join(dict.fromkeys(texts)) for texts in zip(*seen, strict=True))
+    return Summary(attention, positions, f"{kinds}: {places}", mlp)
 
 
 def _texts(said: list[Fact], group: str, what: str) -> list[str]:
@@ -66,10 +67,13 @@ def _positions(said: list[Fact]) -> str:
     return ", ".join(words) or "none"
 
 
-def _norms(said: list[Fact]) -> str:
-    kinds = " and ".join(text.removesuffix(" norm") for text in _texts(said, "norms", "kind"))
+def _norm_kinds(said: list[Fact]) -> str:
+    return " and ".join(text.removesuffix(" norm") for text in _texts(said, "norms", "kind")) or "none"
+
+
+def _norm_places(said: list[Fact]) -> str:
     layer = next((fact.text for fact in said if fact.what == "a layer"), "")
-    return f"{kinds or 'no'}, {SHORT.get(layer, 'wired its own way')}"
+    return SHORT.get(layer, "in an order of its own")
 
 
 def _mlp(said: list[Fact]) -> str:
@@ -77,6 +81,8 @@ def _mlp(said: list[Fact]) -> str:
     for group in dict.fromkeys(fact.group for fact in said if fact.group.startswith(("MLP", "experts"))):
         mine = {fact.what: fact.text for fact in said if fact.group == group}
         gated = "gated " if mine.get("kind", "").startswith("gated") else ""
-        act = mine.get("activation", "")
-        words.append(f"experts {act}".strip() if group.startswith("experts") else gated + act)
+        if group.startswith("experts"):
+            words.append(f"experts ({mine.get('expert', '')} {mine.get('expert act', '')})")
+        else:
+            words.append(gated + mine.get("activation", ""))
     return " and ".join(dict.fromkeys(words)) or "none"

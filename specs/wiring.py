@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from specs.equations import BinOp, Call, Constant, Equation, IfExp, Name, Repeat, Value, walk
+from specs.equations import BinOp, Call, Constant, Equation, IfExp, Name, Repeat, Value, equations, walk
 from specs.parts import PartBase
 from specs.schema import Spec
 from specs.wording import Words
@@ -34,8 +34,8 @@ LAYERS = {
 _PLACES = (
     "before each",
     "after each sum",
-    "one before both, side by side",
-    "before each, side by side",
+    "one before both (side by side)",
+    "before each (side by side)",
     "around each",
     "after each",
 )
@@ -69,15 +69,38 @@ def form(spec: Spec, words: Words) -> Form:
     before = [step for step in spec.graph[:first] if isinstance(step, Equation)]
     after = [step for step in spec.graph[first:] if isinstance(step, Equation)]
     enter = _Reader(spec, words, {}).run(before)
-    carried = dict.fromkeys(enter, "x") if len(enter) == 1 else {name: name for name in enter}
-    leave = _Reader(spec, words, carried).run(after)
     later = [*(line for repeat in repeats for line in repeat.body), *after]
     read = {node.id for node in _nodes(later) if isinstance(node, Name)}
+    streams = [name for name in enter if name in read]
+    carried = dict.fromkeys(streams, "x") if len(streams) == 1 else {name: name for name in streams}
+    leave = _Reader(spec, words, carried).run(after)
     return Form(
-        _numbered("; ".join(enter[name] for name in enter if name in read)),
+        _numbered("; ".join(enter[name] for name in streams)),
         "; then ".join(_layer(spec, words, carried, repeat) for repeat in repeats),
         _numbered("; ".join(f"{name} = {leave[name]}" for name in spec.outputs if name in leave)),
     )
+
+
+def used_parts(spec: Spec, words: Words) -> list[str]:
+    """The parts that the graph reaches, in the order of the file; all of them where conditions are open."""
+    reached: set[str] = set()
+
+    def visit(node: Value) -> None:
+        truth = words.truth(node.test) if isinstance(node, IfExp) and words.env is not None else None
+        if isinstance(node, IfExp):
+            for branch in [node.body, node.orelse] if truth is None else [node.body if truth else node.orelse]:
+                visit(branch)
+        elif isinstance(node, BinOp):
+            visit(node.left)
+            visit(node.right)
+        elif isinstance(node, Call):
+            reached.add(node.func)
+            for arg in node.args:
+                visit(arg)
+
+    for step in equations(spec.graph):
+        visit(step.value)
+    return [name for name in spec.parts if name in reached]
 
 
 def _layer(spec: Spec, words: Words, carried: Mapping[str, str], repeat: Repeat) -> str:

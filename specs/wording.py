@@ -134,7 +134,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:g}"
     if isinstance(value, list):
         return f"{len(value)} numbers" if len(value) > 4 else "[" + ", ".join(map(value_text, value)) + "]"
     return value if isinstance(value, str) else literal(value)

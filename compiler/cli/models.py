@@ -57,7 +57,7 @@ def _show(models: list[dict[str, Any]]) -> None:
         sizes = ", ".join(f"{name} [dim]{count_text(count)}[/]" for name, count in model["sizes"].items())
         when = f" [dim]when {escape(model['when'])}[/]" if model["when"] else ""
         table.add_row(escape(model["name"]), "for", escape(" or ".join(model["model_type"])) + when)
-        table.add_row("", "layers", escape(f"{model['attention']}, {model['positions']}; {model['mlp']} MLP"))
+        table.add_row("", "layers", escape(f"{model['attention']}, {model['positions']}; MLP {model['mlp']}"))
         table.add_row("", "norms", escape(model["norms"]))
         table.add_row("", "sizes", sizes or "none")
     console.print(table)

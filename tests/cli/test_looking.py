@@ -287,7 +287,7 @@ def test_models_lists_every_spec(cli: Cli) -> None:
     assert found["llama"]["when"] is None
     assert found["llama"]["sizes"]["7b"] == 6_738_415_616
     told = [found["llama"][key] for key in ("attention", "positions", "norms", "mlp")]
-    assert told == ["multi-head or grouped", "rotary", "RMS, before each", "gated silu"]
+    assert told == ["multi-head or grouped", "rotary", "RMS: before each", "gated silu"]
     text = cli("models").out
-    assert "gated silu MLP" in text
+    assert "MLP gated silu" in text
     assert "7b 6.74B" in text
