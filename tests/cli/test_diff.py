@@ -16,11 +16,13 @@ from tests.golden_errors import check_golden
 from tests.specs.samples import SPEC, write_spec
 
 GOLDENS = ROOT / "tests" / "golden" / "diff"
-LLAMA = "specs/models/llama.yaml"
+COPIES = "tests/data/diff"  # of specs as they once were, so that a change of a spec is no change here
+LLAMA, GPT2, FALCON = (f"{COPIES}/{name}.yaml" for name in ("llama", "gpt2", "falcon"))
 PAIRS = {
     "sizes": (f"{LLAMA}:8b", f"{LLAMA}:7b"),
-    "checkpoint": ("demo/tiny-llama", f"{LLAMA}:8b"),
-    "families": (LLAMA, "specs/models/gpt2.yaml"),
+    "files": (LLAMA, GPT2),
+    "families": (f"{GPT2}:xl", f"{FALCON}:7b"),
+    "variants": (f"{FALCON}:7b", f"{FALCON}:rw-1b"),
     "itself": (LLAMA, LLAMA),
 }
 
@@ -105,6 +107,14 @@ def test_values_by_layer() -> None:
     assert by_layer(["8", "none"] * 4) == "8, none in turn"
     assert by_layer(["dense", *["experts"] * 4]) == "dense in layer 0, experts from layer 1"
     assert by_layer([*"aabbbbabababbaab"]) == "a in 7 layers, b in 9 layers"
+
+
+def test_a_checkpoint_and_a_size(cli: Cli) -> None:
+    found = cli("diff", DEMO, "specs/models/llama.yaml:7b", "--json").json
+    assert (found["a"]["name"], found["b"]["name"]) == ("tiny-llama", "llama:7b")
+    counts = next(one for one in found["differences"] if one["what"] == "parameters")
+    assert counts == {"group": "sizes", "what": "parameters", "a": "5,475,584", "b": "6,738,415,616"}
+    assert {"group": "norms", "what": "kind", "text": "RMS norm"} in found["same"]
 
 
 def test_what_is_none_of_the_three(cli: Cli) -> None:
