@@ -131,10 +131,10 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
 
 def role_of(source: Source) -> str:
     """`encoder` where every token sees every other, else `decoder`: it can go on from a cache, token by token."""
-    from specs.parts import Attention
+    from specs.parts import ATTENTIONS
 
     env = {**source.config, "layer": 0}
-    parts = (part for part in source.spec.parts.values() if isinstance(part, Attention))
+    parts = (part for part in source.spec.parts.values() if isinstance(part, ATTENTIONS))
     return "encoder" if all(part.choice("mask", env) == "full" for part in parts) else "decoder"
 
 

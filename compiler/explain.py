@@ -111,17 +111,17 @@ def _spec_fact(prepared: Prepared) -> Fact:
 
 
 def _role_fact(prepared: Prepared) -> Fact:
-    from specs.parts import Attention
+    from specs.parts import ATTENTIONS
 
     spec = prepared.source.spec
     env = {**prepared.source.config, "layer": 0}
-    masks = {name: part.choice("mask", env) for name, part in spec.parts.items() if isinstance(part, Attention)}
+    masks = {name: part.choice("mask", env) for name, part in spec.parts.items() if isinstance(part, ATTENTIONS)}
     told = ", ".join(f"`{name}` has mask `{mask}`" for name, mask in masks.items()) or "it has no attention"
     if prepared.role == "encoder":
         return Fact(
             "role", f"encoder, because {told}: every token sees every other, so there is no cache to go on from"
         )
-    where = next((_place(part.where) for part in spec.parts.values() if isinstance(part, Attention)), None)
+    where = next((_place(part.where) for part in spec.parts.values() if isinstance(part, ATTENTIONS)), None)
     return Fact("role", f"decoder, because {told}: it goes on token by token from a paged KV cache", where)
 
 

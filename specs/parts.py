@@ -380,6 +380,8 @@ class Moe(PartBase):
 
 
 Part = Embedding | Linear | RmsNorm | LayerNorm | Attention | Mlp | GatedMlp | LatentAttention | Moe
+ATTENTIONS = (Attention, LatentAttention)
+"""The parts in which tokens see each other; what their `mask` says decides the role of a model."""
 PART_CLASSES: tuple[type[PartBase], ...] = get_args(Part)
 NODE_CLASSES: tuple[type[Node], ...] = (
     *PART_CLASSES,
