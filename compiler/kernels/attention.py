@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SPLITS = (1, 2, 4, 8, 16, 32)  # how often decode may cut the keys; the runtime picks by batch and multiprocessors
-TILE_BYTES = 16384  # of a key tile: a few in flight fill an SM's share of the memory bus, and fit shared memory
+TILE_BYTES = 32768  # of a key tile: a few in flight fill an SM's share of the memory bus, and fit shared memory
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Launch:
     warps: int
     stages: int
     unaligned: tuple[str, ...] = ()  # pointers that may lie between vectors of 16 bytes
+    text: str = ""  # the whole source, where it was written for one graph
 
 
 def power(size: int, least: int = 1) -> int:
@@ -58,11 +59,11 @@ def power(size: int, least: int = 1) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def key_tile(attention: Attention) -> int:
-    """Keys in a tile, about TILE_BYTES: whole blocks of the cache or a part of one; products need 16."""
+def key_tile(attention: Attention, most: int) -> int:
+    """Keys in a tile, at most `most` and TILE_BYTES: whole blocks of the cache or a part of one; products need 16."""
     row = power(max(attention.dim, attention.wide), 16) * (4 if attention.dtype == "f32" else 2)
     tile = 16
-    while tile * 2 * row <= TILE_BYTES and tile < 128 and _fits(tile * 2, attention.block):
+    while tile * 2 * row <= TILE_BYTES and tile < most and _fits(tile * 2, attention.block):
         tile *= 2
     return tile
 
@@ -111,10 +112,9 @@ def prefill(attention: Attention) -> Launch:
         ("out", attention.dtype), *((name, "i32") for name in _METADATA), ("tile_rows", "i32"), ("tile_starts", "i32"),
         *_extras(attention),
     )  # fmt: skip
-    warps = 8 if rows == 128 else 4
+    constants = _constants(attention) | {"rows": rows, "tile": key_tile(attention, 64)}
     stages = 2 if attention.dtype == "f32" or max(attention.dim, attention.wide) > 128 else 3
-    return Launch("prefill", "prefill.prefill", arguments, _constants(attention) | {"rows": rows}, warps, stages,
-                  _unaligned(attention))  # fmt: skip
+    return Launch("prefill", "prefill.prefill", arguments, constants, 4, stages, _unaligned(attention))
 
 
 def decode(attention: Attention, splits: int) -> Launch:
@@ -125,9 +125,12 @@ def decode(attention: Attention, splits: int) -> Launch:
         ("out", "" if splits > 1 else attention.dtype), ("parts", parts), ("tops", parts), ("past_lens", "i32"),
         ("block_ids", "i32"), ("block_begins", "i32"), *_extras(attention),
     )  # fmt: skip
-    rows = power(attention.heads // attention.groups, 16)
-    constants = _constants(attention) | {"splits": splits, "rows": rows}
-    stages = 2 if attention.dtype == "f32" else 3
+    share = attention.heads // attention.groups
+    # one query head reads as fast as memory gives in tall tiles; several make products of them (docs/evidence/gpu)
+    tile, stages = (128, 2) if share == 1 or attention.dtype == "f32" else (64, 3)
+    constants = _constants(attention) | {
+        "splits": splits, "rows": power(share, 16), "tile": key_tile(attention, tile),
+    }  # fmt: skip
     return Launch(f"decode{splits}", "decode.decode", arguments, constants, 4, stages, _unaligned(attention))
 
 
@@ -170,5 +173,5 @@ def _constants(attention: Attention) -> dict[str, Any]:
     return {
         "q_row": a.q[1], "q_head": a.q[2], "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide,
         "block": a.block, "scale": a.scale, "causal": a.causal, "window": a.window, "softcap": a.softcap,
-        "tile": key_tile(a), "dim_span": power(a.dim, 16), "wide_span": power(a.wide, 16),
+        "dim_span": power(a.dim, 16), "wide_span": power(a.wide, 16),
     }  # fmt: skip

@@ -6,15 +6,19 @@ and kernels that this process has in Triton's interpreter can be compiled nevert
 
 from __future__ import annotations
 
+import atexit
 import base64
 import importlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from compiler.kernels.attention import Launch
@@ -79,13 +83,29 @@ def build(launches: Sequence[Launch], architecture: int, processes: int | None =
     return [found[number] for number in range(len(jobs))]
 
 
+def load(launch: Launch) -> Any:
+    """The kernel as Triton has it: compiled, or interpreted where TRITON_INTERPRET says so."""
+    module, name = launch.source.split(".")
+    if not launch.text:
+        return getattr(importlib.import_module(f"compiler.kernels.{module}"), name)
+    # Triton reads a kernel's source from its file, later too: the folder stays until the process ends
+    path = Path(tempfile.mkdtemp(prefix="specrt-kernel-")) / f"{module}.py"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    path.write_text(launch.text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"specrt_kernel_{path.parent.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return getattr(made, name)
+
+
 def _compile(job: dict[str, Any]) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
     launch = Launch(**job["launch"])
-    module, name = launch.source.split(".")
-    kernel = getattr(importlib.import_module(f"compiler.kernels.{module}"), name)
+    kernel = load(launch)
     arguments = dict(launch.arguments)
     constants = launch.constants | {name: None for name, kind in arguments.items() if not kind}
     signature = {name: TYPES.get(arguments.get(name, ""), "constexpr") for name in kernel.arg_names}

@@ -1,22 +1,28 @@
 """The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
 
-kernels.json: `sets` is a list of name -> {file, entry, threads, shared, arguments, constants, grid...}, one for each
-attention that differs; `attention` maps the index of a step to its set; `others` are kernels by name: `choose` picks
-tokens, `random.DTYPE.MEAN` makes weights.
+kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared}, ...}, and all else names
+keys: `sets` is a list of name -> key, one for each attention that differs; `attention` maps the index of a step to its
+set; `programs` maps a segment to its kernels for few rows, by how many; `others` are by name: `choose` picks tokens,
+`random.DTYPE.MEAN` makes weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler.ir.parser import parse
 from compiler.kernels import attention as lib
 from compiler.kernels.build import build
+from compiler.kernels.row_source import RefusedError
+from compiler.kernels.rows import SIZES, Program, as_dict, program_of
 
 FOLDER = "kernels"
+_LOG = logging.getLogger("compiler.kernels")
 FLOATS = ("f32", "f16", "bf16")
 
 
@@ -59,6 +65,18 @@ def other_launches(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
     return found
 
 
+def segment_programs(plan: Mapping[str, Any], out: Path) -> dict[str, dict[int, Program]]:
+    """The kernels for few rows of those segments that have only what compiler/kernels/rows.py knows."""
+    found: dict[str, dict[int, Program]] = {}
+    for file in sorted({step["file"] for step in plan["steps"] if step["kind"] == "engine"}):
+        graph = parse((out / file).read_text(encoding="utf-8"))
+        try:
+            found[file] = {size: program_of(graph, size) for size in SIZES}
+        except RefusedError as reason:
+            _LOG.info("%s runs as an engine at every size: %s", file, reason)
+    return found
+
+
 def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[int]) -> None:
     """Compile what the kernel steps of a plan need for GPUs (90 is sm_90) into OUT/kernels.
 
@@ -75,7 +93,11 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
                 sets.append(asked)
             steps[str(index)] = sets.index(asked)
     others = other_launches(plan)
-    wanted = [*(launch for asked in sets for launch in lib.launches(asked)), *others.values()]
+    programs = segment_programs(plan, out)
+    wanted = [
+        *(launch for asked in sets for launch in lib.launches(asked)), *others.values(),
+        *(call.launch for sizes in programs.values() for program in sizes.values() for call in program.calls),
+    ]  # fmt: skip
     made: dict[str, dict[str, Any]] = {}
     for architecture in architectures:
         unique = {_key(launch): launch for launch in wanted}
@@ -86,13 +108,19 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
             entry[f"sm{architecture}"] = compiled.as_dict(f"{FOLDER}/{file}")
     document = {
         "architectures": list(architectures),
-        "sets": [{launch.name: made[_key(launch)] for launch in lib.launches(asked)} for asked in sets],
+        "sets": [{launch.name: _key(launch) for launch in lib.launches(asked)} for asked in sets],
         "attention": steps,
-        "others": {name: made[_key(launch)] for name, launch in others.items()},
+        "kernels": made,
+        "programs": {
+            file: {str(size): as_dict(program, _key) for size, program in sizes.items()}
+            for file, sizes in programs.items()
+        },
+        "others": {name: _key(launch) for name, launch in others.items()},
     }
     (folder / "kernels.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _key(launch: lib.Launch) -> str:
-    text = json.dumps([launch.source, launch.arguments, sorted(launch.constants.items()), launch.warps, launch.stages])
+    text = json.dumps([launch.source, launch.arguments, sorted(launch.constants.items()), launch.warps, launch.stages,
+                       launch.text])  # fmt: skip
     return f"{launch.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

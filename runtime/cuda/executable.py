@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class CUDAExecutable:
         self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
         self._longest = bundle.limits.max_sequence
         self._graphs: dict[int, tuple[Any, Layout]] = {}
+        self.choices: dict[str, dict[str, Any]] = {}  # what was measured for which segment and size of batch
 
     def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
         program, device = self._program, self._device
@@ -63,7 +64,9 @@ class CUDAExecutable:
         self._rows = steps.query_rows(self._kernels.attention)
         block_bytes = 4 * layout(self._sizes_of(self._most)).words
         token_bytes = 4 * self._most.get("N", 1)
-        needs = Needs(weight_bytes, arena_bytes + parts + tops, self._engines.memory, block_bytes + token_bytes)
+        temps = [steps.temp_bytes(p) for sizes in self._kernels.programs.values() for p in sizes.values()]
+        scratch = max([self._engines.memory, *temps])
+        needs = Needs(weight_bytes, arena_bytes + parts + tops, scratch, block_bytes + token_bytes)
         self.size: CacheSize | None = plan_memory(
             needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
             max_sequence=bundle.limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
@@ -81,7 +84,7 @@ class CUDAExecutable:
         self._downloads: dict[str, Array] = {}
         memory = steps.Memory(
             weights={name: base + offset for name, offset in offsets.items()}, caches=self._caches(),
-            constants=self._constants(), scratch=device.allocate(self._engines.memory),
+            constants=self._constants(), scratch=device.allocate(scratch),
             parts=room + arena_bytes, tops=room + arena_bytes + parts,
         )  # fmt: skip
         self._steps = [
@@ -89,6 +92,10 @@ class CUDAExecutable:
             if step.kind == "engine"
             else steps.attention_step(program, index, self._kernels.attention[index], memory, device.multiprocessors)
             for index, step in enumerate(program.steps)
+        ]
+        self._few = [
+            {rows: steps.row_step(step, one, memory) for rows, one in self._kernels.programs.get(step.file, {}).items()}
+            for step in program.steps
         ]
         device.wait()
 
@@ -137,9 +144,8 @@ class CUDAExecutable:
             return
         device.use()
         device.wait()
-        for engines in [getattr(self, "_engines", None)]:
-            if engines is not None:
-                engines.close()
+        if hasattr(self, "_engines"):  # not where loading them is what failed
+            self._engines.close()
         device.close()
         self._device = None  # type: ignore[assignment]
 
@@ -179,11 +185,15 @@ class CUDAExecutable:
         self._device.upload(self._block, self._staging, 4 * made.words)
         addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
         call = steps.Call(dims, addresses, profile_of(self._program, dims), use, singles, tiles, context)
-        for step in self._steps:
+        self._put(call, self._steps)
+
+    def _put(self, call: steps.Call, chosen: Sequence[steps.Enqueue]) -> None:
+        """Steps, then the choice of tokens."""
+        for step in chosen:
             step(call)
-        if "choose" in self._kernels.others and "N" in dims:
-            logits = addresses[self._program.values["logits"]]
-            self._kernels.others["choose"].launch((dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
+        if "choose" in self._kernels.others and "N" in call.dims:
+            logits = call.addresses[self._program.values["logits"]]
+            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
 
     def _capture(self, bucket: int, arrays: Mapping[str, Array]) -> tuple[Any, Layout]:
         """A decode step of `bucket` sequences as a graph. Engines must have run once with shapes before a capture."""
@@ -193,11 +203,52 @@ class CUDAExecutable:
         padding = dict.fromkeys(arrays, 0) | {"past_lens": -1, "slots": -1}
         nobody = {name: np.full(size, padding.get(name, 0), np.int32) for name, size in made.sizes.items()}
         fill(self._staging, made, nobody, {})
-        self._enqueue(made, dims, bucket, bucket, 0, self._longest)
+        addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
+        profile = profile_of(self._program, dims)
+        call = steps.Call(dims, addresses, profile, bucket, bucket, 0, self._longest)
+        self._device.upload(self._block, self._staging, 4 * made.words)
+        self._put(call, self._steps)
         self._device.wait()
-        graph = self._device.capture(lambda: self._enqueue(made, dims, bucket, bucket, 0, self._longest))
-        self._graphs[bucket] = (graph, made)
-        return graph, made
+        chosen = self._fastest(bucket, call)
+
+        def step() -> None:
+            self._device.upload(self._block, self._staging, 4 * made.words)
+            self._put(call, chosen)
+
+        self._graphs[bucket] = (self._device.capture(step), made)
+        return self._graphs[bucket]
+
+    def _fastest(self, bucket: int, call: steps.Call) -> list[steps.Enqueue]:
+        """For each segment its engine or its kernels for few rows, whichever takes less time over all its layers."""
+        chosen = list(self._steps)
+        for file in {step.file: None for step in self._program.steps if step.kind == "engine"}:
+            where = [index for index, step in enumerate(self._program.steps) if step.file == file]
+            ways = {"engine": [self._steps[index] for index in where]}
+            fitting = [rows for rows in self._few[where[0]] if rows >= bucket]
+            if fitting:
+                ways["rows"] = [self._few[index][min(fitting)] for index in where]
+            times = {name: self._time(way, call) for name, way in ways.items()} if len(ways) > 1 else {"engine": 0.0}
+            best = min(times, key=times.__getitem__)
+            for index, one in zip(where, ways[best], strict=True):
+                chosen[index] = one
+            self.choices[f"{file} at {bucket}"] = {"way": best, "milliseconds": times}
+        return chosen
+
+    def _time(self, way: Sequence[steps.Enqueue], call: steps.Call) -> float:
+        """Milliseconds of some steps as a graph: the least of three."""
+
+        def work() -> None:
+            for step in way:
+                step(call)
+
+        graph = self._device.capture(work)
+        self._device.replay(graph)
+        found = []
+        for _ in range(3):
+            start = self._device.event()
+            self._device.replay(graph)
+            found.append(self._device.milliseconds(start, self._device.event()))
+        return min(found)
 
     def _sizes_of(self, dims: Mapping[str, int]) -> dict[str, int]:
         """Elements of every array in the block of a batch."""

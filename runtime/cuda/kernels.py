@@ -32,8 +32,31 @@ class Kernel:
         self.device.launch(self.function, grid, self.threads, self.shared, [*given, *_SCRATCH])
 
 
+@dataclass(frozen=True)
+class RowCall:
+    """A launch of a program for few rows: a block for each row, or `blocks` for all; places by argument."""
+
+    kernel: Kernel
+    rows: str
+    blocks: int | None
+    places: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RowProgram:
+    """What stands for an engine at few rows; `temps` are bytes of memory that only its launches see."""
+
+    calls: tuple[RowCall, ...]
+    temps: Mapping[str, int]
+
+
+def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgram:
+    calls = (RowCall(loaded[c["kernel"]], c["rows"], c["blocks"], c["places"]) for c in entry["calls"])
+    return RowProgram(tuple(calls), entry["temps"])
+
+
 class Kernels:
-    """`attention` by the index of a step; the others by name."""
+    """`attention` by the index of a step, `programs` by segment and rows, `others` by name."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         """Raises SpecRTError BUNDLE-022 where the bundle has no kernels for this GPU, BUNDLE-024 for a broken file."""
@@ -44,17 +67,17 @@ class Kernels:
             if architecture is None:
                 raise no_kernels(folder, device.capability, document["architectures"])
             loaded: dict[str, Kernel] = {}
-
-            def kernel(entry: Mapping[str, Any]) -> Kernel:
+            for key, entry in document["kernels"].items():
                 built = entry[f"sm{architecture}"]
-                if built["file"] not in loaded:
-                    function = device.function(folder / built["file"], built["entry"], built["shared"])
-                    loaded[built["file"]] = Kernel(device, function, built["threads"], built["shared"],
-                                                   tuple(entry["arguments"]), entry["constants"])  # fmt: skip
-                return loaded[built["file"]]
-
-            sets = [{name: kernel(entry) for name, entry in one.items()} for one in document["sets"]]
+                function = device.function(folder / built["file"], built["entry"], built["shared"])
+                loaded[key] = Kernel(device, function, built["threads"], built["shared"], tuple(entry["arguments"]),
+                                     entry["constants"])  # fmt: skip
+            sets = [{name: loaded[key] for name, key in one.items()} for one in document["sets"]]
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}
-            self.others = {name: kernel(entry) for name, entry in document["others"].items()}
+            self.others = {name: loaded[key] for name, key in document["others"].items()}
+            self.programs = {
+                file: {int(size): _program(program, loaded) for size, program in sizes.items()}
+                for file, sizes in document["programs"].items()
+            }
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise damaged_kernels(path, repr(error)) from error

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.cuda.arena import aligned
 from runtime.cuda.batch import splits_for
 from runtime.cuda.engines import Engine
-from runtime.cuda.kernels import Kernel
+from runtime.cuda.kernels import Kernel, RowProgram
 from runtime.program import Program, Step
 
 WEIGHT = "weight:"
@@ -63,6 +64,33 @@ def engine_step(program: Program, step: Step, engine: Engine, memory: Memory) ->
         engine.enqueue(call.profile, call.use, memory.scratch, addresses, sizes)
 
     return enqueue
+
+
+def row_step(step: Step, program: RowProgram, memory: Memory) -> Enqueue:
+    """What an engine computes, by its kernels for few rows; their own memory is the engines' scratch."""
+    ports = {**step.inputs, **step.outputs}
+    fixed = {
+        port: memory.weights[value.removeprefix(WEIGHT)] for port, value in ports.items() if value.startswith(WEIGHT)
+    }
+    offset = 0
+    for name, size in program.temps.items():
+        fixed[name] = memory.scratch + offset
+        offset += aligned(size)
+
+    def enqueue(call: Call) -> None:
+        for one in program.calls:
+            count = call.dims[one.rows]
+            values = {"count": count}
+            for argument, place in one.places.items():
+                values[argument] = fixed[place] if place in fixed else call.addresses[ports[place]]
+            one.kernel.launch((count if one.blocks is None else one.blocks, 1, 1), values)
+
+    return enqueue
+
+
+def temp_bytes(program: RowProgram) -> int:
+    """Bytes of a program's own memory."""
+    return sum(aligned(size) for size in program.temps.values())
 
 
 def attention_step(

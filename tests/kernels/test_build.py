@@ -13,7 +13,8 @@ from compiler.kernels import attention as lib
 from compiler.kernels import library
 from compiler.kernels.build import ARCHITECTURES, build
 from tests.golden_errors import check_raises
-from tests.kernels.test_attention import attention
+from tests.kernels.cases import attention
+from tests.kernels.test_rows import SEGMENT
 
 VIEWS = {
     "q": {"offset": 0, "row": 128, "head": 16},
@@ -27,11 +28,12 @@ ATTRS: dict[str, Any] = {
 
 
 def plan() -> dict[str, Any]:
+    engine = {"kind": "engine", "file": "segments/a.ir"}
     step = {"kind": "kernel", "inputs": {"q": "qkv", "k": "qkv", "v": "qkv"}, "attrs": ATTRS}
     other = step | {"attrs": ATTRS | {"k_cache": "1.k", "v_cache": "1.v"}}
     layers = [{"k": f"{i}.k", "v": f"{i}.v", "heads": 2, "dim": 16, "value_dim": 16, "dtype": "f16"} for i in (0, 1)]
     return {
-        "steps": [{"kind": "engine"}, step, {"kind": "engine"}, other],
+        "steps": [engine, step, engine, other],
         "values": {"qkv": {"dtype": "f16", "shape": ["T", 128]}},
         "cache": {"block_size": 16, "layers": layers},
         "weights": {
@@ -44,15 +46,27 @@ def plan() -> dict[str, Any]:
 
 def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lib, "SPLITS", (1, 2))
+    (tmp_path / "segments").mkdir()
+    (tmp_path / "segments" / "a.ir").write_text(SEGMENT)
     library.write_kernels(plan(), tmp_path, [90])
     written = json.loads((tmp_path / "kernels" / "kernels.json").read_text())
     assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
     (kernels,) = written["sets"]
+    assert {len(program["calls"]) for program in written["programs"]["segments/a.ir"].values()} == {3}
     assert set(written["others"]) == {"choose", "random.f16.1"}
     assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
-    for entry in (*kernels.values(), *written["others"].values()):
+    for entry in written["kernels"].values():
         assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"
-    assert kernels["append"]["arguments"] == ["q", "k", "v", "cos", "sin", "slots", "k_cache", "v_cache"]
+    assert written["kernels"][kernels["append"]]["arguments"] == [
+        "q",
+        "k",
+        "v",
+        "cos",
+        "sin",
+        "slots",
+        "k_cache",
+        "v_cache",
+    ]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,0 +1,144 @@
+"""The kernels on a real GPU: right on every feature, and how near to the memory's and the library's speed.
+
+python bench/gpu_kernels.py compile FOLDER    anywhere: cubins, cases and what they must give (triton, torch)
+python bench/gpu_kernels.py run FOLDER OUT    where the GPU is: checks and times into OUT (torch, cuda-bindings)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DIMS = {"heads": 32, "groups": 32, "dim": 128}
+GEMMS = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]  # q k v, out, gate and up, down of 4096 x 32
+PREFILL_TILES = [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 64, 4, 3), (128, 32, 4, 4)]
+GEMM_TILES = [(16, 128, 4, 6), (16, 256, 4, 4), (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 8, 4), (64, 64, 4, 6),
+              (64, 128, 4, 4), (64, 128, 8, 5)]  # fmt: skip
+
+
+def speed_attention(groups: int) -> Any:
+    """The attention whose speed is measured: 32 heads of 128, FP16, blocks of 64."""
+    from compiler.kernels.attention import Attention
+
+    width = (32 + 2 * groups) * 128
+    return Attention(
+        dtype="f16", cache_dtype="f16", heads=32, groups=groups, dim=128, wide=128, block=64, scale=128**-0.5,
+        causal=True, q=(0, width, 128), k=(4096, width, 128), v=(4096 + groups * 128, width, 128), pairs=64,
+    )  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, Any, list[tuple[int, int]], int]]:
+    """Names, attentions, batches and splits that are checked."""
+    from tests.kernels.cases import FEATURES, SEQUENCES, attention
+
+    for dtype in ("f32", "f16", "bf16"):
+        yield f"{dtype} plain", attention(dtype=dtype), SEQUENCES, 1
+        yield f"{dtype} all", attention(FEATURES, dtype=dtype), SEQUENCES, 4
+    yield "f32 window", attention(("window",)), SEQUENCES, 4
+    yield "f32 prefix", attention(("prefix",)), SEQUENCES, 1
+    yield "f32 two sides", attention(causal=False), SEQUENCES, 1
+    yield "f32 interleaved", attention(style="interleaved", pairs=12), SEQUENCES, 1
+    yield "f16 80", attention(dtype="f16", dim=80, pairs=20), SEQUENCES, 1
+    yield "f16 256", attention(dtype="f16", dim=256, pairs=128), SEQUENCES, 4
+    yield "f32 256", attention(dim=256, pairs=128), SEQUENCES, 1
+    yield "f16 one key head", attention(dtype="f16", heads=20, groups=1, dim=64), [*SEQUENCES, (3, 200)], 4
+    yield "f16 48 and 32", attention(dtype="f16", dim=48, wide=32, pairs=8), SEQUENCES, 1
+    yield "f16 128", attention(dtype="f16", dim=128, pairs=64), [(0, 1), (90, 1), (100, 130)], 4
+
+
+def compile_all(folder: Path) -> None:
+    """Write cubins, arrays and list.json."""
+    import torch
+
+    from compiler.kernels import attention as lib
+    from compiler.kernels.build import build
+    from tests.conformance.tolerances import tolerance
+    from tests.kernels.cases import Case
+
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs: list[lib.Launch] = []
+    document: dict[str, Any] = {"cases": [], "speed": [], "gemm": []}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def bits(x: torch.Tensor) -> np.ndarray[Any, Any]:
+        return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+    for number, (name, a, sequences, splits) in enumerate(cases()):
+        case = Case(a, sequences)
+        expected = case.expected().float().numpy()
+        launches, values = case.launches(splits)
+        used = {argument for launch, _ in launches for argument, kind in launch.arguments if kind}
+        for key in used - {"q", "k", "v"}:
+            arrays[f"{number}.{key}"] = bits(values[key].contiguous())
+        arrays[f"{number}.row"], arrays[f"{number}.expected"] = bits(case.row), expected
+        bound = tolerance("paged_attention", a.dtype)
+        terms = max(1.0, a.dim / 48)  # the table is for sums of 48
+        size = 4 if a.dtype == "f32" else 2
+        document["cases"].append({
+            "name": name, "dtype": a.dtype, "splits": splits, "absolute": bound.absolute * terms,
+            "relative": bound.relative * terms,
+            "starts": [a.q[0] * size, a.k[0] * size, a.v[0] * size],
+            "launches": [[len(jobs) + place, list(grid)] for place, (_, grid) in enumerate(launches)],
+        })  # fmt: skip
+        jobs += [launch for launch, _ in launches]
+    for groups in (32, 8):
+        a = speed_attention(groups)
+        for launch in [lib.append(a), *(x for split in lib.SPLITS for x in (lib.decode(a, split), lib.join(a, split)))]:
+            document["speed"].append({"groups": groups, "name": launch.name, "kernel": len(jobs)})
+            jobs.append(launch)
+        base = lib.prefill(a)
+        for rows, tile, warps, stages in (
+            (128, 64, 8, 3),
+            (128, 128, 8, 2),
+            (64, 64, 4, 3),
+            (128, 64, 4, 3),
+            (128, 32, 4, 4),
+        ):
+            constants = base.constants | {"rows": rows, "tile": tile}
+            launch = replace(base, constants=constants, warps=warps, stages=stages)
+            document["speed"].append({"groups": groups, "name": f"prefill {rows} {tile} {warps} {stages}",
+                                      "kernel": len(jobs), "rows": rows})  # fmt: skip
+            jobs.append(launch)
+        for split in (1, 4):
+            for tile, warps, stages in ((64, 4, 2), (64, 4, 4), (128, 4, 2), (128, 8, 3), (32, 4, 4), (64, 2, 3)):
+                base = lib.decode(a, split)
+                launch = replace(base, constants=base.constants | {"tile": tile}, warps=warps, stages=stages)
+                document["speed"].append({"groups": groups, "name": f"decode{split} {tile} {warps} {stages}",
+                                          "kernel": len(jobs)})  # fmt: skip
+                jobs.append(launch)
+    for outs, ins in GEMMS:
+        for rows in (16, 64):
+            for tile, depth, warps, stages in GEMM_TILES:
+                constants = {"outs": outs, "ins": ins, "x_row": ins, "rows": rows, "tile": tile, "depth": depth}
+                arguments = (("x", "f16"), ("w", "f16"), ("bias", ""), ("residual", ""), ("y", "f16"), ("count", "int"))
+                document["gemm"].append({"outs": outs, "ins": ins, "rows": rows, "tile": [tile, depth, warps, stages],
+                                         "kernel": len(jobs)})  # fmt: skip
+                jobs.append(lib.Launch("gemm", "gemm.gemm", arguments, constants, warps, stages))
+    start = time.perf_counter()
+    kernels = []
+    for number, made in enumerate(build(jobs, 90)):
+        (folder / f"{number}.cubin").write_bytes(made.cubin)
+        kernels.append(
+            made.as_dict(f"{number}.cubin") | {"arguments": made.arguments, "constants": made.launch.constants}
+        )
+    print(f"{len(jobs)} kernels in {time.perf_counter() - start:.0f} s")
+    document["kernels"] = kernels
+    (folder / "list.json").write_text(json.dumps(document))
+    np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]  # numpy types only its options
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if sys.argv[1] == "compile":
+        compile_all(Path(sys.argv[2]))
+    else:
+        import gpu_kernels_run
+
+        gpu_kernels_run.run_all(Path(sys.argv[2]), Path(sys.argv[3]), "cases" in sys.argv[4:])

@@ -1,0 +1,277 @@
+"""What bench/gpu_kernels.py does on the GPU: cases with numpy alone, then speed next to PyTorch's own kernels."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.cuda.batch import splits_for
+from runtime.cuda.driver import Device
+from runtime.cuda.kernels import Kernel
+
+Grid = tuple[int, int, int]
+SPREAD = 300e6  # bytes that timed calls go through in turn: several times the L2 cache
+DECODE = [(1, 256), (1, 2048), (1, 16384), (8, 2048), (64, 256), (64, 2048)]
+PREFILL = [(16, 128), (1, 2048), (4, 2048), (1, 8192)]
+
+
+class Bench:
+    """The compiled kernels on a device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.list = json.loads((folder / "list.json").read_text())
+        self.device = Device()
+        self._kernels: dict[int, Kernel] = {}
+
+    def kernel(self, number: int) -> Kernel:
+        if number not in self._kernels:
+            made = self.list["kernels"][number]
+            function = self.device.function(self.folder / made["file"], made["entry"], made["shared"])
+            self._kernels[number] = Kernel(self.device, function, made["threads"], made["shared"],
+                                           tuple(made["arguments"]), made["constants"])  # fmt: skip
+        return self._kernels[number]
+
+    def put(self, array: np.ndarray[Any, Any]) -> int:
+        address = self.device.allocate(array.nbytes)
+        self.device.upload(address, np.ascontiguousarray(array))
+        self.device.wait()
+        return address
+
+    def cases(self) -> list[dict[str, Any]]:
+        """Run every case; each result says how far off it is, and how far it may be."""
+        arrays = np.load(self.folder / "arrays.npz")
+        found = []
+        for number, case in enumerate(self.list["cases"]):
+            prefix = f"{number}."
+            values = {key[len(prefix) :]: self.put(arrays[key]) for key in arrays if key.startswith(prefix)}
+            for name, start in zip("qkv", case["starts"], strict=True):
+                values[name] = values["row"] + start
+            for index, grid in case["launches"]:
+                self.kernel(index).launch(grid, values)
+            expected = arrays[prefix + "expected"]
+            kind = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[case["dtype"]]
+            host = np.empty(expected.shape, kind)
+            self.device.download(host, values["out"])
+            self.device.wait()
+            got = (host.astype(np.uint32) << 16).view(np.float32) if case["dtype"] == "bf16" else host
+            difference = np.abs(got.astype(np.float64) - expected)
+            excess = float((difference - case["absolute"] - case["relative"] * np.abs(expected)).max())
+            good = bool(excess <= 0)  # NaN is not
+            found.append({"case": case["name"], "off": float(difference.max()), "right": good})
+            print(f"{'ok  ' if good else 'BAD '} {case['name']:20s} off by {difference.max():.2e}")
+        return found
+
+    def time(self, calls: Sequence[Callable[[], None]], rounds: int = 5) -> float:
+        """Milliseconds of one call, the median of `rounds` replays of a graph of all."""
+        repeat = max(1, 20 // len(calls))
+
+        def work() -> None:
+            for _ in range(repeat):
+                for call in calls:
+                    call()
+
+        work()
+        self.device.wait()
+        graph = self.device.capture(work)
+        self.device.replay(graph)
+        found = []
+        for _ in range(rounds):
+            start = self.device.event()
+            self.device.replay(graph)
+            found.append(self.device.milliseconds(start, self.device.event()))
+        return statistics.median(found) / (repeat * len(calls))
+
+
+def torch_time(calls: Sequence[Callable[[], Any]], rounds: int = 5) -> float:
+    """The same for PyTorch's kernels."""
+    import torch
+
+    repeat = max(1, 20 // len(calls))
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeat):
+            for call in calls:
+                call()
+    graph.replay()
+    found = []
+    for _ in range(rounds):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        found.append(start.elapsed_time(stop))
+    return float(statistics.median(found)) / (repeat * len(calls))
+
+
+def copy_bandwidth() -> float:
+    """GB/s of a large copy on the device, bytes read and written."""
+    import torch
+
+    source = torch.randn(1 << 30, dtype=torch.float16, device="cuda")
+    target = torch.empty_like(source)
+    # a product with 1 runs as a kernel; `copy_` in a graph is a memory copy node, which moved 2.7 of 4.3 TB/s here
+    return 4 * source.numel() / torch_time([partial(torch.mul, source, 1.0, out=target)]) / 1e6
+
+
+def attentions(bench: Bench) -> list[dict[str, Any]]:
+    """Decode and prefill in all variants that were compiled, and PyTorch's best."""
+    return [
+        one_attention(bench, kind, groups, batch, length)
+        for kind, shapes in (("decode", DECODE), ("prefill", PREFILL))
+        for groups in (32, 8)
+        for batch, length in shapes
+    ]
+
+
+def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int) -> dict[str, Any]:
+    """Times of every variant on one shape."""
+    import torch
+
+    half: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
+    blocks = batch * length // 64
+    size = blocks * groups * 64 * 128 * 2 * 2
+    caches = [torch.randn(2, blocks, groups, 64, 128, **half) for _ in range(max(1, min(20, round(SPREAD / size))))]
+    new = 1 if kind == "decode" else length
+
+    def ints(values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+    held = {
+        "past_lens": ints([length - new] * batch), "block_ids": ints(torch.randperm(blocks).tolist()),
+        "seq_begins": ints([new * i for i in range(batch + 1)]),
+        "block_begins": ints([length // 64 * i for i in range(batch + 1)]),
+        "parts": torch.empty(batch * 32 * 32 * 128, device="cuda"),
+        "tops": torch.empty(2 * batch * 32 * 32, device="cuda"),
+        "q": torch.randn(batch * new, (32 + 2 * groups) * 128, **half),
+        "out": torch.empty(batch * new, 32, 128, **half),
+    }  # fmt: skip
+    base = {name: x.data_ptr() for name, x in held.items()}
+    values = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in caches]
+    joins = {x["name"]: x["kernel"] for x in bench.list["speed"] if x["groups"] == groups}
+    times = {}
+    for variant in bench.list["speed"]:
+        if variant["groups"] != groups or not variant["name"].startswith(kind):
+            continue
+        kernel = bench.kernel(variant["kernel"])
+        launches = [(kernel, (32, 0, 1))]
+        if kind == "decode":
+            split = int(variant["name"].split()[0].removeprefix("decode"))
+            if split > max(1, length // 64):
+                continue
+            launches = [(kernel, (batch, groups, split))]
+            launches += [(bench.kernel(joins[f"join{split}"]), (batch, 32, 1))] if split > 1 else []
+        else:
+            starts = range(0, length, variant["rows"])
+            pairs = [(row, start) for start in reversed(starts) for row in range(batch)]
+            held["rows"], held["starts"] = ints([row for row, _ in pairs]), ints([start for _, start in pairs])
+            tiles = {"tile_rows": held["rows"].data_ptr(), "tile_starts": held["starts"].data_ptr()}
+            values = [one | tiles for one in values]
+            launches = [(kernel, (32, len(pairs), 1))]
+        torch.cuda.synchronize()
+        times[variant["name"]] = bench.time([partial(_launch, launches, one) for one in values])
+    peers = library_attention(kind, groups, batch, length, len(caches))
+    best = min(times, key=times.__getitem__)
+    peer = min((x for x in peers.values() if isinstance(x, float)), default=float("nan"))
+    flops = 2 * batch * 32 * 128 * length * length if kind == "prefill" else 0
+    rate = {"GB/s": size / times[best] / 1e6} if kind == "decode" else {"TFLOP/s": flops / times[best] / 1e9}
+    print(f"{kind} K={groups} B={batch} S={length}: {best} {times[best]:.4f} ms, PyTorch {peer:.4f} = "
+          f"{peer / times[best]:.2f}x, {rate}", flush=True)  # fmt: skip
+    return {
+        "kind": kind, "groups": groups, "batch": batch, "length": length, "ms": times, "best": best, "peers": peers,
+        "default": f"decode{splits_for(batch, groups, length // 64, bench.device.multiprocessors)}", **rate,
+    }  # fmt: skip
+
+
+def _launch(launches: Sequence[tuple[Kernel, Grid]], values: dict[str, int]) -> None:
+    for kernel, grid in launches:
+        kernel.launch(grid, values)
+
+
+def library_attention(kind: str, groups: int, batch: int, length: int, sets: int) -> dict[str, Any]:
+    """Milliseconds of PyTorch's attention by backend, over a dense cache; the reason where a backend refuses."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    half: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
+    new = 1 if kind == "decode" else length
+    q = torch.randn(batch, 32, new, 128, **half)
+    dense = [torch.randn(2, batch, groups, length, 128, **half) for _ in range(sets)]
+    call = partial(torch.nn.functional.scaled_dot_product_attention, q, is_causal=new > 1, enable_gqa=groups != 32)
+    found: dict[str, Any] = {}
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        with sdpa_kernel(backend):
+            try:
+                found[backend.name] = torch_time([partial(call, one[0], one[1]) for one in dense])
+            except RuntimeError as error:
+                found[backend.name] = str(error)[:80]
+    return found
+
+
+def gemms(bench: Bench) -> list[dict[str, Any]]:
+    """Products of few rows in all tiles, and cuBLAS."""
+    shapes = sorted({(x["outs"], x["ins"]) for x in bench.list["gemm"]})
+    return [one_gemm(bench, outs, ins, count) for outs, ins in shapes for count in (1, 16, 64)]
+
+
+def one_gemm(bench: Bench, outs: int, ins: int, count: int) -> dict[str, Any]:
+    """Times of every tile on one shape; a wrong result is left out, and said."""
+    import torch
+
+    half: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
+    size = outs * ins * 2
+    weights = [torch.randn(outs, ins, **half) * 0.02 for _ in range(max(2, round(SPREAD / size)))]
+    x, y = torch.randn(count, ins, **half), torch.empty(count, outs, **half)
+    expected = (x.float() @ weights[0].float().T).cpu()
+    peer = torch_time([partial(torch.mm, x, w.T, out=y) for w in weights])
+    times = {}
+    for variant in bench.list["gemm"]:
+        if (variant["outs"], variant["ins"]) != (outs, ins) or variant["rows"] != (16 if count <= 16 else 64):
+            continue
+        launches = [(bench.kernel(variant["kernel"]), (-(-outs // variant["tile"][0]), 1, 1))]
+        calls = [
+            partial(_launch, launches, {"x": x.data_ptr(), "w": w.data_ptr(), "y": y.data_ptr(), "count": count})
+            for w in weights
+        ]
+        y.fill_(torch.nan)
+        torch.cuda.synchronize()
+        calls[0]()
+        bench.device.wait()
+        off = float((y.float().cpu() - expected).norm() / expected.norm())
+        name = " ".join(map(str, variant["tile"]))
+        if not off < 2e-3:
+            print(f"BAD gemm {outs} {ins} {count} {name}: off by {off}")
+            continue
+        times[name] = bench.time(calls)
+    best = min(times, key=times.__getitem__)
+    print(f"gemm {outs}x{ins} T={count}: {best} {times[best]:.4f} ms {size / times[best] / 1e6:.0f} GB/s; cuBLAS "
+          f"{peer:.4f} = {peer / times[best]:.2f}x", flush=True)  # fmt: skip
+    return {"outs": outs, "ins": ins, "rows": count, "ms": times, "best": best, "cublas": peer,
+            "GB/s": size / times[best] / 1e6}  # fmt: skip
+
+
+def run_all(folder: Path, out: Path, only_cases: bool = False) -> None:
+    """Check, then time; OUT gets everything as JSON after each part."""
+    bench = Bench(folder)
+    device = bench.device
+    result: dict[str, Any] = {"gpu": device.name, "sm": device.capability, "multiprocessors": device.multiprocessors}
+    result["cases"] = bench.cases()
+    out.write_text(json.dumps(result, indent=1))
+    if not only_cases:
+        result["copy GB/s"] = copy_bandwidth()
+        print(f"copy {result['copy GB/s']:.0f} GB/s")
+        result["gemm"] = gemms(bench)
+        out.write_text(json.dumps(result, indent=1))
+        result["attention"] = attentions(bench)
+        out.write_text(json.dumps(result, indent=1))
+    device.close()

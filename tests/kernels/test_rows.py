@@ -1,0 +1,109 @@
+"""Segments as kernels for few rows, in Triton's interpreter, against the IR's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compiler.ir.core import Graph
+from compiler.ir.interpreter import run as interpret
+from compiler.ir.interpreter import torch_dtype
+from compiler.ir.parser import parse
+from compiler.ir.verify import verify
+from compiler.kernels.build import load
+from compiler.kernels.row_source import RefusedError
+from compiler.kernels.rows import program_of
+from tests.conformance.tolerances import tolerance
+
+SEGMENT = """graph segment(%a: f16[T,2,16], %x: f16[T,32], %o: f16[32,32], %norm: f16[32], %up: f16[96,32]) {
+  dim T in 1..8..64
+  %joined: f16[T,32] = reshape(%a) {shape = ("T", 32)}
+  %out: f16[T,32] = matmul(%joined, %o) {transpose_b = true}
+  %y: f16[T,32] = add(%x, %out)
+  %n: f16[T,32] = rms_norm(%y, %norm) {eps = 1e-05}
+  %h: f16[T,96] = matmul(%n, %up) {transpose_b = true}
+  return y = %y, h = %h
+}"""
+
+GATED = """graph segment(%h: f16[T,96], %x: f16[T,32], %down: f16[32,48], %b: f16[32], %w: f16[32], %s: f16[32],
+                      %select: i32[N], %head: f16[50,32]) {
+  dim T in 1..8..64
+  dim N in 1..2..64
+  %gate: f16[T,48] = slice(%h) {axis = -1, start = 0, stop = 48}
+  %up: f16[T,48] = slice(%h) {axis = -1, start = 48, stop = 96}
+  %act: f16[T,48] = silu(%gate)
+  %hidden: f16[T,48] = mul(%act, %up)
+  %d: f16[T,32] = matmul(%hidden, %down) {transpose_b = true}
+  %db: f16[T,32] = add(%d, %b)
+  %z: f16[T,32] = add(%db, %x)
+  %rows: f16[N,32] = gather(%z, %select)
+  %n: f16[N,32] = layer_norm(%rows, %w, %s) {eps = 1e-05}
+  %y: f16[N,50] = matmul(%n, %head) {transpose_b = true}
+  %logits: f32[N,50] = cast(%y) {dtype = "f32"}
+  return logits = %logits
+}"""
+
+UNARY = ("relu", "sigmoid", "tanh", "silu", "exp", "gelu {approximate = true}", "gelu {approximate = false}")
+
+
+def execute(
+    graph: Graph, rows: int, dtype: str, inputs: dict[str, torch.Tensor], sizes: dict[str, int]
+) -> dict[str, torch.Tensor]:
+    program = program_of(graph, rows)
+    memory = dict(inputs)
+    for port, value in graph.outputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
+        memory[port] = torch.full(shape, torch.nan, dtype=torch_dtype(value.type.dtype))
+    for name, size in program.temps.items():
+        memory[name] = torch.full((size // 2,), torch.nan, dtype=torch_dtype(dtype))
+    for call in program.calls:
+        values = {argument: memory[place] for argument, place in call.places.items()} | {"count": sizes[call.rows]}
+        grid = (sizes[call.rows] if call.blocks is None else call.blocks,)
+        arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
+        load(call.launch)[grid](*arguments, **call.launch.constants)
+    return {port: memory[port] for port, _ in graph.outputs}
+
+
+def check(text: str, dtype: str = "f16") -> None:
+    graph = parse(text.replace("f16", dtype))
+    verify(graph)
+    generator = torch.Generator().manual_seed(5)
+    sizes = {"T": 5, "N": 3}
+    inputs = {}
+    for value in graph.inputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
+        if value.type.dtype == "i32":
+            inputs[value.name] = torch.tensor([4, 0, 2], dtype=torch.int32)
+        else:
+            scale = shape[-1] ** -0.5 if len(shape) == 2 and isinstance(value.type.shape[0], int) else 1.0
+            inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
+    expected = interpret(graph, inputs, {}.__getitem__, {})
+    bound = tolerance("matmul", dtype)
+    for port, found in execute(graph, 16, dtype, inputs, sizes).items():
+        difference = (found.double() - expected[port].double()).abs()
+        assert (difference <= bound.absolute + bound.relative * expected[port].double().abs()).all(), port
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("text", [SEGMENT, GATED], ids=["attention out", "gate, bias, rows, head"])
+def test_segments(text: str, dtype: str) -> None:
+    check(text, dtype)
+
+
+def test_functions() -> None:
+    lines = [f"%y{i}: f16[T,24] = {text.split()[0]}(%x) {text.partition(' ')[2]}" for i, text in enumerate(UNARY)]
+    outputs = ", ".join(f"y{i} = %y{i}" for i in range(len(UNARY)))
+    check("graph g(%x: f16[T,24]) {\n  dim T in 1..8..64\n  " + "\n  ".join(lines) + f"\n  return {outputs}\n}}")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("%y: f16[T,16] = matmul(%x, %x2) {transpose_b = true}", "two activations"),
+        ("%y: f16[T,16] = softmax(%x)", "softmax"),
+    ],
+)
+def test_what_has_no_rule_is_refused(line: str, why: str) -> None:
+    text = f"graph g(%x: f16[T,16], %x2: f16[T,16]) {{\n  dim T in 16..16..16\n  {line}\n  return y = %y\n}}"
+    with pytest.raises(RefusedError, match=why):
+        program_of(parse(text), 16)
