@@ -233,6 +233,7 @@ def _check_config_used(spec: Spec) -> None:
     exprs += spec.config.values()
     exprs += [expr for entry in spec.derive.values() for _, expr, _ in entry.expressions()]
     exprs += [step.count for step in spec.graph if isinstance(step, Repeat)]
+    exprs += [step.when for step in equations(spec.graph) if step.when is not None]
     for equation in equations(spec.graph):
         for node in walk(equation.value):
             exprs += [node.expr] if isinstance(node, Constant) else [node.test] if isinstance(node, IfExp) else []

@@ -60,12 +60,18 @@ def check_names(spec: Spec, expr: Expr, extra: Iterable[str] = ()) -> None:
 def check_graph(spec: Spec) -> None:
     """Names, arities and outputs of the wiring, and that nothing in it is computed in vain; raises SPEC-0xx."""
     tensors = set(INPUTS)
+    branches: dict[str, set[str]] = {}  # what is known under each condition
     for step in spec.graph:
         if isinstance(step, Repeat):
             check_names(spec, step.count)
             inner = set(tensors)
             for equation in step.body:
                 _check_equation(spec, equation, inner, (LAYER,))
+        elif step.when is not None:
+            check_names(spec, step.when)
+            known = branches.setdefault(step.when.text, set())
+            known |= tensors
+            _check_equation(spec, step, known, ())
         else:
             _check_equation(spec, step, tensors, ())
     if not spec.outputs:
@@ -150,10 +156,16 @@ def _check_live(spec: Spec) -> None:
 
 
 def check_uses(spec: Spec) -> None:
-    """Each part is called exactly once; raises SPEC-018."""
-    counts: Counter[str] = Counter()
+    """Each part is called exactly once, under each condition; raises SPEC-018."""
+    branches: dict[str | None, Counter[str]] = {}
     for equation in equations(spec.graph):
-        counts += _uses(equation.value)
+        key = None if equation.when is None else equation.when.text
+        branches[key] = branches.get(key, Counter()) + _uses(equation.value)
+    counts = branches.pop(None, Counter())
+    alternatives: Counter[str] = Counter()
+    for uses in branches.values():
+        alternatives |= uses
+    counts += alternatives
     for name in spec.parts:
         count = counts[name]
         if count == 0:

@@ -5,13 +5,14 @@ x = embed(tokens)                      a call of a part, or of a function from F
 x = x + attn(norm_1(x))                + - * / of values and scalars
 x = x * sqrt(d_model)                  a scalar: any expression of config names, `layer` and numbers
 x = x + (moe(h) if layer >= 1 else mlp(h))    a choice made when the model is built, not when it runs
+h = tanh(pooler(first(x)))             first: a row's first token; squeeze: without the last dim, which is 1
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specs.errors import SpecRTError, Where
 from specs.expressions import Expr, check_tree, parse_expr, shift
@@ -20,8 +21,8 @@ from specs.functions import FUNCTIONS as SCALAR_FUNCTIONS
 from specs.names import did_you_mean
 from specs.yaml_loader import Node, Scalar, YamlList, YamlMap
 
-FUNCTIONS = {"tanh": 1, "sigmoid": 1, "exp": 1, "sqrt": 1}
-"""Elementwise functions of tensors, with their number of arguments."""
+FUNCTIONS = {"tanh": 1, "sigmoid": 1, "exp": 1, "sqrt": 1, "first": 1, "squeeze": 1}
+"""Functions of tensors, with their number of arguments; all but the last two are elementwise."""
 INPUTS = ("tokens", "positions", "token_types", "ordinals")
 """Values that exist before the first equation, each int [B, S]."""
 SEQUENCE_INPUTS = ("prefix", "blank", "counting")
@@ -82,11 +83,12 @@ Value = Name | Constant | BinOp | Call | IfExp
 
 @dataclass(frozen=True)
 class Equation:
-    """`targets = value`; more than one target only for a part that gives several values."""
+    """`targets = value`; more than one target only for a part that gives several values. It is there `when` holds."""
 
     targets: tuple[str, ...]
     value: Value
     where: Where
+    when: Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,24 @@ def parse_graph(node: Node, parts: set[str]) -> tuple[Step, ...]:
     tensors: set[str] = set(INPUTS)
     steps: list[Step] = []
     for item in node:
-        if isinstance(item, YamlMap):
+        if isinstance(item, YamlMap) and next(iter(item), "").startswith("when "):
+            steps += _parse_when(item, parts, tensors)
+        elif isinstance(item, YamlMap):
             steps.append(_parse_repeat(item, parts, tensors))
         else:
             steps.append(_parse_equation(item, parts, tensors))
     return tuple(steps)
+
+
+def _parse_when(item: YamlMap, parts: set[str], tensors: set[str]) -> list[Equation]:
+    """Equations under a condition; what they assign is known among them only."""
+    ((key, body),) = item.items() if len(item) == 1 else [("", item)]
+    where = item.key_where.get(key, item.where)
+    if not isinstance(body, YamlList) or not body:
+        raise SpecRTError("SPEC-020", "`when CONDITION:` needs a list of equations below it", where=where)
+    test = parse_expr(key[len("when ") :], shift(where, len("when ")))
+    inner = set(tensors)
+    return [replace(_parse_equation(line, parts, inner), when=test) for line in body]
 
 
 def _parse_repeat(item: YamlMap, parts: set[str], tensors: set[str]) -> Repeat:

@@ -186,11 +186,12 @@ class Embedding(PartBase):
 
 
 class Linear(PartBase):
-    """y = x W^T (+ b). Weight [out, in]."""
+    """y = act(x W^T (+ b)). Weight [out, in]."""
 
     title: ClassVar[str] = "linear"
     kind: Text = "linear"
     out: IntExpr = Field(description="width of the result")
+    act: Activation | None = Field(None, description="left out: none")
     bias: BoolExpr | None = Field(None, description="whether it adds a bias; left out: no")
     tied: Tied | None = Field(None, description="shares an embedding's table as its weight")
 

@@ -50,7 +50,9 @@ _GRAPH = """## Wiring: `graph`
 A list of equations, `name = value`, and `repeat COUNT:` with the equations of one layer below it. A value is a
 name, a part or function applied to values, `+ - * /` of values and constants, or `a if condition else b` with a
 condition on config names and `layer`, decided when the model is built. Names that a repeat assigns and that exist
-before it are carried from layer to layer. Each part is called exactly once; each value is used, or is an output.
+before it are carried from layer to layer. Below `when CONDITION:` stand equations that are there when it holds, also
+decided then: how one file has several heads; what they assign is known among them. Each part is called exactly once
+(under each condition); each value is used, or is an output.
 """
 
 

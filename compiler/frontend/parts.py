@@ -33,6 +33,8 @@ def embedding_part(ctx: Context, name: str, part: schema.Embedding, tokens: Valu
     if tokens is ctx.inputs.get("positions"):
         _check_longest(ctx, name, part, rows - offset)
         index = ctx.emit("maximum", index, 0, to=f"{name}.index")  # below 0 is padding, which has a row nobody reads
+    if tokens is ctx.inputs.get("ordinals"):  # from 1, and 0 for what is not counted
+        _check_longest(ctx, name, part, rows - offset - 1)
     if offset:
         index = ctx.emit("add", index, offset, to=f"{name}.index")
     return ctx.emit("gather", ctx.weight(name, "weight", rows, size), index, to=name)
@@ -52,10 +54,12 @@ def linear_part(ctx: Context, name: str, part: schema.Linear, x: Value) -> Value
     bias = ctx.flag(part.bias)
     tied = part.tied
     if tied is None or not tied.when.as_bool(ctx.env):
-        return linear(ctx, name, x, out, bias)
-    table = ctx.global_weight(tied.to, "weight", out, width(x))
-    y = ctx.emit("matmul", x, table, to=name, transpose_b=True)
-    return ctx.emit("add", y, ctx.weight(name, "bias", out), to=name) if bias else y
+        y = linear(ctx, name, x, out, bias)
+    else:
+        table = ctx.global_weight(tied.to, "weight", out, width(x))
+        y = ctx.emit("matmul", x, table, to=name, transpose_b=True)
+        y = ctx.emit("add", y, ctx.weight(name, "bias", out), to=name) if bias else y
+    return y if part.act is None else activate(ctx, name, part.choice("act", ctx.env), y)
 
 
 def gain(ctx: Context, name: str, kind: str, size: int) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from compiler.frontend.attention import attention_part
@@ -47,7 +47,7 @@ def wire(ctx: Context, spec: Spec) -> Scope:
     for step in spec.graph:
         if isinstance(step, eq.Repeat):
             first += _repeat(ctx, spec, step, scope, first)
-        else:
+        elif step.when is None or step.when.as_bool(ctx.env):
             _equation(ctx, spec, step, scope)
     return scope
 
@@ -75,9 +75,26 @@ def _value(ctx: Context, spec: Spec, node: eq.Value, scope: Scope, to: str) -> V
     args = [_value(ctx, spec, arg, scope, to) for arg in node.args]
     with ctx.at(node.where):
         if node.func not in spec.parts:
-            return ctx.emit(node.func, *args, to=to)
+            return _FUNCTIONS.get(node.func, _elementwise)(ctx, node.func, *args, to=to)
         part = spec.parts[node.func]
         return PART_BUILDERS[part.kind_name()](ctx, node.func, part, *args)  # type: ignore[arg-type]  # arity: SPEC-0xx
+
+
+def _elementwise(ctx: Context, name: str, x: Value, *, to: str) -> Value:
+    return ctx.emit(name, x, to=to)
+
+
+def _first(ctx: Context, name: str, x: Value, *, to: str) -> Value:
+    """x [B,S,M] -> [B,M]: rows are padded behind their tokens, so each begins with its first."""
+    one = ctx.emit("slice", x, to=f"{to}.{name}", axis=-2, start=0, stop=1)
+    return ctx.emit("reshape", one, to=to, shape=(x.type.shape[0], x.type.shape[-1]))
+
+
+def _squeeze(ctx: Context, _: str, x: Value, *, to: str) -> Value:
+    return ctx.emit("reshape", x, to=to, shape=x.type.shape[:-1])
+
+
+_FUNCTIONS: dict[str, Callable[..., Value]] = {"first": _first, "squeeze": _squeeze}
 
 
 def _input(ctx: Context, name: str) -> Value:

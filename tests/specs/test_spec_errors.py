@@ -94,6 +94,8 @@ EDITS: dict[str, tuple[str, str]] = {
     "SPEC-005-two-rules": ("sizes:\n", "derive: {prefix: {first: vocab, has: vocab}}\nsizes:\n"),
     "SPEC-034": ("sizes:\n", "derive: {prefixes: {first: vocab}}\nsizes:\n"),
     "SPEC-030-spelling": ("sizes:\n", "spellings: {gamma: weight}\nsizes:\n"),
+    "SPEC-020-when": ("  - logits = head(norm_f(x))", "  - when tied: logits = head(norm_f(x))"),
+    "SPEC-011-under-a-condition": ("- logits = head(norm_f(x))", "- when tied: [h = norm_f(x)]\n  - logits = head(h)"),
     "SPEC-031-piece": ("[q: heads, k: kv_heads, v: kv_heads] d_head", "[q: heads, q, v] d_head"),
 }  # fmt: skip
 
