@@ -131,9 +131,17 @@ def _fields(words: Words, node: Node, group: str, prefix: str) -> Iterator[Fact]
             inner = {"bias": ("bias.qkv", "bias.out"), "tied": ("tied.when",)}.get(path, (path,))
             yield from (Fact(group, _label(one), "no") for one in inner)
             continue
-        absent = ABSENT.get(path, "no")
-        text = words.of(value, str((words.env or {}).get(absent, absent)), options)
+        text = words.of(value, _absent(path, words.env), options)
+        if path == "width" and words.env is not None and text == str(words.env["d_model"]):
+            text = ABSENT["width"]
         yield Fact(group, _label(path), GAINS.get(text, text), parent)
+
+
+def _absent(path: str, env: Mapping[str, Any] | None) -> str:
+    """What a field that is left out means."""
+    if path == "scale" and env is not None and isinstance(env.get("d_head"), int):
+        return f"{env['d_head'] ** -0.5:g}"
+    return ABSENT.get(path, "no")
 
 
 def _one_group_of_norms(norms: list[Fact]) -> Iterator[Fact]:
