@@ -69,7 +69,7 @@ def match_spec(config: Mapping[str, Any], where: Where | None = None, specs_dir:
         "SPEC-047",
         f"no spec for `model_type: {model_type}`",
         where=where,
-        notes=(f"nearest: {', '.join(f'`{name}`' for name in close)}",) if close else (f"known: {listed}",),
+        notes=(f"nearest: {', '.join(f'`{name}`' for name in close)}" if close else f"known: {listed}",),
         hint=f"a new architecture is one YAML file: {_infer(where)} drafts it, specs/REFERENCE.md explains it",
     )
 

@@ -121,7 +121,7 @@ def _select(scaling: Mapping[str, Any], where: Where | None) -> tuple[str, RopeF
     if kind not in formulas:
         raise SpecRTError(
             "SPEC-050",
-            f"unknown rope type `{kind}`",
+            f"the checkpoint's rope scaling is of an unknown type, `{kind}`",
             where=where,
             notes=("known: " + ", ".join(f"`{name}`" for name in formulas),),
             hint=did_you_mean(kind, formulas)

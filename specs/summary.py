@@ -82,7 +82,7 @@ def _mlp(said: list[Fact]) -> str:
         mine = {fact.what: fact.text for fact in said if fact.group == group}
         gated = "gated " if mine.get("kind", "").startswith("gated") else ""
         if group.startswith("experts"):
-            words.append(f"experts ({mine.get('expert', '')} {mine.get('expert act', '')})")
+            words.append(f"experts ({' '.join([mine.get('expert', ''), mine.get('expert act', '')]).strip()})")
         else:
             words.append(gated + mine.get("activation", ""))
     return " and ".join(dict.fromkeys(words)) or "none"

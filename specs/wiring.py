@@ -104,7 +104,7 @@ def used_parts(spec: Spec, words: Words) -> list[str]:
 
 
 def _layer(spec: Spec, words: Words, carried: Mapping[str, str], repeat: Repeat) -> str:
-    inlined = _Reader(spec, words, carried).run(repeat.body)
+    inlined = _Reader(spec, words, carried, whole=True).run(repeat.body)
     whole = _numbered("; ".join(inlined[name] for name in carried))
     own = {target: target for line in repeat.body for target in line.targets if target not in carried}
     reader = _Reader(spec, words, {**carried, **own})
@@ -131,8 +131,8 @@ def _numbered(text: str) -> str:
 class _Reader:
     """Equations, with earlier results written out; a norm is `norm@its_name` until all are numbered."""
 
-    def __init__(self, spec: Spec, words: Words, start: Mapping[str, str]) -> None:
-        self.spec, self.words = spec, words
+    def __init__(self, spec: Spec, words: Words, start: Mapping[str, str], *, whole: bool = False) -> None:
+        self.spec, self.words, self.whole = spec, words, whole
         self.scope = dict(start)
 
     def run(self, lines: Sequence[Equation]) -> dict[str, str]:
@@ -155,7 +155,10 @@ class _Reader:
             return self._choice(node)
         assert isinstance(node, BinOp)
         if node.op == "+":
-            return " + ".join(sorted(self._terms(node), key=lambda term: (term != "x", _NORM.sub("norm", term))))
+            terms = self._terms(node)
+            if self.whole:  # experts and a shared expert beside them are one MLP
+                terms = [term for at, term in enumerate(terms) if not (term.startswith("mlp(") and term in terms[:at])]
+            return " + ".join(sorted(terms, key=lambda term: (term != "x", _NORM.sub("norm", term))))
         return f"{self._factor(node.left)} {node.op} {self._factor(node.right)}"
 
     def _terms(self, node: Value) -> list[str]:

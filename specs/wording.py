@@ -105,10 +105,9 @@ class _Follow(ast.NodeTransformer):
         left, right = self.visit(node.left), self.visit(node.right)
         if not isinstance(node.op, ast.BitOr):
             return ast.BinOp(left, node.op, right)
-        if ast.unparse(left) == ast.unparse(right):
-            return left  # type: ignore[no-any-return]
-        first, second = plain_text(left), plain_text(right)
-        return ast.Name(f"({first}, else {second})")
+        texts = [text for side in (left, right) for text in plain_text(side).split(", else ")]
+        said = [text for text in dict.fromkeys(texts) if text != "none" or text == texts[-1]]
+        return ast.Name(f"({', else '.join(said)})") if len(said) > 1 else left
 
 
 def plain_text(tree: ast.expr) -> str:

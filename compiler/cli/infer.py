@@ -59,7 +59,12 @@ def _commands(draft: Draft, checkpoint: Path, path: Path) -> list[tuple[str, str
     return [
         (f"specrt inspect {spec} {folder} --stage built --ir", "read the equations beside the paper or the code"),
         (f"compile {spec} {folder} --out {bundle}", "once the draft says what the model does"),
-        (f"specrt run {bundle} --tokens 1,2,3", "the greedy ids must be those of the original code"),
+        (
+            f'python -c "import runtime; print(runtime.load({bundle!r}).forward([[1, 2, 3]]))"',
+            "the original code's numbers?",
+        )
+        if draft.encoder
+        else (f"specrt run {bundle} --tokens 1,2,3", "the greedy ids must be those of the original code"),
     ]
 
 

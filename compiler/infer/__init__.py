@@ -37,6 +37,7 @@ class Draft:
     tensors: int
     ignored: tuple[str, ...]  # tensors that the draft leaves out because nothing told what they are
     parameters: int
+    encoder: bool  # every token sees every other
 
 
 def infer(folder: str | Path) -> Draft:
@@ -58,7 +59,9 @@ def infer(folder: str | Path) -> Draft:
     found = recognise(checkpoint, hints)
     name, text, checks = write(found, hints, checkpoint.config)
     parameters = _prove(text, checkpoint)
-    return Draft(name, text, checks, found.layers, len(checkpoint.tensors), found.unknown, parameters)
+    return Draft(
+        name, text, checks, found.layers, len(checkpoint.tensors), found.unknown, parameters, "mask: full" in text
+    )
 
 
 def _prove(text: str, checkpoint: Checkpoint) -> int:
