@@ -59,12 +59,14 @@ class Encoder:
         batch: dict[str, Array] = {
             "tokens": np.zeros(shape, np.int32),
             "positions": np.full(shape, _PADDING, np.int32),
+            "lengths": np.zeros(shape, np.int32),
             "rows": np.repeat(np.arange(shape[0], dtype=np.int32)[:, None], shape[1], axis=1),
         }
         for place, row in enumerate(chosen):
             size = len(rows[row])
             batch["tokens"][place, :size] = rows[row]
             batch["positions"][place, :size] = np.arange(size)
+            batch["lengths"][place] = size
         for port in self._extra:
             value = np.zeros(shape if len(port.shape) > 1 else shape[:1], _DTYPES[port.dtype])
             for place, row in enumerate(chosen):

@@ -14,9 +14,10 @@ Ints = NDArray[np.int32]
 
 # What the engine fills for a packed decoder; what else a plan asks for comes from the caller, one value a sequence.
 PACKED = (
-    "tokens", "positions", "rows", "past_lens", "seq_begins", "block_ids", "block_begins", "max_context", "select",
+    "tokens", "positions", "rows", "lengths", "past_lens", "seq_begins", "block_ids", "block_begins", "max_context",
+    "select",
 )  # fmt: skip
-PADDED = ("tokens", "positions", "rows")  # and for an encoder, [B, S]
+PADDED = ("tokens", "positions", "rows", "lengths")  # and for an encoder, [B, S]
 
 
 class Executable(Protocol):

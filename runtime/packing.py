@@ -22,8 +22,9 @@ class Packer:
 
     def __init__(self, max_batch: int, max_tokens: int, max_blocks: int, extra: Iterable[str] = ()) -> None:
         sizes = {
-            "tokens": max_tokens, "positions": max_tokens, "rows": max_tokens, "select": max_tokens,
-            "past_lens": max_batch, "seq_begins": max_batch + 1, "block_begins": max_batch + 1, "block_ids": max_blocks,
+            "tokens": max_tokens, "positions": max_tokens, "rows": max_tokens, "lengths": max_tokens,
+            "select": max_tokens, "past_lens": max_batch, "seq_begins": max_batch + 1, "block_begins": max_batch + 1,
+            "block_ids": max_blocks,
             **dict.fromkeys(extra, max_batch),
         }  # fmt: skip
         self._extra = tuple(extra)
@@ -58,6 +59,7 @@ class Packer:
         for row, (request, _) in enumerate(work):
             tokens[row] = request.tokens[-1]
         batch["positions"] += 1
+        batch["lengths"] += 1
         batch["past_lens"] += 1
         batch["max_context"] += 1
         if moved:
@@ -68,12 +70,16 @@ class Packer:
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []  # the sequence of each token
+        lengths: list[int] = []
         select: list[int] = []
         for row, (request, count) in enumerate(work):
             end = request.past + count
             rows += [row] * count
             tokens += request.tokens[request.past : end]
             positions += range(request.past, end)
+            # The sequence's length when its token first ran: a prompt counts whole, also where it is cut into pieces.
+            prompt = len(request.tokens) - len(request.new)
+            lengths += (max(prompt, place + 1) for place in range(request.past, end))
             if request.sampler is None:
                 select += range(len(tokens) - count, len(tokens))
             elif end == len(request.tokens):
@@ -81,6 +87,7 @@ class Packer:
         self._put("tokens", tokens)
         self._put("positions", positions)
         self._put("rows", rows)
+        self._put("lengths", lengths)
         self._put("select", select or [0])  # an engine gives at least one row; nobody reads it then
         self._put("past_lens", [request.past for request, _ in work])
         self._put("seq_begins", list(accumulate((count for _, count in work), initial=0)))

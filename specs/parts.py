@@ -34,12 +34,13 @@ _SPELLINGS = {  # names in config.json (transformers activations.py), which `act
     "gelu_python": "gelu",
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
 }
-Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu"), _SPELLINGS)]
+Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu", "relu2"), _SPELLINGS)]
 Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
 RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
 Stored = Annotated[StrExpr, Options(("f32", "f16"))]
 Gain = Annotated[StrExpr, Options(("weight", "one_plus"))]
 LayerGain = Annotated[StrExpr, Options(("weight", "one_plus", "one"))]
+QkNormKind = Annotated[StrExpr, Options(("rms_norm", "layer_norm"))]
 
 
 class _Kind(Node):
@@ -110,6 +111,7 @@ class Rope(_Kind):
     context: IntExpr | None = Field(
         None, description="trained context, for scalings whose mapping leaves it to the model's maximum"
     )
+    original: IntOrNone | None = Field(None, description="context before scaling, where it stands beside the mapping")
 
 
 class Alibi(_Kind):
@@ -193,6 +195,7 @@ class Linear(PartBase):
     out: IntExpr = Field(description="width of the result")
     act: Activation | None = Field(None, description="left out: none")
     bias: BoolExpr | None = Field(None, description="whether it adds a bias; left out: no")
+    unit_rows: BoolExpr | None = Field(None, description="whether W's rows are divided by their L2 norms; left out: no")
     tied: Tied | None = Field(None, description="shares an embedding's table as its weight")
 
 
@@ -229,9 +232,11 @@ class AttentionBias(Node):
 
 
 class QkNorm(Node):
-    """An RMS norm over each query and key head, before the rotation."""
+    """A norm over each query and key head, before the rotation."""
 
     title: ClassVar[str] = "qk_norm"
+    norm: QkNormKind | None = Field(None, description="layer_norm has a bias; left out: rms_norm")
+    when: BoolExpr | None = Field(None, description="whether the model has it; left out: yes")
     eps: FloatExpr
     gain: Gain | None = Field(None, description="weight: gain = w; one_plus: gain = 1 + w; left out: weight")
 
@@ -253,9 +258,7 @@ class Attention(PartBase):
     mask: Mask = Field(
         description="causal; full: every token sees every other; prefix: full in the prompt's prefix, then causal"
     )
-    window: IntOrNone | None = Field(
-        None, description="query i sees keys j with i - window < j <= i; left out or none: no window"
-    )
+    window: IntOrNone | None = Field(None, description="keys j of query i: i - window < j <= i; left out or none: all")
     position: Position
     bias: AttentionBias | None = Field(None, description="left out: no biases")
     scale: FloatExpr | None = Field(None, description="factor on q k^T; left out: d_head ** -0.5, the paper's")

@@ -32,13 +32,33 @@ class RopeFormula:
     let: dict[str, Expr]
     frequencies: Expr
     multiplier: Expr
+    limit: Expr | None  # sequences longer than this ...
+    beyond: Expr | None  # ... have these frequencies; None: no formula here is right for them
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Rotary frequencies, float32 [dims/2], and the factor on cos and sin.
+
+    Sequences of more than `limit` tokens have the frequencies `beyond`; where that is None, none here are right.
+    """
+
+    kind: str
+    short: numpy.ndarray[Any, Any]
+    multiplier: float
+    limit: int | None = None
+    beyond: numpy.ndarray[Any, Any] | None = None
 
 
 @lru_cache
 def rope_formulas() -> dict[str, RopeFormula]:
     """The formulas by rope type."""
-    data = load_yaml(_FILE)
-    return {name: _formula(node) for name, node in data.items() if isinstance(node, YamlMap)}
+    found: dict[str, RopeFormula] = {}
+    for name, node in load_yaml(_FILE).items():
+        if isinstance(node, YamlMap):
+            same = node.get("same_as")
+            found[name] = found[str(same.value)] if isinstance(same, Scalar) else _formula(node)
+    return found
 
 
 def _formula(node: YamlMap) -> RopeFormula:
@@ -52,6 +72,9 @@ def _formula(node: YamlMap) -> RopeFormula:
         assert isinstance(value, Scalar)
         return parse_expr(value.value, value.where)
 
+    def maybe(key: str) -> Expr | None:
+        return one(key, Scalar(None, node.where)) if key in node else None
+
     needs = node.get("needs", YamlList(node.where))
     assert isinstance(needs, YamlList)
     return RopeFormula(
@@ -60,6 +83,8 @@ def _formula(node: YamlMap) -> RopeFormula:
         let=exprs("let"),
         frequencies=one("frequencies", Scalar("f", node.where)),
         multiplier=one("multiplier", Scalar(1.0, node.where)),
+        limit=maybe("limit"),
+        beyond=maybe("beyond"),
     )
 
 
@@ -69,9 +94,9 @@ def inv_freq(
     scaling: Mapping[str, Any] | None,
     context: int | None = None,
     where: Where | None = None,
-) -> tuple[numpy.ndarray[Any, Any], float]:
-    """Rotary frequencies, float32 [dims/2], and the factor on cos and sin; `context` stands in for a missing
-    original length.
+    original: int | None = None,
+) -> Frequencies:
+    """Rotary frequencies; `context` stands in for a missing original length, `original` wins over the mapping's.
 
     `scaling` is the checkpoint's mapping (`rope_type` or `type`, and its parameters) or None; raises
     SPEC-050, SPEC-053 to SPEC-055.
@@ -87,6 +112,8 @@ def inv_freq(
     if scaling is not None and not isinstance(scaling, Mapping):
         raise SpecRTError("SPEC-054", f"the rope scaling must be a mapping, not {scaling!r}", where=where)
     kind, formula = _select(scaling or {}, where)
+    if original is not None and "original_max_position_embeddings" in formula.optional:
+        scaling = {**(scaling or {}), "original_max_position_embeddings": original}
     env: dict[str, Any] = {
         "f": frequencies,
         "i": numpy.arange(dims // 2, dtype=numpy.float32),
@@ -96,16 +123,27 @@ def inv_freq(
     if context is not None:
         env["context"] = context
     env.update(_parameters(kind, formula, scaling or {}, env, where))
+    for name, value in env.items():
+        if isinstance(value, list):  # one number for each frequency
+            if len(value) != dims // 2:
+                message = f"the rope parameter `{name}` has {len(value)} numbers, expected {dims // 2}"
+                raise SpecRTError("SPEC-054", message, where=where, hint=f"one for each pair of the {dims} dims")
+            env[name] = numpy.array(value, dtype=numpy.float32)
     with numpy.errstate(all="ignore"):  # what comes out is checked below
         for name, expr in formula.let.items():
             env[name] = evaluate(expr, env)
-        result = numpy.asarray(evaluate(formula.frequencies, env), dtype=numpy.float32)
+        short, *beyond = (
+            numpy.asarray(evaluate(expr, env), dtype=numpy.float32)
+            for expr in (formula.frequencies, formula.beyond)
+            if expr is not None
+        )
     multiplier = float(evaluate(formula.multiplier, env))
-    if not (numpy.isfinite(result).all() and (result > 0).all() and multiplier > 0):
+    if not (all(numpy.isfinite(f).all() and (f > 0).all() for f in (short, *beyond)) and multiplier > 0):
         raise SpecRTError(
             "SPEC-054", f"rope type `{kind}` gives impossible frequencies with {dict(scaling or {})}", where=where
         )
-    return result, multiplier
+    limit = None if formula.limit is None else formula.limit.as_int(env)
+    return Frequencies(kind, short, multiplier, limit, beyond[0] if beyond else None)
 
 
 def _select(scaling: Mapping[str, Any], where: Where | None) -> tuple[str, RopeFormula]:

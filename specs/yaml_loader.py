@@ -49,7 +49,7 @@ Node = Scalar | YamlMap | YamlList
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)$")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+][0-9]+)?$")
 _NUMBER_LIKE = re.compile(
-    r"[-+]?\.?[0-9][0-9_.:]*([eE][-+]?[0-9]+)?$|[-+]?0[xXoObB][0-9a-fA-F_]+$|[-+]?\.(inf|nan)$",
+    r"[-+]?\.?[0-9][0-9_.:]*([eE][-+]?[0-9][0-9_]*)?$|[-+]?0[xXoObB][0-9a-fA-F_]+$|[-+]?\.(inf|nan)$",
     re.IGNORECASE,
 )
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}")

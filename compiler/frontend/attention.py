@@ -7,16 +7,13 @@ keys [B,K,1,S,D].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
-from compiler.frontend.block_rope import block_streams
 from compiler.frontend.context import Context
-from compiler.frontend.parts import linear, rms_norm, width
+from compiler.frontend.parts import layer_norm, linear, rms_norm, width
+from compiler.frontend.rope import rotate, rotate_block
 from compiler.ir import TensorType, Value
 from specs import parts as schema
-from specs.rope import inv_freq
 
 MASKED = -3.4028234663852886e38  # the lowest float32: a row of nothing but padding stays finite
 _HEADS_FIRST = (-3, -2, -4, -1)  # [B,S,K,G,D] -> [B,K,G,S,D]
@@ -46,13 +43,13 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
     q, k, v = (
         project(f"{name}.{leaf}", count) for leaf, count in (("q", heads.query), ("k", heads.key), ("v", heads.key))
     )
-    if part.qk_norm is not None:
+    if part.qk_norm is not None and (part.qk_norm.when is None or ctx.flag(part.qk_norm.when)):
         q = _qk_norm(ctx, f"{name}.q_norm", part.qk_norm, q)
         k = _qk_norm(ctx, f"{name}.k_norm", part.qk_norm, k)
     if isinstance(part.position, schema.Rope):
         q, k = rotate(ctx, name, part.position, q), rotate(ctx, name, part.position, k)
     if isinstance(part.position, schema.BlockRope):
-        q, k = _rotate_block(ctx, name, part.position, q), _rotate_block(ctx, name, part.position, k)
+        q, k = rotate_block(ctx, name, part.position, q), rotate_block(ctx, name, part.position, k)
     scores = _scores(ctx, name, part, heads, q, k)
     sink = _sink(ctx, name, heads) if ctx.flag(part.sinks) else None
     joined = mix(ctx, name, scores, attention_mask(ctx, part), v, heads, sink)
@@ -92,57 +89,10 @@ def grouped(ctx: Context, name: str, x: Value, groups: int, each: int) -> Value:
 
 
 def _qk_norm(ctx: Context, name: str, norm: schema.QkNorm, x: Value) -> Value:
-    eps = norm.eps.as_float(ctx.env)
-    return rms_norm(ctx, name, x, eps, ctx.option(norm, "gain", "weight"))
-
-
-def rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
-    """Heads x[B,S,H,D] turned by their positions."""
-    env = ctx.env
-    scaling = None if rope.scaling is None else rope.scaling.value(env)
-    context = None if rope.context is None else rope.context.as_int(env)
-    dims, theta = rope.dims.as_int(env), rope.theta.as_float(env)
-    if dims == 0:
-        return x
-    cos, sin = ctx.shared(
-        ("rope", dims, theta, repr(scaling), context),
-        lambda: rope_tables(
-            ctx, ctx.input("positions", "i32", "B", "S"), *inv_freq(dims, theta, scaling, context, rope.where)
-        ),
-    )
-    return ctx.emit("rotate", x, cos, sin, to=f"{name}.rotated", style=ctx.option(rope, "style"))
-
-
-def _rotate_block(ctx: Context, name: str, rope: schema.BlockRope, x: Value) -> Value:
-    """Each position stream turns its equal share of the dims."""
-    streams = block_streams(ctx, rope.streams.as_int(ctx.env))
-    dims, theta, style = rope.dims.as_int(ctx.env), rope.theta.as_float(ctx.env), ctx.option(rope, "style")
-    frequencies, _ = inv_freq(dims, theta, None, None, rope.where)
-    if ctx.option(rope, "stored", "f32") == "f16":
-        frequencies = frequencies.astype("float16")
-    width, turned = int(x.type.shape[-1]) // len(streams), []
-    for number, stream in enumerate(streams):
-        make = partial(rope_tables, ctx, stream, frequencies, 1.0)
-        cos, sin = ctx.shared(("block_rope", stream.name, dims, theta), make)
-        share = x
-        if len(streams) > 1:
-            start = number * width
-            share = ctx.emit("slice", x, to=f"{name}.share", axis=-1, start=start, stop=start + width)
-        turned.append(ctx.emit("rotate", share, cos, sin, to=f"{name}.rotated", style=style))
-    return turned[0] if len(turned) == 1 else ctx.emit("concat", *turned, to=f"{name}.rotated", axis=-1)
-
-
-def rope_tables(ctx: Context, positions: Value, frequencies: Iterable[float], multiplier: float) -> tuple[Value, Value]:
-    """Cosines and sines f32[B,S,dims/2] of positions i32[B,S] times frequencies."""
-    values = tuple(float(f) for f in frequencies)
-    freq = ctx.const(values, TensorType("f32", (len(values),)), "rope.freq")
-    at = ctx.emit("cast", positions, to="rope.at", dtype="f32")
-    angle = ctx.emit("mul", ctx.emit("reshape", at, to="rope.at", shape=("B", "S", 1)), freq, to="rope.angle")
-    cos, sin = ctx.emit("cos", angle, to="rope.cos"), ctx.emit("sin", angle, to="rope.sin")
-    if multiplier != 1.0:
-        cos = ctx.emit("mul", cos, multiplier, to="rope.cos")
-        sin = ctx.emit("mul", sin, multiplier, to="rope.sin")
-    return cos, sin
+    eps, gain = norm.eps.as_float(ctx.env), ctx.option(norm, "gain", "weight")
+    if ctx.option(norm, "norm", "rms_norm") == "layer_norm":
+        return layer_norm(ctx, name, x, eps, gain, bias=True)
+    return rms_norm(ctx, name, x, eps, gain)
 
 
 def _scores(ctx: Context, name: str, part: schema.Attention, heads: Heads, q: Value, k: Value) -> Value:

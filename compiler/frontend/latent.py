@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from compiler.frontend.attention import Heads, attention_mask, grouped, head_rows, mix, rotate
+from compiler.frontend.attention import Heads, attention_mask, grouped, head_rows, mix
 from compiler.frontend.context import Context
 from compiler.frontend.parts import linear, rms_norm, width
+from compiler.frontend.rope import rotate
 from compiler.ir import TensorType, Value
 from specs import parts as schema
 

@@ -50,16 +50,24 @@ def _check_longest(ctx: Context, name: str, part: schema.Embedding, positions: i
 
 def linear_part(ctx: Context, name: str, part: schema.Linear, x: Value) -> Value:
     """A linear layer; tied to an embedding, it multiplies with that table."""
-    out = part.out.as_int(ctx.env)
-    bias = ctx.flag(part.bias)
-    tied = part.tied
-    if tied is None or not tied.when.as_bool(ctx.env):
-        y = linear(ctx, name, x, out, bias)
+    out, tied = part.out.as_int(ctx.env), part.tied
+    if tied is not None and tied.when.as_bool(ctx.env):
+        weight = ctx.global_weight(tied.to, "weight", out, width(x))
     else:
-        table = ctx.global_weight(tied.to, "weight", out, width(x))
-        y = ctx.emit("matmul", x, table, to=name, transpose_b=True)
-        y = ctx.emit("add", y, ctx.weight(name, "bias", out), to=name) if bias else y
+        weight = ctx.weight(name, "weight", out, width(x))
+    if ctx.flag(part.unit_rows):
+        weight = unit_rows(ctx, name, weight)
+    y = ctx.emit("matmul", x, weight, to=name, transpose_b=True)
+    if ctx.flag(part.bias):
+        y = ctx.emit("add", y, ctx.weight(name, "bias", out), to=name)
     return y if part.act is None else activate(ctx, name, part.choice("act", ctx.env), y)
+
+
+def unit_rows(ctx: Context, name: str, weight: Value) -> Value:
+    """Each row over its L2 norm, which counts as 1e-12 at least: PyTorch's `normalize`."""
+    total = ctx.emit("sum", ctx.emit("mul", weight, weight, to=f"{name}.square"), to=f"{name}.sum")
+    scale = ctx.emit("rsqrt", ctx.emit("maximum", total, 1e-24, to=f"{name}.sum"), to=f"{name}.rsqrt")
+    return ctx.emit("mul", weight, scale, to=f"{name}.unit")
 
 
 def gain(ctx: Context, name: str, kind: str, size: int) -> Value:
@@ -103,6 +111,7 @@ def layer_norm_part(ctx: Context, name: str, part: schema.LayerNorm, x: Value) -
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("silu", {}),
     "relu": ("relu", {}),
+    "relu2": ("relu", {}),  # then squared
     "gelu": ("gelu", {"approximate": False}),
     "gelu_tanh": ("gelu", {"approximate": True}),
 }
@@ -111,7 +120,8 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 def activate(ctx: Context, name: str, act: str, x: Value) -> Value:
     """An activation function by the name that the schema lists."""
     op, attrs = ACTIVATIONS[act]
-    return ctx.emit(op, x, to=f"{name}.act", **attrs)
+    y = ctx.emit(op, x, to=f"{name}.act", **attrs)
+    return ctx.emit("mul", y, y, to=f"{name}.squared") if act == "relu2" else y  # arXiv:2109.08668
 
 
 def mlp_part(ctx: Context, name: str, part: schema.Mlp, x: Value) -> Value:

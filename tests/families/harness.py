@@ -74,6 +74,37 @@ def rename_tensors(folder: Path, rename: Callable[[str], str], **added: torch.Te
     save_torch({**tensors, **{name: tensor.clone() for name, tensor in added.items()}}, path, metadata={"format": "pt"})
 
 
+def as_hub(folder: Path, **changes: Any) -> None:
+    """Rewrite a config.json that transformers 5 saved to the spellings of the hub, then `changes` as `write_config`."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = dict(content["rope_parameters"])
+    hub = {"rope_theta": rope.pop("rope_theta"), "partial_rotary_factor": rope.pop("partial_rotary_factor", None)}
+    if rope["rope_type"] != "default":
+        hub["rope_scaling"] = rope
+    write_config(folder, rope_parameters=None, layer_types=None, **{**hub, **changes})
+
+
+def check_transformers(
+    kind: str,
+    folder: Path,
+    config: dict[str, Any],
+    hub: dict[str, Any] | None = None,
+    text: bool = False,
+    **options: Any,
+) -> runtime.Model:
+    """`check_decoder` of a random `kind`ForCausalLM; with `hub`, its config.json is rewritten by `as_hub`.
+
+    `text`: the configuration's class is `kind`TextConfig.
+    """
+    import transformers
+
+    made = getattr(transformers, f"{kind}{'Text' if text else ''}Config")(**config)
+    model = save_random(getattr(transformers, f"{kind}ForCausalLM")(made), folder, seed=options.pop("seed", 11))
+    if hub is not None:
+        as_hub(folder, **hub)
+    return check_decoder(folder, logits_of(model), made.vocab_size, **options)
+
+
 def prompts(vocab: int, *lengths: int, seed: int = 5) -> list[list[int]]:
     """Random rows of these lengths."""
     generator = np.random.default_rng(seed)

@@ -125,7 +125,8 @@ def test_what_transformers_saves_is_read(name: str, tmp_path: Path) -> None:
         theirs.tie_word_embeddings,
     )
     rotary = LlamaRotaryEmbedding(theirs)
-    ours, multiplier = inv_freq(names["d_head"], names["theta"], names["rope_scaling"], names["context"])
+    found = inv_freq(names["d_head"], names["theta"], names["rope_scaling"], names["context"])
+    ours, multiplier = found.short, found.multiplier
     assert ours.tolist() == pytest.approx(rotary.inv_freq.tolist(), rel=3e-7)
     assert multiplier == pytest.approx(rotary.attention_scaling, rel=1e-12)
 
@@ -255,6 +256,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "SPEC-050-two-types": {"rope_type": "linear", "type": "yarn", "factor": 2.0},
     "SPEC-054-unknown-parameter": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32},
     "SPEC-054-not-a-number": {"rope_type": "linear", "factor": "2"},
+    "SPEC-054-length": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4},
     "SPEC-054-zero": {"rope_type": "linear", "factor": 0},
     "SPEC-055-missing-parameter": {"rope_type": "linear"},
     "SPEC-055-no-context": {"rope_type": "yarn", "factor": 4.0},
@@ -263,7 +265,8 @@ ROPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ROPES)
 def test_rope_scaling_that_is_not_known(name: str) -> None:
-    check_raises(name, inv_freq, 8, 10000.0, ROPES[name], where=HERE)
+    context = 64 if name == "SPEC-054-length" else None
+    check_raises(name, inv_freq, 8, 10000.0, ROPES[name], context, where=HERE)
 
 
 def test_rope_scaling_of_the_wrong_form() -> None:

@@ -186,10 +186,12 @@ def test_shipped_models_load_and_are_short(path: Path) -> None:
 
 
 def test_every_rope_formula_runs() -> None:
-    parameters = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    parameters: dict[str, Any] = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    parameters |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     for name, formula in rope_formulas().items():
         scaling = {"rope_type": name, **{key: value for key, value in parameters.items() if key in formula.needs}}
-        frequencies, multiplier = inv_freq(16, 10000.0, scaling, context=64)
+        found = inv_freq(16, 10000.0, scaling, context=64)
+        frequencies, multiplier = found.short, found.multiplier
         assert frequencies.dtype == "float32"
         assert frequencies.shape == (8,)
         assert multiplier > 0
