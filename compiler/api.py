@@ -230,7 +230,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
             "max_sequence": prepared.limits.sequence,
         },
         "generation": _generation(source),
-        "derive": _derive(prepared),
+        "derive": derive_of(prepared),
         "tokenizer": "tokenizer.json" if tokenizer else None,
         "toolchain": toolchain,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -243,7 +243,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
     }
 
 
-def _derive(prepared: Prepared) -> dict[str, Any]:
+def derive_of(prepared: Prepared) -> dict[str, Any]:
     """How inputs of the graph follow from the tokens, by name; see runtime/derive.py."""
     names = {value.name for value in prepared.graph.inputs}
     rules = prepared.source.spec.derive

@@ -35,7 +35,8 @@ def outputs(
 
     found = []
     for index, row in enumerate(rows):
-        given: dict[str, Any] = {"tokens": row, "positions": range(len(row)), "token_types": [0] * len(row)}
+        zeros = [0] * len(row)
+        given: dict[str, Any] = {"tokens": row, "positions": range(len(row)), "rows": zeros, "token_types": zeros}
         given |= dict(further[index]) if further is not None else {}
         inputs = {value.name: torch.tensor([given[value.name]], dtype=torch.int32) for value in graph.inputs}
         found.append({name: value[0].numpy() for name, value in run(graph, inputs, weight).items()})

@@ -61,8 +61,14 @@ class Trace:
         return next((step for step in self.steps if not step.within), None)
 
 
-def trace(bundle: Path, graph: Graph, weights: Callable[[str], torch.Tensor], tokens: Sequence[int]) -> Trace:
-    """Compare the engine of a CPU bundle with the reference's `graph` on one prompt.
+def trace(
+    bundle: Path,
+    graph: Graph,
+    weights: Callable[[str], torch.Tensor],
+    tokens: Sequence[int],
+    further: Mapping[str, Any] | None = None,
+) -> Trace:
+    """Compare the engine of a CPU bundle with the reference's `graph` on one prompt, with its `further` inputs.
 
     Raises SpecRTError VAL-001 for a bundle with no single engine whose values can be read, VAL-002 where the reference
     needs inputs that a prompt does not give.
@@ -76,7 +82,7 @@ def trace(bundle: Path, graph: Graph, weights: Callable[[str], torch.Tensor], to
         raise SpecRTError("VAL-001", message, hint="compile for `--target cpu` and trace that")
     layout = opened.program.cache
     block = layout.block_size if layout is not None else 1
-    batch = prompt_inputs(graph, tokens, block)
+    batch = prompt_inputs(graph, tokens, block, further or {})
     reference: dict[str, Floats] = {}
     run(
         graph,
@@ -101,17 +107,22 @@ def trace(bundle: Path, graph: Graph, weights: Callable[[str], torch.Tensor], to
     return Trace(tuple(steps), skipped)
 
 
-def prompt_inputs(graph: Graph, tokens: Sequence[int], block: int) -> dict[str, np.ndarray[Any, Any]]:
+def prompt_inputs(
+    graph: Graph, tokens: Sequence[int], block: int, further: Mapping[str, Any]
+) -> dict[str, np.ndarray[Any, Any]]:
     """The inputs of a graph for one sequence from its beginning; raises SpecRTError VAL-002 where it needs others."""
     size, blocks = len(tokens), -(-len(tokens) // block)
     ids, positions = np.asarray(tokens, np.int32), np.arange(size, dtype=np.int32)
     if any(value.name == "past_lens" for value in graph.inputs):
         known: dict[str, Any] = {
-            "tokens": ids, "positions": positions, "past_lens": [0], "seq_begins": [0, size],
+            "tokens": ids, "positions": positions, "rows": ids * 0, "past_lens": [0], "seq_begins": [0, size],
             "block_ids": range(blocks), "block_begins": [0, blocks], "max_context": size, "select": positions,
         }  # fmt: skip
     else:
-        known = {"tokens": ids[None], "positions": positions[None], "token_types": np.zeros((1, size))}
+        zeros = np.zeros((1, size))
+        known = {"tokens": ids[None], "positions": positions[None], "rows": zeros, "token_types": zeros}
+    packed = "past_lens" in known  # then a value for each sequence, or all tokens in one row
+    known |= {name: value if packed and np.ndim(value) else [value] for name, value in further.items()}
     missing = [value.name for value in graph.inputs if value.name not in known]
     if missing:
         names = ", ".join(f"`{name}`" for name in missing)

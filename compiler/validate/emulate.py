@@ -1,0 +1,119 @@
+"""One model in one precision on this CPU, against the reference in float32: the numbers of a cell."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.api import Prepared, compile_prepared, prepare, weights_of
+from compiler.validate import reference
+from compiler.validate.metrics import agreement
+from compiler.validate.trace import trace
+
+LENGTHS = (24, 9, 40)  # of the rows of random ids where no text is given
+SHOWN = 160  # values of a profile at most: every so many of the longer ones
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compiled: a source as for `compile`, with the rows of ids that it is judged on."""
+
+    source: Path
+    size: str | None = None
+    checkpoint: Path | None = None
+    rows: tuple[tuple[int, ...], ...] | None = None  # None: random ids
+    calibration: Path | None = None
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """Options of `compile` beside the precision."""
+        known: dict[str, Any] = {"size": self.size, "checkpoint": self.checkpoint, "seed": self.seed}
+        if self.checkpoint is None and self.source.is_file():
+            known["weights"] = "random"
+        return known
+
+
+def rows_for(prepared: Prepared, seed: int = 0) -> list[list[int]]:
+    """Rows of random ids; where inputs follow from an id's place in the prompt, the row has that id."""
+    config = prepared.source.config
+    longest = min(prepared.limits.sequence, int(config.get("context") or prepared.limits.sequence))
+    rows = reference.random_rows(int(config["vocab"]), [min(length, longest) for length in LENGTHS], seed)
+    for row in rows:
+        # the rule listed last comes first in the prompt, as a blank does before the text that fills it
+        marks = [rule.first[0] for rule in reversed(list(rules_of(prepared).values())) if rule.first]
+        row[len(row) // 2 : len(row) // 2 + len(marks)] = marks
+    return rows
+
+
+def rules_of(prepared: Prepared) -> Mapping[str, Any]:
+    """How inputs follow from the tokens of a prompt, as the runtime reads it from a manifest."""
+    from compiler.api import derive_of
+    from runtime.derive import read_rules
+
+    return read_rules(derive_of(prepared))
+
+
+def emulate(subject: Subject, precisions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The numbers of each precision, computed one after the other on this CPU.
+
+    A precision that can't be compiled gives `{"error": ...}`, the mistake as `--json` shows it: what is refused in one
+    must not keep the others from being known.
+    """
+    import runtime
+    from specs.errors import SpecRTError
+
+    plain = prepare(subject.source, **subject.options(), precision="fp32")
+    weights = weights_of(plain)
+    rows = [list(row) for row in subject.rows] if subject.rows is not None else rows_for(plain, subject.seed)
+    rules = rules_of(plain)
+    further = [{name: rule.apply(name, row) for name, rule in rules.items()} for row in rows]
+    expected = reference.outputs(plain.built.graph, weights, rows, further)
+    name = reference.main_output(list(expected[0]))
+    found: dict[str, dict[str, Any]] = {}
+    for precision in precisions:
+        try:
+            with tempfile.TemporaryDirectory(prefix="specrt-validate-") as folder:
+                options = subject.options() | {"precision": precision, "out": Path(folder) / "bundle"}
+                if subject.calibration is not None:
+                    options["calibration"] = subject.calibration
+                bundle = compile_prepared(prepare(subject.source, **options))
+                model = runtime.load(bundle, verify=False)
+                results = [model.forward([row])[0] for row in rows]
+                found[precision] = {
+                    **_numbers(name, results, expected, rows, text=subject.rows is not None),
+                    "profile": _profile(bundle, plain, rows[0], further[0]),
+                }
+        except SpecRTError as error:
+            found[precision] = {"error": error.as_dict()}
+    return found
+
+
+def _numbers(
+    name: str,
+    results: Sequence[Mapping[str, Any]],
+    expected: Sequence[Mapping[str, Any]],
+    rows: Sequence[Sequence[int]],
+    *,
+    text: bool,
+) -> dict[str, Any]:
+    ours, theirs = ([np.atleast_2d(item[name]) for item in items] for items in (results, expected))
+    numbers = agreement(ours, theirs, rows if text else None).as_dict()
+    if name != "logits":  # no distribution over words
+        numbers |= dict.fromkeys(("mean_kl", "top1", "top5"))
+    tokens = sum(map(len, rows))
+    what = "text" if text else "random ids"
+    return {**numbers, "subject": f"`{name}` of {len(rows)} rows, {tokens} tokens of {what}"}
+
+
+def _profile(bundle: Path, plain: Prepared, row: Sequence[int], further: Mapping[str, Any]) -> list[dict[str, Any]]:
+    steps = trace(bundle, plain.graph, weights_of(plain), row, further).steps
+    every = -(-len(steps) // SHOWN)
+    return [
+        {"value": step.value, "relative": step.error.relative, "place": step.place.rsplit("/", 1)[-1]}
+        for step in steps[::every]
+    ]
