@@ -1,0 +1,101 @@
+"""What a model asks of a GPU in a precision, from shapes and the recipe alone: bytes, bits, operations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+from compiler.ir.core import Graph, walk
+from compiler.ir.types import DTYPES
+from compiler.sizes import cache_bytes_per_token, counted
+from compiler.validate.fit import Load
+from specs.precision import Recipe
+
+BASE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+_LAYER = re.compile(r"^\w+\.(?:\d+|\{[^}]*\})\.")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of all layers together: its name without the layer, shape, how many there are, and who reads it."""
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    multiplied: bool  # by a product, whole at every step
+    active: float  # share of it that a token uses: below 1 for experts
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all of them hold."""
+        return prod(self.shape) * self.count
+
+
+def weights_in(graph: Graph) -> Iterator[Weight]:
+    """The weights of a graph; one that several operations read counts once."""
+    readers: dict[str, list[str]] = {}
+    chosen: dict[str, float] = {}
+    for equation in walk(graph.equations):
+        for place, value in enumerate(equation.values):
+            readers.setdefault(value.name, []).append("gather" if equation.op == "gather" and place == 0 else equation.op)
+            if (picked := equation.attr.get("top_k")) is not None and value.type.rank == 3:
+                experts = value.type.shape[0]
+                if isinstance(picked, int) and isinstance(experts, int):
+                    chosen[value.name] = picked / experts
+    for equation, count in counted(graph.equations):
+        if equation.op != "weight":
+            continue
+        name, value = _LAYER.sub("", str(equation.attr["name"])), equation.result
+        by = readers.get(value.name, [])
+        multiplied = value.type.rank > 1 and any(op != "gather" for op in by)
+        yield Weight(name, value.type.static_shape(), count, multiplied, chosen.get(value.name, 1.0))
+
+
+def bits(weight: Weight, recipe: Recipe, base: str) -> float:
+    """Bits that a number of a weight takes, its share of scales and zero points included."""
+    plain, store = 8.0 * BASE_BYTES[base], recipe.weights
+    leaf = weight.name.removesuffix(".weight")
+    excluded = any(fnmatchcase(leaf, pattern) for item in recipe.exclude for pattern in item.linears)
+    if store is None or not weight.multiplied or excluded:
+        return plain
+    inputs, outputs = weight.shape[-1], prod(weight.shape[:-1])
+    scale = float(DTYPES[store.scale])
+    code = float(DTYPES[store.type])
+    extra = code if not store.symmetric else 0.0  # a zero point is stored as a code
+    if store.per == "tensor":
+        return code + (scale + extra) / (inputs * outputs)
+    group = next((size for size in store.group if inputs % size == 0), None)
+    if store.per in ("group", "square") and group is not None:
+        share = group if store.per == "group" else group * group
+        return code + (scale + extra) / share
+    if store.per in ("group", "square") and store.otherwise == "keep":
+        return plain
+    return code + (scale + extra) / inputs
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model in a precision: bytes of its weights and of a token in the KV cache, bits of a weight on average."""
+
+    weight_bytes: float
+    kv_bytes_per_token: float
+    bits_per_weight: float
+    load: Load
+
+
+def sizes_of(built: Graph, served: Graph, recipe: Recipe, base: str) -> Sizes:
+    """Sizes from the plain graph (weights) and the one with a float32 cache (`served`; without one there is none)."""
+    total = numbers = read = operations = 0.0
+    for weight in weights_in(built):
+        size = weight.numbers * bits(weight, recipe, base) / 8
+        total, numbers = total + size, numbers + weight.numbers
+        if weight.multiplied:
+            read += size * weight.active
+            operations += 2.0 * weight.numbers * weight.active
+    cached = BASE_BYTES[base] if recipe.kv_cache is None else DTYPES[recipe.kv_cache.type] / 8
+    kv = cache_bytes_per_token(served) / 4 * cached
+    arithmetic = base if recipe.compute == "base" else recipe.compute
+    return Sizes(total, kv, 8 * total / numbers, Load(total, read, kv, operations, arithmetic))
