@@ -15,6 +15,7 @@ from compiler.cli.infer import infer_command
 from compiler.cli.inspect import inspect_command
 from compiler.cli.models import models_command
 from compiler.cli.run import run_command
+from compiler.cli.validate import validate_command
 
 _HELP = "A language model is a YAML file: compile it to a bundle, look inside, run it."
 _EPILOG = "Exit codes: 0 done, 1 a mistake in what was given, 2 wrong usage, 70 a bug in SpecRT, 130 interrupted."
@@ -57,5 +58,6 @@ app.command("explain", epilog=_EPILOG)(explain_command)
 app.command("infer", epilog=_EPILOG)(infer_command)
 app.command("diff", epilog=_EPILOG)(diff_command)
 app.command("models", epilog=_EPILOG)(models_command)
+app.command("validate", epilog=_EPILOG)(validate_command)
 app.command("doctor", epilog=_EPILOG)(doctor_command)
 compile_app.command(epilog=_EPILOG)(compile_command)

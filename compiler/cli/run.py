@@ -56,7 +56,7 @@ def run_command(
 
     if prompt is not None and tokens is not None:
         raise SpecRTError("CLI-013", "`--prompt` and `--tokens` are both given", hint="give one of them")
-    ids = None if tokens is None else _ids("--tokens", tokens)
+    ids = None if tokens is None else ids_of("--tokens", tokens)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": _stop(stop),
@@ -148,7 +148,8 @@ def _report(run: Run, ids: list[int], model: Model, text: str | None) -> dict[st
     }
 
 
-def _ids(option: str, text: str) -> list[int]:
+def ids_of(option: str, text: str) -> list[int]:
+    """Token ids of an option; raises SpecRTError CLI-013 for anything else."""
     try:
         return [int(item) for item in text.replace(",", " ").split()]
     except ValueError as error:
@@ -162,4 +163,4 @@ def _stop(given: list[str] | None) -> tuple[int, ...] | None:
         return None
     if given == ["none"]:
         return ()
-    return tuple(token for text in given for token in _ids("--stop", text))
+    return tuple(token for text in given for token in ids_of("--stop", text))

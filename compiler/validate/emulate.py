@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,10 @@ def rules_of(prepared: Prepared) -> Mapping[str, Any]:
     return read_rules(derive_of(prepared))
 
 
-def emulate(subject: Subject, precisions: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The numbers of each precision, computed one after the other on this CPU.
+def emulate(
+    subject: Subject, precisions: Sequence[str], threads: int | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each precision with its numbers, computed one after the other on this CPU.
 
     A precision that can't be compiled gives `{"error": ...}`, the mistake as `--json` shows it: what is refused in one
     must not keep the others from being known.
@@ -74,7 +76,6 @@ def emulate(subject: Subject, precisions: Sequence[str]) -> dict[str, dict[str, 
     further = [{name: rule.apply(name, row) for name, rule in rules.items()} for row in rows]
     expected = reference.outputs(plain.built.graph, weights, rows, further)
     name = reference.main_output(list(expected[0]))
-    found: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         try:
             with tempfile.TemporaryDirectory(prefix="specrt-validate-") as folder:
@@ -82,15 +83,15 @@ def emulate(subject: Subject, precisions: Sequence[str]) -> dict[str, dict[str, 
                 if subject.calibration is not None:
                     options["calibration"] = subject.calibration
                 bundle = compile_prepared(prepare(subject.source, **options))
-                model = runtime.load(bundle, verify=False)
+                model = runtime.load(bundle, verify=False, threads=threads)
                 results = [model.forward([row])[0] for row in rows]
-                found[precision] = {
-                    **_numbers(name, results, expected, rows, text=subject.rows is not None),
-                    "profile": _profile(bundle, plain, rows[0], further[0]),
-                }
+                numbers = _numbers(name, results, expected, rows, text=subject.rows is not None)
+                profile = _profile(bundle, plain, rows[0], further[0])
+                model.close()
         except SpecRTError as error:
-            found[precision] = {"error": error.as_dict()}
-    return found
+            yield precision, {"error": error.as_dict()}
+        else:
+            yield precision, {**numbers, "profile": profile}
 
 
 def _numbers(

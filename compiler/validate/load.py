@@ -40,7 +40,9 @@ def weights_in(graph: Graph) -> Iterator[Weight]:
     chosen: dict[str, float] = {}
     for equation in walk(graph.equations):
         for place, value in enumerate(equation.values):
-            readers.setdefault(value.name, []).append("gather" if equation.op == "gather" and place == 0 else equation.op)
+            readers.setdefault(value.name, []).append(
+                "gather" if equation.op == "gather" and place == 0 else equation.op
+            )
             if (picked := equation.attr.get("top_k")) is not None and value.type.rank == 3:
                 experts = value.type.shape[0]
                 if isinstance(picked, int) and isinstance(experts, int):

@@ -35,7 +35,10 @@ class Record:
 
     def concerns(self, model: str, precision: str, gpu: str, toolchain: str) -> bool:
         """Whether it is about this cell."""
-        return (self.model, self.precision, self.toolchain) == (model, precision, toolchain) and self.gpu in ("any", gpu)
+        return (self.model, self.precision, self.toolchain) == (model, precision, toolchain) and self.gpu in (
+            "any",
+            gpu,
+        )
 
 
 def digest(path: Path) -> str:
@@ -64,7 +67,9 @@ def read_records(folder: Path) -> Iterator[Record]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise SpecRTError("VAL-003", f"{path.name} is not JSON: {error.msg}", where=Where(str(path), error.lineno)) from error
+            raise SpecRTError(
+                "VAL-003", f"{path.name} is not JSON: {error.msg}", where=Where(str(path), error.lineno)
+            ) from error
         entries = content.get("records", []) if isinstance(content, dict) else []
         for number, entry in enumerate(entries):
             missing = [name for name in FIELDS if not isinstance(entry.get(name), str)]
