@@ -17,11 +17,10 @@ from compiler.validate.emulate import Subject
 from compiler.validate.fit import Part, fit
 from compiler.validate.load import Sizes, sizes_of
 from compiler.validate.records import Record, age
-from compiler.validate.report import RANK, Cell, Evidence, Report
+from compiler.validate.report import CPU, RANK, Cell, Evidence, Report
 from specs.hardware import Gpu, load_gpu, load_toolchain
 from specs.precision import Recipe, load_recipe
 
-CPU = "cpu"
 _RATES = {"tf32": "tf32", "fp16": "fp16", "bf16": "fp16", "fp8": "fp8", "mxfp8": "fp8", "int8": "int8",
           "nvfp4": "fp4", "mxfp4": "fp4"}  # fmt: skip
 

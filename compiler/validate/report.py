@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
+CPU = "cpu"  # the place of what ran here, beside the GPUs
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ class Report:
         return cleaned
 
     def best(self) -> dict[tuple[str, str], Cell]:
-        """The best known cell of each model and precision, over GPUs and toolchains."""
+        """The best known cell of each model and precision, over GPUs (not the CPU, where all run) and toolchains."""
         found: dict[tuple[str, str], Cell] = {}
         for cell in self.cells:
+            if cell.gpu == CPU:
+                continue
             key = (cell.model, cell.precision)
             if key not in found or RANK[cell.level] > RANK[found[key].level]:
                 found[key] = cell
@@ -122,6 +125,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     rank = {name: number for number, name in enumerate(levels)}
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for cell in content["cells"]:
+        if cell["gpu"] == CPU:
+            continue
         key = (cell["model"], cell["precision"])
         if key not in best or rank[cell["level"]] > rank[best[key]["level"]]:
             best[key] = cell

@@ -63,7 +63,7 @@ for (const row of data.cells.rows) {
 }
 function cellAt(model, precision) {
   const found = (index.get(model + "|" + precision) ?? []).filter(
-    (cell) => (state.gpu === "any" || cell.gpu === state.gpu) && (state.toolchain === "any" || cell.toolchain === state.toolchain));
+    (cell) => (state.gpu === "any" ? cell.gpu !== "cpu" : cell.gpu === state.gpu) && (state.toolchain === "any" || cell.toolchain === state.toolchain));
   return found.reduce((best, cell) => (best === null || rank[cell.level] > rank[best.level] ? cell : best), null);
 }
 
