@@ -11,6 +11,7 @@ from compiler.cli.compile import compile_command
 from compiler.cli.diff import diff_command
 from compiler.cli.doctor import doctor_command
 from compiler.cli.explain import explain_command
+from compiler.cli.fit import fit_command
 from compiler.cli.infer import infer_command
 from compiler.cli.inspect import inspect_command
 from compiler.cli.models import models_command
@@ -59,5 +60,6 @@ app.command("infer", epilog=_EPILOG)(infer_command)
 app.command("diff", epilog=_EPILOG)(diff_command)
 app.command("models", epilog=_EPILOG)(models_command)
 app.command("validate", epilog=_EPILOG)(validate_command)
+app.command("fit", epilog=_EPILOG)(fit_command)
 app.command("doctor", epilog=_EPILOG)(doctor_command)
 compile_app.command(epilog=_EPILOG)(compile_command)

@@ -84,7 +84,7 @@ def _rows(
     found = [model_of(path, size, text, calibration) for path in given]
     if models is not None:
         known = {model.name: model for model in all_models()}
-        found += [known[name] for name in _names("--models", models, tuple(known))]
+        found += [known[name] for name in names_of("--models", models, tuple(known))]
     if not found:
         raise SpecRTError("VAL-007", "no model is named", hint="give sources, or `--models all`")
     return found
@@ -96,13 +96,14 @@ def _choice(precisions: str, gpus: str, toolchains: str) -> Choice:
     from specs.precision import recipe_names
 
     return Choice(
-        _names("--precisions", precisions, recipe_names()),
-        _names("--gpus", gpus, gpu_names()),
-        _names("--toolchains", toolchains, tuple(name for name in toolchain_names() if name != "openvino")),
+        names_of("--precisions", precisions, recipe_names()),
+        names_of("--gpus", gpus, gpu_names()),
+        names_of("--toolchains", toolchains, tuple(name for name in toolchain_names() if name != "openvino")),
     )
 
 
-def _names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def names_of(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """`all` of the known names, or those that are listed; raises SpecRTError VAL-007 for an unknown one."""
     if text == "all":
         return known
     names = tuple(name.strip() for name in text.split(",") if name.strip())

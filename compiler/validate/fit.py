@@ -51,6 +51,11 @@ def room(part: Part, load: Load) -> float:
     return part.memory * MEMORY_SHARE - load.weights
 
 
+def holds(part: Part, load: Load, batch: int, context: int) -> bool:
+    """Whether `batch` sequences of `context` tokens fit beside the weights."""
+    return batch * context * load.kv_per_token <= room(part, load)
+
+
 def decode(part: Part, load: Load, batch: int, context: int) -> float:
     """Tokens a second at best, of `batch` sequences that hold `context` tokens each."""
     moved = (load.read + batch * context * load.kv_per_token) / (part.bandwidth * BANDWIDTH_SHARE)
@@ -82,7 +87,7 @@ def cheapest(
         (price, -decode(part, load, batch, context), part, precision)
         for part, price in parts.items()
         for precision, load in loads.items()
-        if batch * context * load.kv_per_token <= room(part, load)
+        if holds(part, load, batch, context)
     ]
     for _, speed, part, precision in sorted(fitting, key=lambda item: item[:2]):
         yield part, precision, -speed
