@@ -9,7 +9,7 @@ import pytest
 
 from compiler.validate import run
 from compiler.validate.emulate import Subject, emulate
-from compiler.validate.models import all_models, model_of, rows_of
+from compiler.validate.models import model_of, rows_of
 from tests.golden_errors import ROOT, check_raises
 
 SPEC = ROOT / "specs" / "models" / "llama.yaml"
@@ -69,7 +69,3 @@ def test_rows_of_text_and_ids(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     check_raises("VAL-006", rows_of, tmp_path / "empty.txt", DEMO)
     check_raises("VAL-005", model_of, SPEC, "8x", None, None)
-
-
-def test_every_spec_has_a_tiny_size() -> None:
-    assert {model.name for model in all_models()} == {path.stem for path in SPEC.parent.glob("*.yaml")}
