@@ -162,6 +162,7 @@ CASES: tuple[Case, ...] = (
     Case("layer_norm", _NORM,
          '%w: {F}[48] = weight() {name = "w"} %b: {F}[48] = weight() {name = "b"} '
          "%y: {F}[B,S,48] = layer_norm(%x, %w, %b) {eps = 1e-05}", "y"),
+    Case("layer_norm-plain", _NORM, "%y: {F}[B,S,48] = layer_norm(%x) {eps = 1e-05}", "y"),
     Case("layer_norm-no-bias", _NORM,
          '%w: {F}[48] = weight() {name = "w"} %y: {F}[B,S,48] = layer_norm(%x, %w) {eps = 1e-12}', "y"),
     *(

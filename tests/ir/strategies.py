@@ -137,7 +137,8 @@ class _Writer:
         if kind == "rms_norm":
             self.emit(values, "rms_norm", q, gain, eps=eps)
         elif kind == "layer_norm":
-            self.emit(values, "layer_norm", q, gain, self.draw(st.sampled_from([bias, None])), eps=eps)
+            vectors = [self.draw(st.sampled_from([vector, None])) for vector in (gain, bias)]
+            self.emit(values, "layer_norm", q, *vectors, eps=eps)
         else:
             self.source_of(made, TensorType("i32", (4, 2)))
             self.source_of(made, TensorType(dtype, (2,)))

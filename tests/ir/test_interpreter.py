@@ -89,6 +89,8 @@ _MEANINGS: list[tuple[str, tuple[Any, ...], dict[str, Any], Callable[..., Any]]]
     ("concat", (X, Y[:, :2]), {"axis": -1}, lambda x, y: np.concatenate((x, y), -1)),
     ("slice", (X,), {"axis": -1, "start": 2, "stop": 5}, lambda x: x[:, 2:5]),
     ("rms_norm", (X, W), {"eps": 1e-5}, lambda x, w: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w),
+    ("layer_norm", (X,), {"eps": 1e-5},
+     lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)),
     ("layer_norm", (X, W), {"eps": 1e-5},
      lambda x, w: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w),
     ("layer_norm", (X, W, B), {"eps": 1e-5},
@@ -115,6 +117,7 @@ _DEFAULTS: dict[str, Any] = {
     "window": None,
     "softcap": None,
     "slopes": None,
+    "bf16_bias": None,
     "prefix": None,
     "sinks": None,
 }
@@ -126,6 +129,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "full_window": {"causal": False, "window": 2},
     "softcap": {"softcap": 1.5},
     "slopes": {"slopes": (0.5, 0.25, 0.125, 0.0625)},
+    "bf16_bias": {"slopes": (0.84, 0.71, 0.59, 0.3), "bf16_bias": 0.7},
     "sinks": {"sinks": (0.3, -1.0, 2.0, 0.0)},
     "all": {
         "prefix": 2,
@@ -135,6 +139,20 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
         "sinks": (0.3, -1.0, 2.0, 0.0),
     },
 }
+
+
+def linear_bias(slope: float, position: int, factor: float | None) -> float:
+    if factor is None:
+        return slope * position
+    return eight_bits(eight_bits(slope) * eight_bits(position)) * factor
+
+
+def eight_bits(number: float) -> float:
+    """The nearest number of 8 significant bits, of two the even one."""
+    if number == 0:
+        return 0.0
+    unit = 2.0 ** (np.floor(np.log2(number)) - 7)
+    return float(np.round(number / unit) * unit)
 
 
 def attention_by_loops(
@@ -156,7 +174,7 @@ def attention_by_loops(
                 if options["softcap"] is not None:
                     score = options["softcap"] * np.tanh(score / options["softcap"])
                 if options["slopes"] is not None:
-                    score += options["slopes"][head] * j
+                    score += linear_bias(options["slopes"][head], j, options["bf16_bias"])
                 logits.append(score)
                 seen.append(j)
             if options["sinks"] is not None:

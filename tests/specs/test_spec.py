@@ -22,7 +22,7 @@ from specs.parts import Attention, Rope
 from specs.rope import inv_freq, rope_formulas
 from specs.schema import load_spec
 from specs.yaml_loader import YamlList, YamlMap, load_yaml, plain
-from tests.golden_errors import ROOT
+from tests.golden_errors import ROOT, check_raises
 from tests.specs.samples import broken, write_spec
 
 MODELS = sorted((ROOT / "specs" / "models").glob("*.yaml"))
@@ -141,6 +141,13 @@ def test_equations(tmp_path: Path) -> None:
 def test_places_in_quoted_and_bare_equations(tmp_path: Path) -> None:
     spec = broken(tmp_path, "- x = embed(tokens)", '- "x = embed(tokens)"')
     assert spec.graph[0].value.where.column == 10  # type: ignore[union-attr]
+
+
+def test_a_part_may_stand_on_both_sides_of_a_condition(tmp_path: Path) -> None:
+    both = "x = x + attn(h) + mlp(h) if tied else x + mlp(attn(h))"
+    broken(tmp_path, "x = x + attn(h) + mlp(h)", both)
+    twice = both.replace("else x", "else mlp(x)")
+    check_raises("SPEC-018-used-twice-on-one-side", broken, tmp_path, "x = x + attn(h) + mlp(h)", twice)
 
 
 def test_negation_is_a_product(tmp_path: Path) -> None:

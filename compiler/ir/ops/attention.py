@@ -16,12 +16,21 @@ def _check_rotate(x: TensorType, cos: TensorType, sin: TensorType, *, style: str
         raise TypeRuleError(f"can't rotate {pairs} pairs of {dim} dims")
 
 
-def _check_heads(q: TensorType, k: TensorType, *_: Any, slopes: tuple[float, ...] | None = None, **__: Any) -> None:
+def _check_heads(
+    q: TensorType,
+    k: TensorType,
+    *_: Any,
+    slopes: tuple[float, ...] | None = None,
+    bf16_bias: float | None = None,
+    **__: Any,
+) -> None:
     heads, groups = q.shape[-2], k.shape[-2]
     if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups:
         raise TypeRuleError(f"{heads} query heads do not share {groups} key heads evenly")
     if slopes is not None and len(slopes) != heads:
         raise TypeRuleError(f"{len(slopes)} slopes for {heads} heads")
+    if slopes is None and bf16_bias is not None:
+        raise TypeRuleError("`bf16_bias` without slopes")
 
 
 @op("x: F[*N,H,D], cos: f32[*N,R], sin: f32[*N,R] -> F[*N,H,D]", check=_check_rotate)
