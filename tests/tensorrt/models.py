@@ -21,6 +21,7 @@ SPECS = sorted((ROOT / "specs" / "models").glob("*.yaml"))
 # What names of sizes become; a value that is no larger stays. Names that are not here keep their value.
 SMALL = {
     "layers": 3, "d_head": 16, "d_ffn": 96, "vocab": 160, "context": 256, "window": 6, "experts": 4, "d_expert": 32,
+    "rotated": 8,
 }  # fmt: skip
 HEADS = 4
 

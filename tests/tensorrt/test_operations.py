@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compiler import prepare
 from compiler.ir.core import Graph, walk
 from compiler.ir.interpreter import run
 from compiler.ir.ops import REGISTRY
@@ -15,7 +16,7 @@ from compiler.lower.tensorrt.dialects import DIALECTS, TOOLCHAINS, Dialect, dial
 from tests.conformance.cases import Case
 from tests.conformance.test_operations import PAIRS, feed, typed
 from tests.conformance.tolerances import tolerance
-from tests.golden_errors import check_raises
+from tests.golden_errors import ROOT, check_raises
 from tests.lower.test_capability import admissible
 from tests.tensorrt import recorder
 from tests.tensorrt.driver import recorded, run_plan
@@ -48,6 +49,13 @@ def test_versions_between_and_after_the_recorded_ones_find_their_line() -> None:
 @pytest.mark.parametrize("version", ["8.5.3", "newest"])
 def test_versions_before_the_first_are_refused(version: str) -> None:
     check_raises("LOWER-030" if version == "8.5.3" else "LOWER-030-text", dialect, version)
+
+
+def test_a_bias_in_bfloat16_is_refused() -> None:
+    made = prepare(ROOT / "specs" / "models" / "falcon.yaml", size="rw-1b").graph
+    attention = next(equation for equation in walk(made.equations) if equation.op == "paged_attention")
+    for version in DIALECTS:
+        assert isinstance(verdict(attention, version), Unsupported)
 
 
 VERSIONS = ("8.6.0", "10.0.1", "11.4.0")

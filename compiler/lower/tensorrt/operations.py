@@ -207,13 +207,16 @@ def _scaled(e: Emitter, equation: Equation, normed: Tensor) -> Tensor:
 
 
 def _row(e: Emitter, equation: Equation, index: int) -> Tensor:
-    """A vector operand [M] as [1,..,M]; a bias that is left out is zeros."""
+    """A vector operand [M] as [1,..,M]; a gain that is left out (operand 1) is ones, a bias zeros."""
     kind = equation.result.type
     arg = equation.args[index] if index < len(equation.args) else None
     if isinstance(arg, Value):
         return e.aligned(e.scope[arg.name], arg.type.shape, kind.rank, kind.dtype)
     row: Shape = (*(1,) * (kind.rank - 1), kind.shape[-1])
-    return e.memo(("zeros", row, kind.dtype), lambda: e.constant(np.zeros([int(dim) for dim in row]), kind.dtype))
+    fill = float(index == 1)
+    return e.memo(
+        ("filled", fill, row, kind.dtype), lambda: e.constant(np.full([int(dim) for dim in row], fill), kind.dtype)
+    )
 
 
 def _x(e: Emitter, equation: Equation) -> Tensor:
