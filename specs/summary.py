@@ -58,7 +58,8 @@ def _attention(said: list[Fact], env: Mapping[str, Any] | None) -> str:
 
 
 def _positions(said: list[Fact]) -> str:
-    words = ["learned"] if any(fact.group == "embedding of positions" for fact in said) else []
+    looked_up = {fact.group.removeprefix("embedding of ") for fact in said if fact.group.startswith("embedding of ")}
+    words = ["learned"] if looked_up - {"tokens", "token_types"} else []
     for kind in _texts(said, "attention", "positions"):
         pairs = [pair for pair in _texts(said, "attention", "rotary pairs") if pair != "half"]
         dims, width = _texts(said, "attention", "rotated dims"), _texts(said, "sizes", "head width")

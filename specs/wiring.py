@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from specs.equations import BinOp, Call, Constant, Equation, IfExp, Name, Repeat, Value, equations, walk
+from specs.equations import BinOp, Call, Constant, Equation, IfExp, Name, Repeat, Step, Value, equations, walk
 from specs.parts import PartBase
 from specs.schema import Spec
 from specs.wording import Words
@@ -66,8 +66,8 @@ def form(spec: Spec, words: Words) -> Form:
     """The wiring of a spec; conditions that have a value, or a default, are decided."""
     repeats = [step for step in spec.graph if isinstance(step, Repeat)]
     first = spec.graph.index(repeats[0]) if repeats else len(spec.graph)
-    before = [step for step in spec.graph[:first] if isinstance(step, Equation)]
-    after = [step for step in spec.graph[first:] if isinstance(step, Equation)]
+    before = _there(spec.graph[:first], words)
+    after = _there(spec.graph[first:], words)
     enter = _Reader(spec, words, {}).run(before)
     later = [*(line for repeat in repeats for line in repeat.body), *after]
     read = {node.id for node in _nodes(later) if isinstance(node, Name)}
@@ -79,6 +79,12 @@ def form(spec: Spec, words: Words) -> Form:
         "; then ".join(_layer(spec, words, carried, repeat) for repeat in repeats),
         _numbered("; ".join(f"{name} = {leave[name]}" for name in spec.outputs if name in leave)),
     )
+
+
+def _there(steps: Sequence[Step], words: Words) -> list[Equation]:
+    """The equations outside of layers whose condition holds, or may hold."""
+    lines = [step for step in steps if isinstance(step, Equation)]
+    return [line for line in lines if line.when is None or words.truth(line.when) is not False]
 
 
 def used_parts(spec: Spec, words: Words) -> list[str]:
@@ -99,7 +105,8 @@ def used_parts(spec: Spec, words: Words) -> list[str]:
                 visit(arg)
 
     for step in equations(spec.graph):
-        visit(step.value)
+        if words.env is None or _there([step], words):
+            visit(step.value)
     return [name for name in spec.parts if name in reached]
 
 

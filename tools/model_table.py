@@ -64,7 +64,8 @@ def render() -> str:
     versions = "; ".join(sorted({case["with"] for case in cases}))
     note = (
         f"{plural(len(rows), 'spec')}, {plural(len(cases), 'case')}, recorded {when} with {versions}. The error is "
-        "the greatest absolute one of float32 logits against the reference (transformers, or the vendor's code), over "
+        "the greatest absolute one of float32 logits (of an encoder: of every output) against "
+        "the reference (transformers, or the vendor's code), over "
         "ragged batches of small random models of each variant; the ids are greedy, with the KV cache. "
         "`UPDATE_EVIDENCE=1 pytest tests/families` records, `python tools/model_table.py` writes this table.\n"
     )
@@ -76,9 +77,10 @@ def _row(name: str, spec: Spec, cases: Cases) -> str:
     sizes = ", ".join(f"{size} {count_text(entry.parameters)}" for size, entry in _published(spec))
     files = sorted({test.split("::")[0] for test in cases})
     tests = ", ".join(f"[{file}](tests/families/{file})" for file in files) + f": {plural(len(cases), 'case')}"
+    ids = sum(case["ids"] for case in cases.values())
     cells = (
         f"[{name}](specs/models/{name}.yaml)", sizes, said.attention, said.positions, said.norms, said.mlp, tests,
-        f"{max(case['error'] for case in cases.values()):.1e}", f"{sum(case['ids'] for case in cases.values()):,}",
+        f"{max(case['error'] for case in cases.values()):.1e}", f"{ids:,}" if ids else "no decoder",
     )  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

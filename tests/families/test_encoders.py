@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import compiler
 import runtime
 from specs.errors import SpecRTError
+from tests.families.evidence import record
 from tests.families.harness import TOLERANCE, check_fuses, check_golden_ir, prompts, save_random, write_config
 
 transformers = pytest.importorskip("transformers")
@@ -36,13 +37,15 @@ def expected(model: Any, tokens: list[int], types: list[int] | None = None) -> d
 def check_rows(bundle: Path, model: Any, rows: list[list[int]], types: list[list[int]] | None = None) -> runtime.Model:
     """Every output of every row, by name and shape."""
     own = runtime.load(bundle)
-    found = own.forward(rows, **({} if types is None else {"token_types": types}))
+    found, worst = own.forward(rows, **({} if types is None else {"token_types": types})), 0.0
     for row, (tokens, outputs) in enumerate(zip(rows, found, strict=True)):
         wanted = expected(model, tokens, None if types is None else types[row])
         assert outputs.keys() == wanted.keys()
         for name, value in wanted.items():
             assert outputs[name].shape == value.shape, name
             np.testing.assert_allclose(outputs[name], value, rtol=0, atol=TOLERANCE, err_msg=f"{name} of row {row}")
+            worst = max(worst, float(np.abs(outputs[name] - value).max()))
+    record(bundle, worst, 0)
     return own
 
 
