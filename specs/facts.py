@@ -122,8 +122,11 @@ def _fields(words: Words, node: Node, group: str, prefix: str) -> Iterator[Fact]
         parent = LABELS.get("position") if prefix == "position." else None
         if isinstance(value, Node):
             kind = getattr(value, "kind", None)
-            if kind is not None or name == "qk_norm":
-                yield Fact(group, _label(path), _kind(str(kind)) if kind else "yes")
+            there = getattr(value, "when", None)
+            if kind is not None:
+                yield Fact(group, _label(path), _kind(str(kind)))
+            elif name == "qk_norm":
+                yield Fact(group, _label(path), "yes" if there is None else words.of(there))
             yield from _fields(words, value, group, f"{path}.")
             continue
         options = next((mark for mark in marks_of(info) if isinstance(mark, Options)), None)

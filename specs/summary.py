@@ -26,13 +26,16 @@ class Summary:
 
 def summary(spec: Spec) -> Summary:
     """The summary over all sizes of a spec; one without sizes is told by its texts."""
-    seen = []
+    seen, extras = [], []
     envs: list[dict[str, Any] | None] = [resolve_size(spec, size) for size in spec.sizes]
     for env in envs or [None]:
         said = facts(spec, env)
-        seen.append((_attention(said, env), _positions(said), _norm_kinds(said), _norm_places(said), _mlp(said)))
-    attention, positions, kinds, places, mlp = (" or ".join(dict.fromkeys(texts)) for texts in zip(*seen, strict=True))
-    return Summary(attention, positions, f"{kinds}: {places}", mlp)
+        seen.append((_heads(said, env), _positions(said), _norm_kinds(said), _norm_places(said), _mlp(said)))
+        extras.append(_extras(said))
+    heads, positions, kinds, places, mlp = (" or ".join(dict.fromkeys(texts)) for texts in zip(*seen, strict=True))
+    every = dict.fromkeys(extra for one in extras for extra in one)
+    attention = [heads, *(extra if all(extra in one for one in extras) else f"{extra} in some" for extra in every)]
+    return Summary(", ".join(filter(None, attention)), positions, f"{kinds}: {places}", mlp)
 
 
 def _texts(said: list[Fact], group: str, what: str) -> list[str]:
@@ -41,20 +44,23 @@ def _texts(said: list[Fact], group: str, what: str) -> list[str]:
     return [text for text in dict.fromkeys(found) if text not in NONE]
 
 
-def _attention(said: list[Fact], env: Mapping[str, Any] | None) -> str:
+def _heads(said: list[Fact], env: Mapping[str, Any] | None) -> str:
     heads, kv_heads = ((env or {}).get(name) for name in ("heads", "kv_heads"))
     words = [mask for mask in _texts(said, "attention", "mask") if mask != "causal"]
     words += _texts(said, "attention", "kind")
     if isinstance(heads, int) and isinstance(kv_heads, int):
         words.append("multi-head" if heads == kv_heads else "multi-query" if kv_heads == 1 else "grouped")
-    for what, word in (
-        ("window", "window"),
-        ("cap of the scores", "capped"),
-        ("norm of queries and keys", "q and k norms"),
-        ("sink logits", "sinks"),
-    ):
-        words += [word] if _texts(said, "attention", what) else []
     return ", ".join(words)
+
+
+def _extras(said: list[Fact]) -> list[str]:
+    named = {
+        "window": "window",
+        "cap of the scores": "capped",
+        "norm of queries and keys": "q and k norms",
+        "sink logits": "sinks",
+    }
+    return [word for what, word in named.items() if _texts(said, "attention", what)]
 
 
 def _positions(said: list[Fact]) -> str:
