@@ -30,6 +30,7 @@ def write(found: Found, hints: Hints, config: dict[str, Any]) -> tuple[str, str,
     attention = Page()
     _attention(attention, found, hints, keys, position)
     parts = _parts(found, hints, keys, position)
+    placement = _placement(found, hints, keys)
     page = Page()
     page.put(_COMMENT)
     page.put(f"schema: {SCHEMA_VERSION}")
@@ -47,7 +48,7 @@ def write(found: Found, hints: Hints, config: dict[str, Any]) -> tuple[str, str,
             page.include(attention)
         else:
             page.put(f"  {part + ':':<7} {{{fields}}}", part, checks)
-    _graph(page, found, hints, keys)
+    _graph(page, found, hints, *placement)
     _checkpoint(page, found, hints)
     return name, page.text, tuple(Check(*check) for check in page.checks)
 
@@ -119,7 +120,7 @@ def _attention(page: Page, found: Found, hints: Hints, keys: Keys, position: Pos
     unsaid = "nothing says whether a token sees only those before it (`causal`) or all (`full`)"
     page.put(f"    mask: {mask}", "attn.mask", [] if causal else [unsaid])
     window = next((key for key in hints.window if keys.config.get(key)), None)
-    if window is not None:
+    if window is not None and not any(keys.config.get(key) is False for key in hints.window_switches):
         keys.fixed("window", f"{keys.read(window)} | none")
         page.put("    window: window", "attn.window", ["whether the window holds in every layer"])
     group = [roles[role] for role in ("attn.qkv", "attn.q", "attn.k", "attn.v") if role in roles]
@@ -201,7 +202,20 @@ def json_name(name: str) -> str:
     return f'"{name}"' if "{" in name else name
 
 
-def _graph(page: Page, found: Found, hints: Hints, keys: Keys) -> None:
+def _placement(found: Found, hints: Hints, keys: Keys) -> tuple[str, list[str]]:
+    """Where the norms of a layer stand, and what is not certain of it."""
+    placement, checks = found.placement, [found.guesses["norm_1"]] if "norm_1" in found.guesses else []
+    flag = next((key for key in hints.parallel_keys if keys.config.get(key) is True), None)
+    if flag is not None:
+        keys.require[keys.read(flag)] = True
+        return {"pre": "parallel_2"}.get(placement, placement), checks
+    if placement == "none":
+        return placement, [*checks, "no norm in the layers was recognised"]
+    where = "the wiring of a layer: where its norms stand, and attention and MLP in turn or side by side"
+    return placement, [*checks, where]
+
+
+def _graph(page: Page, found: Found, hints: Hints, placement: str, unsure: list[str]) -> None:
     roles = found.roles
     page.put("graph:")
     start = "embed(tokens)"
@@ -212,18 +226,8 @@ def _graph(page: Page, found: Found, hints: Hints, keys: Keys) -> None:
     checks = ["whether what enters the layers is multiplied by a number, say sqrt(d_model)"]
     page.put(f"  - x = {f'norm_e({start})' if 'norm_e' in roles else start}", "graph", checks)
     page.put("  - repeat layers:")
-    placement = found.placement
-    flag = next((key for key in hints.parallel_keys if isinstance(keys.config.get(key), bool)), None)
-    side_by_side = flag is not None and keys.config[flag]
-    if side_by_side:
-        placement = {"pre": "parallel_2"}.get(placement, placement)
-    checks = [found.guesses["norm_1"]] if "norm_1" in found.guesses else []
-    if placement == "none":
-        checks.append("no norm in the layers was recognised")
-    elif flag is None or not side_by_side:
-        checks.append("the wiring of a layer: where its norms stand, and attention and MLP in turn or side by side")
     for index, line in enumerate(hints.wirings[placement]):
-        page.put(f"      - {line}", "graph", checks if index == 0 else ())
+        page.put(f"      - {line}", "graph", unsure if index == 0 else ())
     last = "norm_f(x)" if "norm_f" in roles else "x"
     has_head = any(line.startswith("  head:") for line in page.lines)
     page.put(f"  - logits = head({last})" if has_head else f"  - last_hidden_state = {last}")

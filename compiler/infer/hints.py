@@ -35,6 +35,7 @@ class Hints:
     rope: dict[str, list[str]]
     alibi: list[str]
     window: list[str]
+    window_switches: list[str]
     causal_words: list[str]
 
 

@@ -95,6 +95,14 @@ def test_the_draft_loads(name: str, tmp_path: Path) -> None:
     compiler.prepare(written(draft, tmp_path), tmp_path / "model")
 
 
+def test_a_window_that_is_switched_off(tmp_path: Path) -> None:
+    unknown(tmp_path / "model", "Qwen2", {**GROUPED})
+    write_config(tmp_path / "model", sliding_window=4, use_sliding_window=False)
+    draft = infer(tmp_path / "model")
+    assert "window: window" not in draft.text
+    assert any("sliding_window" in check.about for check in draft.checks)
+
+
 def test_an_encoder(tmp_path: Path) -> None:
     unknown(tmp_path / "model", "Bert", WIDE, "ForMaskedLM")
     draft = infer(tmp_path / "model")
