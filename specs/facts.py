@@ -27,12 +27,13 @@ LABELS = {
     "act": "activation", "d_ffn": "width", "eps": "epsilon",
     "bias.qkv": "bias on q, k, v", "bias.out": "bias on the output", "qk_norm": "norm of queries and keys",
     "position": "positions", "position.style": "rotary pairs", "position.dims": "rotated dims",
-    "position.theta": "rotary base", "position.scaling": "rotary scaling", "softcap": "cap of the scores",
+    "position.theta": "rotary base", "position.scaling": "rotary scaling", "position.original": "unscaled context",
+    "unit_rows": "rows of length 1", "softcap": "cap of the scores",
     "scale": "factor on q k^T", "sinks": "sink logits", "tied.when": "tied to embedding",
 }  # fmt: skip
 ABSENT = {
     "scale": "1 / sqrt(head width)", "gain": "the weight", "window": "none", "softcap": "none",
-    "position.scaling": "none", "width": "d_model", "offset": "0",
+    "position.scaling": "none", "position.original": "none", "width": "d_model", "offset": "0",
 }  # fmt: skip
 GAINS = {"weight": "the weight", "one_plus": "1 + the weight"}
 SIZES = {

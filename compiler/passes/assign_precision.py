@@ -2,11 +2,12 @@
 
 Norm statistics, rotary tables, softmax and attention are computed in float32 inside their operations whatever the
 operands are, and logits are cast to float32 at the end. Where a float32 value meets an activation it is cast to the
-activation's type.
+activation's type, literals too: a scale of 39.19 is 39.25 in bfloat16, as in models that keep it in that type.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 from compiler.ir.core import Arg, Block, Equation, Graph, Value
@@ -35,6 +36,15 @@ def assign_precision(precision: str) -> Pass:
         return graph if dtype == "f32" else _Assigner(graph, dtype, log).run()
 
     return Pass("assign_precision", apply)
+
+
+def _rounded(number: float, dtype: str) -> float:
+    """The nearest number of the type, ties to even: a literal is of the type of the tensor beside it."""
+    if dtype == "f16":
+        return float(struct.unpack("<e", struct.pack("<e", number))[0])
+    bits = int.from_bytes(struct.pack(">f", number), "big")
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return float(struct.unpack(">f", (bits >> 16 << 16).to_bytes(4, "big"))[0])
 
 
 class _Assigner:
@@ -115,7 +125,7 @@ class _Assigner:
         if not isinstance(arg, float) or dtype not in _LARGEST or abs(arg) == float("inf"):
             return arg
         limit = _LARGEST[dtype]
-        return max(-limit, min(limit, arg))
+        return _rounded(max(-limit, min(limit, arg)), dtype)
 
     def value(self, value: Value, out: list[Equation]) -> Value:
         """A carried value: floats are activations."""
