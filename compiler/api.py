@@ -16,12 +16,13 @@ from compiler.source import Source, resolve
 from specs.errors import SpecRTError
 
 if TYPE_CHECKING:
+    from compiler.lower.tensorrt.options import BuildOptions
     from compiler.passes.runner import PassReport
     from compiler.weights import Weights
 
 Progress = Callable[[str, int, int], None]
-TARGETS = ("cpu",)
-PRECISIONS = ("fp32", "bf16")
+CPU_PRECISIONS = ("fp32", "bf16")
+GPU_PRECISIONS = ("fp32", "fp16", "bf16")
 DEFAULT_SEQUENCE = 2048  # tokens, where neither the caller nor the model states a longest sequence
 
 
@@ -39,6 +40,20 @@ class Request:
     weights: str = "checkpoint"
     seed: int = 0
     out: Path | None = None
+    toolchain: str | None = None  # of a GPU; None: the installed TensorRT's, else the default
+    build: tuple[tuple[str, Any], ...] = ()  # further options of its builder
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the target is a GPU's architecture."""
+        return self.target != "cpu"
+
+    def options(self) -> BuildOptions:
+        """What a GPU's engines are built with. Raises SpecRTError LOWER-030 and LOWER-033."""
+        from compiler.lower.tensorrt.dialects import default_toolchain
+        from compiler.lower.tensorrt.options import read_options
+
+        return read_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()})
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,10 @@ def request(source: str | Path, **options: Any) -> Request:
         return _checked(Request(path, **given))
     deployment = load_deployment(path)
     stated: dict[str, Any] = {
-        key: getattr(deployment, key) for key in ("size", "target", "precision", "weights", "seed")
+        key: getattr(deployment, key) for key in ("size", "target", "toolchain", "precision", "weights", "seed")
     }
+    if deployment.build is not None:
+        stated["build"] = deployment.build.given()
     if deployment.limits is not None:
         stated |= {key: getattr(deployment.limits, key) for key in ("max_batch", "max_sequence")}
     for key in ("model", "checkpoint", "out"):
@@ -81,9 +98,12 @@ def request(source: str | Path, **options: Any) -> Request:
 
 
 def _checked(request: Request) -> Request:
+    from specs.hardware import gpu_names
+
+    precisions = GPU_PRECISIONS if request.on_gpu else CPU_PRECISIONS
     for name, value, known in (
-        ("target", request.target, TARGETS),
-        ("precision", request.precision, PRECISIONS),
+        ("target", request.target, ("cpu", *gpu_names())),
+        ("precision", request.precision, precisions),
         ("weights", request.weights, ("checkpoint", "random")),
     ):
         if value not in known:
@@ -91,7 +111,22 @@ def _checked(request: Request) -> Request:
     for name, number in (("max_batch", request.max_batch), ("max_sequence", request.max_sequence)):
         if number is not None and number < 1:
             raise SpecRTError("CLI-011", f"`{name}` is {number}, expected 1 or more")
+    if request.on_gpu:
+        _check_gpu(request)
+    elif request.toolchain is not None or request.build:
+        hint = "leave it out, or give a GPU as target: `--target sm90`"
+        raise SpecRTError("CLI-023", "the target cpu has no toolchain or build options", hint=hint)
     return request
+
+
+def _check_gpu(request: Request) -> None:
+    """Raise SpecRTError PREC-010 where the GPU or the toolchain lacks the precision, or the toolchain the GPU."""
+    from compiler.precision.decide import decide, require
+    from specs.hardware import load_gpu, load_toolchain
+    from specs.precision import load_recipe
+
+    toolchain = load_toolchain(request.options().toolchain)
+    require(decide(load_recipe(request.precision), toolchain, load_gpu(request.target)))
 
 
 def prepare(
@@ -123,8 +158,8 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
     role = role_of(found)
-    pipeline = pipelines.decoder if role == "decoder" else pipelines.encoder
-    graph, reports = run_passes(built.graph, pipeline(asked.precision), dump=dump)
+    chosen = pipelines.pipeline(role, asked.precision, asked.target)
+    graph, reports = run_passes(built.graph, chosen, dump=dump)
     lap("passes")
     return Prepared(asked, found, built, graph, reports, limits, role, seconds)
 
@@ -144,6 +179,7 @@ def compile(  # noqa: A001 (the public name)
     *,
     size: str | None = None,
     target: str | None = None,
+    toolchain: str | None = None,
     precision: str | None = None,
     out: str | Path | None = None,
     max_batch: int | None = None,
@@ -155,12 +191,13 @@ def compile(  # noqa: A001 (the public name)
 ) -> Path:
     """Compile a spec (with `checkpoint`), a checkpoint folder or a deployment spec into a bundle; gives its path.
 
-    `target` is cpu; `precision` fp32 or bf16 (fp32 where nothing says otherwise); `weights` checkpoint or random.
+    `target` is cpu, or a GPU as sm90 with a `toolchain` as tensorrt-10.8; `precision` fp32, bf16, on GPUs also fp16
+    (fp32 where nothing says otherwise); `weights` checkpoint or random.
     Raises SpecRTError for every mistake in what was given; nothing is left behind then.
     """
     asked = request(
-        source, checkpoint=checkpoint, size=size, target=target, precision=precision, out=out, max_batch=max_batch,
-        max_sequence=max_sequence, weights=weights, seed=seed,
+        source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision, out=out,
+        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
     )  # fmt: skip
     return compile_prepared(prepare_request(asked, dump), progress)
 
@@ -177,14 +214,21 @@ def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Pa
 
     asked = prepared.request
     out = asked.out or default_out(prepared)
-    weights = weights_of(prepared)
+    options = asked.options() if asked.on_gpu else None
+    on_device = options is not None and asked.weights == "random" and options.weights == "inputs"
+    weights = None if on_device else weights_of(prepared)
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(
-            prepared.graph, weights, work, target=asked.target, precision=asked.precision, progress=progress
-        )
+            prepared.graph, weights, work, target=asked.target, precision=asked.precision, build=options,
+            progress=progress,
+        )  # fmt: skip
         tokenizer = _copy_tokenizer(prepared.source, work)
         write_manifest(work, _manifest(prepared, lowered.toolchain, tokenizer))
+    if asked.on_gpu:
+        from compiler.lower.tensorrt.plans import build_here
+
+        build_here(out, int(asked.target[2:]), progress)
     return out
 
 

@@ -6,11 +6,16 @@ Everything is data, for `specrt explain` and for reports; no weight is read and 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.api import Prepared
 from compiler.sizes import counted, sizes
+from specs.errors import SpecRTError
+
+if TYPE_CHECKING:
+    from compiler.lower.capability import Judge
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,13 @@ def explain(prepared: Prepared) -> Explanation:
         prepared.request.target,
         prepared.request.precision,
         prepared.role,
-        (_spec_fact(prepared), _role_fact(prepared), *_precision_facts(prepared), _cache_fact(prepared)),
+        (
+            _spec_fact(prepared),
+            _role_fact(prepared),
+            *_precision_facts(prepared),
+            _cache_fact(prepared),
+            *_engine_facts(prepared),
+        ),
         tuple(
             PassStory(
                 report.name,
@@ -155,6 +166,26 @@ def _cache_fact(prepared: Prepared) -> Fact:
     return Fact("cache", text)
 
 
+def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
+    """How the graph would be cut for a GPU; nothing where an operation keeps it from being."""
+    if not prepared.request.on_gpu:
+        return ()
+    from compiler.lower.tensorrt.lowering import plan_of
+
+    options = prepared.request.options()
+    try:
+        pieces, plan = plan_of(prepared.graph, options)
+    except SpecRTError as error:
+        return (Fact("engines", error.message, _place(error.where)),)
+    kernels = sum(step.kind == "kernel" for step in plan.steps)
+    engines = len(plan.steps) - kernels
+    text = (
+        f"{options.toolchain}: {engines} engine calls of {len(pieces.segments)} distinct engines, {kernels} attention "
+        f"kernels between them; {len(plan.profiles)} profiles; weights are {options.weights}"
+    )
+    return (Fact("engines", text),)
+
+
 def _place(where: object) -> str | None:
     return None if where is None else str(where)
 
@@ -162,14 +193,26 @@ def _place(where: object) -> str | None:
 # -- operations -----------------------------------------------------------------------------------------------------
 
 
+def _judge(prepared: Prepared) -> Judge:
+    if prepared.request.on_gpu:
+        from compiler.lower.tensorrt.capabilities import verdict
+        from compiler.lower.tensorrt.dialects import dialect
+
+        return partial(verdict, dialect=dialect(prepared.request.options().toolchain))
+    from compiler.lower.openvino import verdict as on_cpu
+
+    return on_cpu
+
+
 def _operations(prepared: Prepared) -> tuple[OperationStory, ...]:
     """One row for each operation and answer, in the graph's order."""
-    from compiler.lower import openvino as backend
     from compiler.lower.capability import Decompose, Emit, key_dtype
+
+    judge = _judge(prepared)
 
     rows: dict[tuple[str, str, str], tuple[list[str], int, str | None]] = {}
     for equation, times in counted(prepared.graph.equations):
-        verdict = backend.verdict(equation)
+        verdict = judge(equation)
         if isinstance(verdict, Emit):
             answer, reason = "emit", verdict.note
         elif isinstance(verdict, Decompose):

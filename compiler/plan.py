@@ -9,6 +9,10 @@ from compiler.api import Prepared
 
 def plan_of(prepared: Prepared) -> dict[str, Any]:
     """The content of the plan.json that `compile` would write; raises SpecRTError LOWER-xxx where it could not."""
+    if prepared.request.on_gpu:
+        from compiler.lower.tensorrt.lowering import plan_of as gpu_plan
+
+        return gpu_plan(prepared.graph, prepared.request.options())[1].as_dict()
     from compiler.lower import openvino as backend
     from compiler.lower.capability import check
     from compiler.lower.partition import partition

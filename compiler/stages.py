@@ -38,5 +38,6 @@ def _graph_after(prepared: Prepared, number: int) -> Graph:
     from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
 
-    pipeline = pipelines.decoder if prepared.role == "decoder" else pipelines.encoder
-    return run_passes(prepared.built.graph, pipeline(prepared.request.precision)[:number])[0]
+    asked = prepared.request
+    chosen = pipelines.pipeline(prepared.role, asked.precision, asked.target)
+    return run_passes(prepared.built.graph, chosen[:number])[0]

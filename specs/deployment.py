@@ -18,6 +18,7 @@ def _scalar(node: object) -> object:
     return plain(node) if isinstance(node, Scalar) else node
 
 
+Bool = Annotated[bool, BeforeValidator(_scalar), Field(strict=True)]
 Int = Annotated[int, BeforeValidator(_scalar), Field(strict=True)]
 
 
@@ -29,6 +30,31 @@ class Limits(Node):
     max_sequence: Int | None = Field(None, description="longest sequence, prompt and new tokens together")
 
 
+class Build(Node):
+    """How engines for a GPU are built; none of it changes what they compute."""
+
+    title: ClassVar[str] = "`build`"
+    level: Int | None = Field(None, description="effort of the builder, 0 to 5; left out: 2")
+    workspace_mib: Int | None = Field(None, description="limit of scratch memory; left out: the whole device")
+    hardware: Text | None = Field(
+        None, description="GPUs that a plan runs on: this, ampere_plus, same_capability; left out: this"
+    )
+    version_compatible: Bool | None = Field(
+        None, description="plans also for later TensorRT of the same major version; left out: no"
+    )
+    weight_streaming: Bool | None = Field(
+        None, description="baked weights stay in host memory, from tensorrt-10.0 on; left out: no"
+    )
+    weights: Text | None = Field(
+        None, description="inputs: one engine for all equal layers; baked: engines that stand alone; left out: inputs"
+    )
+
+    def given(self) -> tuple[tuple[str, object], ...]:
+        """The keys that are there, with their values."""
+        names = [name for name in type(self).model_fields if name != "where"]
+        return tuple((name, value) for name in names if (value := getattr(self, name)) is not None)
+
+
 class Deployment(Node):
     """What to compile, for which target, within which limits; paths are relative to the file."""
 
@@ -37,8 +63,10 @@ class Deployment(Node):
     model: Text | None = Field(None, description="an architecture file; left out: found by config.json")
     size: Text | None = Field(None, description="one of the architecture's `sizes`")
     checkpoint: Text | None = Field(None, description="a checkpoint folder")
-    target: Text | None = Field(None, description="cpu")
-    precision: Text | None = Field(None, description="fp32 or bf16")
+    target: Text | None = Field(None, description="cpu, or a GPU's architecture: sm90")
+    toolchain: Text | None = Field(None, description="tensorrt-8.6, tensorrt-10.8, ...; left out: the installed one")
+    build: Build | None = None
+    precision: Text | None = Field(None, description="fp32, bf16, on GPUs also fp16")
     weights: Text | None = Field(None, description="checkpoint, or random")
     seed: Int | None = Field(None, description="seed of random weights")
     limits: Limits | None = None

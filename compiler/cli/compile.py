@@ -19,6 +19,7 @@ from compiler.cli.options import (
     Size,
     Source,
     Target,
+    Toolchain,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def compile_command(
     checkpoint: CheckpointArgument = None,
     size: Size = None,
     target: Target = None,
+    toolchain: Toolchain = None,
     precision: Precision = None,
     out: Annotated[
         Path | None,
@@ -58,8 +60,8 @@ def compile_command(
 
     start = time.perf_counter()
     asked = request(
-        source, checkpoint=checkpoint, size=size, target=target, precision=precision, out=out, max_batch=max_batch,
-        max_sequence=max_sequence, weights=weights, seed=seed,
+        source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision, out=out,
+        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
     )  # fmt: skip
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)

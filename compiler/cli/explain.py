@@ -15,6 +15,7 @@ from compiler.cli.options import (
     Size,
     Source,
     Target,
+    Toolchain,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def explain_command(
     checkpoint: CheckpointArgument = None,
     size: Size = None,
     target: Target = None,
+    toolchain: Toolchain = None,
     precision: Precision = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
@@ -46,6 +48,7 @@ def explain_command(
         checkpoint,
         size=size,
         target=target,
+        toolchain=toolchain,
         precision=precision,
         max_batch=max_batch,
         max_sequence=max_sequence,

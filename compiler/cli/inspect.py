@@ -18,6 +18,7 @@ from compiler.cli.options import (
     Size,
     SourceOrBundle,
     Target,
+    Toolchain,
 )
 from specs.errors import SpecRTError
 
@@ -31,6 +32,7 @@ def inspect_command(
     checkpoint: CheckpointArgument = None,
     size: Size = None,
     target: Target = None,
+    toolchain: Toolchain = None,
     precision: Precision = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
@@ -47,7 +49,13 @@ def inspect_command(
 ) -> None:
     """Look inside a model or a bundle. Without flags: what it is, its sizes and its stages."""
     if is_bundle(source):
-        given = {"CHECKPOINT": checkpoint, "--size": size, "--target": target, "--precision": precision}
+        given = {
+            "CHECKPOINT": checkpoint,
+            "--size": size,
+            "--target": target,
+            "--toolchain": toolchain,
+            "--precision": precision,
+        }
         extra = [
             name for name, value in {**given, "--max-batch": max_batch, "--max-sequence": max_sequence}.items() if value
         ]
@@ -59,8 +67,8 @@ def inspect_command(
         found = _of_bundle(source)
     else:
         options = {
-            "checkpoint": checkpoint, "size": size, "target": target, "precision": precision, "max_batch": max_batch,
-            "max_sequence": max_sequence,
+            "checkpoint": checkpoint, "size": size, "target": target, "toolchain": toolchain, "precision": precision,
+            "max_batch": max_batch, "max_sequence": max_sequence,
         }  # fmt: skip
         found = _of_source(source, stage, plan, options)
     graph: Graph = found.pop("graph")

@@ -28,8 +28,12 @@ CheckpointArgument = Annotated[
     typer.Argument(metavar="CHECKPOINT", show_default=False, help="The checkpoint folder, where SOURCE is a file."),
 ]
 Size = Annotated[str | None, typer.Option(show_default=False, help="One of the architecture's `sizes`.")]
-Target = Annotated[str | None, typer.Option(help="What to compile for.", show_default="cpu")]
-Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="fp32")]
+Target = Annotated[str | None, typer.Option(help="cpu, or a GPU's architecture as sm90.", show_default="cpu")]
+Toolchain = Annotated[
+    str | None,
+    typer.Option(help="TensorRT for a GPU, as tensorrt-10.8.", show_default="the installed, else tensorrt-8.6"),
+]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16, on GPUs also fp16.", show_default="fp32")]
 MaxBatch = Annotated[int | None, typer.Option(min=1, help="Sequences served at once.", show_default="8")]
 MaxSequence = Annotated[
     int | None,

@@ -62,6 +62,7 @@ def run_command(
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": _stop(stop),
     }  # fmt: skip
     began = time.perf_counter()
+    _build(bundle)
     model = runtime.load(bundle)
     if ids is None:
         prompt = sys.stdin.read() if prompt is None else prompt
@@ -146,6 +147,14 @@ def _report(run: Run, ids: list[int], model: Model, text: str | None) -> dict[st
         "decode_tokens_per_second": run.decode_rate,
         "finish": run.finish,
     }
+
+
+def _build(bundle: Path) -> None:
+    """Build what a GPU bundle lacks for this machine; a bundle for the CPU lacks nothing."""
+    if (bundle / "segments").is_dir():
+        from compiler.lower.tensorrt.plans import build_bundle
+
+        build_bundle(bundle)
 
 
 def ids_of(option: str, text: str) -> list[int]:

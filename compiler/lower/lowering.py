@@ -15,6 +15,8 @@ from compiler.lower.plan import Plan, Step, cache_of
 if TYPE_CHECKING:
     import torch
 
+    from compiler.lower.tensorrt.options import BuildOptions
+
 Weights = Callable[[str], "torch.Tensor"]
 Progress = Callable[[str, int, int], None]
 
@@ -29,18 +31,27 @@ class Lowered:
 
 def lower(
     graph: Graph,
-    weights: Weights,
+    weights: Weights | None,
     out: Path,
     *,
     target: str = "cpu",
     precision: str = "fp32",
+    build: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> Lowered:
     """Write the engines and plan.json of a graph into `out`; weights are read one by one, by name.
 
-    Raises SpecRTError LOWER-001 where the target can't run an operation; OSError where the disk is full.
+    `target` is cpu, or a GPU's architecture as sm90, for which `build` says what engines are built from; there, without
+    `weights`, none are written. Raises SpecRTError LOWER-001 where the target can't run an operation; OSError where the
+    disk is full.
     """
     from compiler.lower import openvino as backend
+
+    if build is not None and target.startswith("sm"):
+        from compiler.lower.tensorrt.lowering import write
+
+        return Lowered(*write(graph, weights, out, build, int(target[2:]), progress))
+    assert weights is not None  # they are in the engine
 
     if target != backend.TARGET:
         raise ValueError(f"no backend for `{target}`")  # the caller checks what a user typed

@@ -29,10 +29,10 @@ class Step:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A tensor of the bundle: its type, and the safetensors file that holds it under its name."""
+    """A tensor of the bundle: its type, and the safetensors file that has it (None: random, made on the device)."""
 
     type: TensorType
-    file: str
+    file: str | None
 
 
 @dataclass(frozen=True)

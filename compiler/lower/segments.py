@@ -39,13 +39,17 @@ def engine_segment(part: Graph, *, baked: bool = False) -> EngineSegment:
     names = _names((*part.inputs, *stored), equations)
     inputs = tuple(Value(names[value.name], value.type) for value in (*part.inputs, *stored))
     renamed = tuple(_renamed(equation, names) for equation in equations)
-    outputs = tuple((names[value.name], Value(names[value.name], value.type)) for _, value in part.outputs)
+    ports = _ports([names[value.name] for _, value in part.outputs], {value.name for value in inputs})
+    outputs = tuple(
+        (port, Value(names[value.name], value.type)) for port, (_, value) in zip(ports, part.outputs, strict=True)
+    )
     used = {dim for value in (*inputs, *(eq.result for eq in renamed)) for dim in value.type.shape}
     dims = tuple(sym for sym in part.dims if sym.name in used)
     graph = Graph("segment", dims, inputs, renamed, outputs)
     bound = {names[value.name]: value.name for value in part.inputs}
     bound |= {names[value.name]: f"weight:{weights[value.name]}" for value in stored}
-    return EngineSegment(graph, digest(graph), bound, {names[value.name]: value.name for _, value in part.outputs})
+    written = {port: value.name for port, (_, value) in zip(ports, part.outputs, strict=True)}
+    return EngineSegment(graph, digest(graph), bound, written)
 
 
 def digest(graph: Graph) -> str:
@@ -75,6 +79,19 @@ def _names(inputs: tuple[Value, ...], equations: tuple[Equation, ...]) -> dict[s
         taken.add(name)
         names[value.name] = name
     return names
+
+
+def _ports(names: list[str], taken: set[str]) -> list[str]:
+    """Names of outputs as words, which is what the IR's text has: `attn.qkv` -> `attn_qkv`."""
+    ports: list[str] = []
+    for name in names:
+        base = name.replace(".", "_")
+        port, number = base, 1
+        while port in taken or port in ports:
+            number += 1
+            port = f"{base}_{number}"
+        ports.append(port)
+    return ports
 
 
 def _renamed(equation: Equation, names: Mapping[str, str]) -> Equation:

@@ -76,7 +76,7 @@ def attend(step: Step, given: Values, states: Values) -> torch.Tensor:
         assert given["cos"].shape == (tokens, attrs["rotary"]["pairs"])
         for port in ("q", "k"):
             rows[port] = REGISTRY["rotate"].body(rows[port], given["cos"], given["sin"], style=attrs["rotary"]["style"])
-    options = {name: attrs[name] for name in ("scale", "causal", "window", "softcap")}
+    options = {name: attrs[name] for name in ("scale", "causal", "window", "softcap", "bf16_bias")}
     metadata = [given[name] for name in ("past_lens", "seq_begins", "block_ids", "block_begins", "max_context")]
     out: torch.Tensor = REGISTRY["paged_attention"].body(
         rows["q"], rows["k"], rows["v"], states[attrs["k_cache"]], states[attrs["v_cache"]], *metadata,
@@ -120,6 +120,8 @@ def _filled(value: Any, known: Mapping[str, Any], sizes: Mapping[str, int], gene
     if value.name in known:
         return torch.as_tensor(known[value.name]).to(torch.int32)
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
+    if value.name == "token_types":  # a model may have one type only
+        return torch.zeros(shape, dtype=torch.int32)
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.int32)
 
 

@@ -18,7 +18,7 @@ from specs.weight_map import WeightDecl
 from tests.golden_errors import ROOT
 
 SPECS = sorted((ROOT / "specs" / "models").glob("*.yaml"))
-# What names of sizes become; a value that is no larger stays. Names that are not here keep their value.
+# What names of sizes become; a value that is no larger stays. Other whole numbers above 16 shrink as a head does.
 SMALL = {
     "layers": 3, "d_head": 16, "d_ffn": 96, "vocab": 160, "context": 256, "window": 6, "experts": 4, "d_expert": 32,
     "rotated": 8,
@@ -69,10 +69,16 @@ def replace_size(spec: Any, name: str, values: dict[str, Any]) -> Any:
 
 def scaled(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a size, small: four heads, in the groups that it has one, some or as many of."""
-    small = {key: min(value, SMALL[key]) if key in SMALL else value for key, value in values.items()}
     heads, groups = values["heads"], values.get("kv_heads")
+    head = values.get("d_head", values["d_model"] // heads)
+    small = {key: min(value, SMALL[key]) if key in SMALL else _shrunk(value, head) for key, value in values.items()}
     small["heads"] = HEADS
     if groups is not None:
         small["kv_heads"] = 1 if groups == 1 else HEADS if groups == heads else 2
     small["d_model"] = HEADS * 16 if values.get("d_head") is None else 48
     return small
+
+
+def _shrunk(value: Any, head: int) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 16
+    return max(2, value * 16 // head // 2 * 2) if whole else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compiler.ir.core import Equation, Value
 from compiler.ir.types import Shape
 from compiler.lower.tensorrt.emitter import Emitter, Tensor, attr_float, emits
-from compiler.lower.tensorrt.operations import softmaxed, transposed
+from compiler.lower.tensorrt.operations import softmaxed, transposed, with_sink
 
 LOWEST = -3.4028234663852886e38  # of float32: what a masked score becomes
 
@@ -134,12 +134,4 @@ def _weights(e: Emitter, equation: Equation, scores: Tensor, shape: Shape) -> Te
     if not isinstance(sinks, Value):
         return softmaxed(e, scores, rank)
     logits = e.cast(e.scope[sinks.name], sinks.type.dtype, "f32")
-    column = e.reshape(logits, sinks.type.shape, (1, *shape[1:-2], 1, 1), "f32", "sinks")
-    # broadcast to one column: concatenation does not, and a product with 0 is exact (scores are finite)
-    first = e.slice(scores, shape, rank - 1, 0, 1, "f32", "column")
-    zeros = e.elementwise("PROD", first, e.scalar(0.0, "f32", rank), "f32", "column")
-    joined = e.concat([scores, e.elementwise("SUM", zeros, column, "f32", "column")], rank - 1, "f32", "with_sinks")
-    weights = softmaxed(e, joined, rank)
-    layer = e.network.add_slice(weights, (0,) * rank, (1,) * rank, (1,) * rank)
-    layer.set_input(2, e.size(shape))
-    return e.out(layer, "f32", "without_sinks")
+    return with_sink(e, scores, shape, e.reshape(logits, sinks.type.shape, (1, *shape[1:-2], 1, 1), "f32", "sinks"))

@@ -51,6 +51,7 @@ def _any(verdict: Verdict) -> dict[str, Verdict]:
 _RMS = Decompose("x / sqrt(mean(x^2) + eps), in float32, rounded to the operand's type, times weight")
 _LAYER = Decompose("(x - mean) / sqrt(var + eps), in float32, rounded to the operand's type, times weight, plus bias")
 _ATTENTION = Decompose("products, mask and softmax, the scores in float32")
+_EXPERTS = Decompose("every row times every expert, then the chosen: right, and as slow as if all were chosen")
 _PAIRS = Decompose("slices, products with cos and sin in float32, concatenation")
 
 # Without regard to the version; `table` takes out what a version lacks.
@@ -90,6 +91,9 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": _float(KERNEL),
+    "top_k": _float(Emit("which of equals comes first is TensorRT's choice")),
+    "take": _any(Emit()),
+    "gather_matmul": _float(_EXPERTS),
     "quantize": _float(NO_QUANTIZED),
     "dequantize": _row(NO_QUANTIZED, *DTYPES),
     "row_scale": _float(NO_QUANTIZED),

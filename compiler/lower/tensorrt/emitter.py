@@ -113,14 +113,14 @@ class Emitter:
             self.places[layer.name] = where
         return layer
 
-    def out(self, layer: Any, dtype: str, what: str = "", *, compute: str | None = None) -> Tensor:
+    def out(self, layer: Any, dtype: str, what: str = "", *, compute: str | None = None, index: int = 0) -> Tensor:
         """A layer's result of type `dtype`, computed in `compute` (the same): told to a weakly typed network."""
         layer = self.named(layer, what)
         if not self.dialect.strong and dtype != "bool":  # comparisons give BOOL and nothing else
             if (compute or dtype) in _FLOATS:
                 layer.precision = self.type(compute or dtype)
-            layer.set_output_type(0, self.type(dtype))
-        return layer.get_output(0)
+            layer.set_output_type(index, self.type(dtype))
+        return layer.get_output(index)
 
     def cast(self, x: Tensor, source: str, target: str) -> Tensor:
         """x in another type."""
@@ -188,6 +188,12 @@ class Emitter:
             layer.reshape_dims = tuple(
                 0 if axis in copied else -1 if isinstance(dim, str) else dim for axis, dim in enumerate(target)
             )
+        return self.out(layer, dtype, what)
+
+    def flat(self, x: Tensor, target: tuple[int, ...], dtype: str, what: str) -> Tensor:
+        """x under a shape of known dims and one -1."""
+        layer = self.network.add_shuffle(x)
+        layer.reshape_dims = target
         return self.out(layer, dtype, what)
 
     def aligned(self, x: Tensor, shape: Shape, rank: int, dtype: str) -> Tensor:

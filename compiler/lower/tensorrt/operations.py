@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import pi, sqrt
 
 import numpy as np
@@ -127,7 +128,12 @@ def reduce(e: Emitter, equation: Equation) -> Tensor:
 @emits("softmax")
 def softmax(e: Emitter, equation: Equation) -> Tensor:
     kind = equation.result.type
-    return e.cast(softmaxed(e, e.cast(_x(e, equation), kind.dtype, "f32"), kind.rank), "f32", kind.dtype)
+    wide = e.cast(_x(e, equation), kind.dtype, "f32")
+    sink = equation.args[1] if len(equation.args) > 1 else None
+    if not isinstance(sink, Value):
+        return e.cast(softmaxed(e, wide, kind.rank), "f32", kind.dtype)
+    logit = e.cast(e.aligned(e.scope[sink.name], sink.type.shape, kind.rank, kind.dtype), kind.dtype, "f32")
+    return e.cast(with_sink(e, wide, kind.shape, logit), "f32", kind.dtype)
 
 
 def softmaxed(e: Emitter, x: Tensor, rank: int) -> Tensor:
@@ -135,6 +141,21 @@ def softmaxed(e: Emitter, x: Tensor, rank: int) -> Tensor:
     layer = e.network.add_softmax(x)
     layer.axes = 1 << (rank - 1)
     return e.out(layer, "f32", "softmax")
+
+
+def with_sink(e: Emitter, scores: Tensor, shape: Shape, logit: Tensor) -> Tensor:
+    """Softmax of finite float32 scores over the last dim, one more logit for each row joined and dropped."""
+    last = len(shape) - 1
+    # broadcast to one column: concatenation does not, and a product with 0 is exact
+    column = e.slice(scores, shape, last, 0, 1, "f32", "column")
+    zeros = e.elementwise("PROD", column, e.scalar(0.0, "f32", len(shape)), "f32", "column")
+    joined = e.concat([scores, e.elementwise("SUM", zeros, logit, "f32", "column")], last, "f32", "with_sink")
+    weights = softmaxed(e, joined, len(shape))
+    sizes = tuple(dim if isinstance(dim, int) else 1 for dim in shape)
+    layer = e.network.add_slice(weights, (0,) * len(shape), sizes, (1,) * len(shape))
+    if any(isinstance(dim, str) for dim in shape):
+        layer.set_input(2, e.size(shape))
+    return e.out(layer, "f32", "without_sink")
 
 
 @emits("reshape")
@@ -182,7 +203,7 @@ def rms_norm(e: Emitter, equation: Equation) -> Tensor:
 def layer_norm(e: Emitter, equation: Equation) -> Tensor:
     x, kind, eps = _x(e, equation), equation.result.type, attr_float(equation, "eps")
     if e.dialect.normalization is not None:
-        weight, bias = _row(e, equation, 1), _row(e, equation, 2)
+        weight, bias = _row(e, equation, 1, 1.0), _row(e, equation, 2, 0.0)
         method = getattr(e.network, e.dialect.normalization)
         layer = method(x, weight, bias, 1 << (kind.rank - 1))
         layer.epsilon = eps
@@ -190,8 +211,9 @@ def layer_norm(e: Emitter, equation: Equation) -> Tensor:
     wide = e.cast(x, kind.dtype, "f32")
     centred = e.elementwise("SUB", wide, e.mean(wide, kind.rank, "f32", "mean"), "f32", "centred")
     scaled = _scaled(e, equation, _normed(e, centred, kind.rank, eps))
-    bias = None if len(equation.args) < 3 or equation.args[2] is None else _row(e, equation, 2)
-    return scaled if bias is None else e.elementwise("SUM", scaled, bias, kind.dtype, "bias")
+    if not _given(equation, 2):
+        return scaled
+    return e.elementwise("SUM", scaled, _row(e, equation, 2, 0.0), kind.dtype, "bias")
 
 
 def _normed(e: Emitter, x: Tensor, rank: int, eps: float) -> Tensor:
@@ -203,20 +225,23 @@ def _normed(e: Emitter, x: Tensor, rank: int, eps: float) -> Tensor:
 
 def _scaled(e: Emitter, equation: Equation, normed: Tensor) -> Tensor:
     dtype = equation.result.type.dtype
-    return e.elementwise("PROD", e.cast(normed, "f32", dtype), _row(e, equation, 1), dtype)
+    rounded = e.cast(normed, "f32", dtype)
+    return e.elementwise("PROD", rounded, _row(e, equation, 1, 1.0), dtype) if _given(equation, 1) else rounded
 
 
-def _row(e: Emitter, equation: Equation, index: int) -> Tensor:
-    """A vector operand [M] as [1,..,M]; a gain that is left out (operand 1) is ones, a bias zeros."""
+def _given(equation: Equation, index: int) -> bool:
+    return index < len(equation.args) and isinstance(equation.args[index], Value)
+
+
+def _row(e: Emitter, equation: Equation, index: int, default: float) -> Tensor:
+    """A vector operand [M] as [1,..,M]; one that is left out is `default` everywhere."""
     kind = equation.result.type
     arg = equation.args[index] if index < len(equation.args) else None
     if isinstance(arg, Value):
         return e.aligned(e.scope[arg.name], arg.type.shape, kind.rank, kind.dtype)
     row: Shape = (*(1,) * (kind.rank - 1), kind.shape[-1])
-    fill = float(index == 1)
-    return e.memo(
-        ("filled", fill, row, kind.dtype), lambda: e.constant(np.full([int(dim) for dim in row], fill), kind.dtype)
-    )
+    make = partial(np.full, [int(dim) for dim in row], default)
+    return e.memo(("row", default, row, kind.dtype), lambda: e.constant(make(), kind.dtype))
 
 
 def _x(e: Emitter, equation: Equation) -> Tensor:

@@ -13,6 +13,8 @@ from tests.tensorrt.recorder import semantics
 from tests.tensorrt.recorder.api import Api, Guarded
 from tests.tensorrt.recorder.semantics import NAMES, TORCH, check_types
 
+OUTPUT = {"add_topk": 1}  # the output that the recorder computes, where it is not the first
+
 
 class Logger:
     """tensorrt.ILogger; severities by name."""
@@ -69,7 +71,7 @@ class Layer(Guarded):
         self._network, self._kind, self._params = network, kind, params
         self._inputs: list[Any] = list(inputs)  # None where an optional one is left out
         self._set_type: str | None = None
-        self._state.update(name="")
+        self._state.update(name="", num_elementwise_dims=0)
         if "precision" in self._api.classes[owner]:
             self._state.update(precision=None)
         for tensor in inputs:
@@ -91,7 +93,7 @@ class Layer(Guarded):
         return None
 
     def get_output(self, index: int) -> Tensor:
-        assert index == 0
+        assert index == OUTPUT.get(self._kind, 0), "the recorder has one output of each layer"
         return self._output
 
     def set_input(self, index: int, tensor: Tensor) -> bool:
@@ -102,7 +104,7 @@ class Layer(Guarded):
         return True
 
     def set_output_type(self, index: int, dtype: Any) -> None:
-        assert index == 0
+        assert index == OUTPUT.get(self._kind, 0)
         assert not self._network._strong, "set_output_type in a strongly typed network"
         self._set_type = dtype.name
 
@@ -111,6 +113,8 @@ class Layer(Guarded):
         super().__setattr__(name, value)
         if name == "reshape_dims":
             self._output._rank = len(value)
+        if name == "num_elementwise_dims":
+            self._output._rank -= value
 
 
 class Network(Guarded):

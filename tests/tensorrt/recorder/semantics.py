@@ -195,9 +195,27 @@ def matrix_multiply(layer: Layer, a: torch.Tensor, b: torch.Tensor) -> torch.Ten
 @_layer("add_gather", _gather)
 def gather(layer: Layer, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     axis = int(layer._params["axis"])
+    if shared := layer._state["num_elementwise_dims"]:
+        assert shared == axis == 1, "the recorder has one shared dim in front of the axis"
+        assert table.shape[0] == index.shape[0]
+        return torch.stack([rows.index_select(0, chosen.long()) for rows, chosen in zip(table, index, strict=True)])
     assert bool((index >= 0).all() and (index < table.shape[axis]).all()), "indices out of range"
     found = table.index_select(axis, index.reshape(-1).long())
     return found.reshape(*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
+
+
+@_layer("add_gather_v2", lambda layer, x, index: x)
+def gather_elements(layer: Layer, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    assert layer._params["mode"].name == "ELEMENT"
+    return x.gather(layer._state["axis"], index.long())
+
+
+@_layer("add_topk", lambda layer, x: ("INT32", x[1]))
+def topk(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    (axis,) = _axes(int(layer._params["axes"]), x.ndim)
+    assert layer._params["op"].name == "MAX"
+    places = torch.sort(x, dim=axis, descending=True, stable=True).indices
+    return places.narrow(axis, 0, int(layer._params["k"])).int()
 
 
 @_layer("add_select", _select)

@@ -1,0 +1,67 @@
+"""Writes the bundle of a GPU: segments as text, weights, kernels as machine code, the plan. Needs no GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.ir.core import Graph
+from compiler.lower.capability import check
+from compiler.lower.plan import Plan, StoredWeight, cache_of
+from compiler.lower.tensorrt.capabilities import verdict
+from compiler.lower.tensorrt.cut import Cut, cut
+from compiler.lower.tensorrt.dialects import dialect
+from compiler.lower.tensorrt.network import profiles
+from compiler.lower.tensorrt.options import BuildOptions
+from compiler.lower.weights_file import write_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    Weights = Callable[[str], torch.Tensor]
+Progress = Callable[[str, int, int], None]
+
+
+def plan_of(graph: Graph, options: BuildOptions) -> tuple[Cut, Plan]:
+    """The pieces of a graph and their plan, weights not yet in files; raises SpecRTError LOWER-001."""
+    line = dialect(options.toolchain)
+    check(graph, lambda equation: verdict(equation, line), options.toolchain)
+    pieces = cut(graph, baked=options.weights == "baked")
+    weights = {name: StoredWeight(tensor.type, None) for name, tensor in pieces.tensors.items()}
+    plan = Plan(
+        graph.dims, graph.inputs, pieces.steps, pieces.graph.outputs, cache_of(graph), pieces.values, weights,
+        profiles(graph.dims), options.as_dict(),
+    )  # fmt: skip
+    return pieces, plan
+
+
+def write(
+    graph: Graph,
+    weights: Weights | None,
+    out: Path,
+    options: BuildOptions,
+    architecture: int,
+    progress: Progress | None = None,
+) -> tuple[Plan, dict[str, str]]:
+    """Write everything into `out`; gives the plan and the toolchain that the bundle is for.
+
+    Without `weights` none are written: the runtime makes random ones on the device. `architecture` 90 is sm_90.
+    Raises SpecRTError LOWER-001 for what the toolchain can't run, LOWER-020 without Triton; OSError for a full disk.
+    """
+    pieces, plan = plan_of(graph, options)
+    if weights is not None:
+        plan = replace(plan, weights=write_weights(list(pieces.tensors.values()), weights, out, progress))
+    (out / "segments").mkdir(parents=True, exist_ok=True)
+    for segment in pieces.segments.values():
+        (out / segment.file).write_text(str(segment.graph), encoding="utf-8")
+    if any(step.kind == "kernel" for step in plan.steps) or weights is None:
+        from compiler.kernels.library import write_kernels
+
+        if progress is not None:
+            progress("kernels", 0, 1)
+        write_kernels(json.loads(json.dumps(plan.as_dict())), out, (architecture,))
+    plan.write(out / "plan.json")
+    return plan, {"tensorrt": dialect(options.toolchain).version}

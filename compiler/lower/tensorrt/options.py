@@ -1,0 +1,58 @@
+"""What a builder of engines is told: the keys of `build:` in a deployment, with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from compiler.lower.tensorrt.dialects import DEFAULT, dialect
+from specs.errors import SpecRTError
+
+HARDWARE = {"this": "NONE", "ampere_plus": "AMPERE_PLUS", "same_capability": "SAME_COMPUTE_CAPABILITY"}
+WEIGHTS = ("inputs", "baked")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """`level` 2 builds in seconds and is as fast as 3 here (docs/decisions.md); other defaults are TensorRT's own."""
+
+    toolchain: str = DEFAULT
+    level: int = 2  # builder_optimization_level, 0 to 5
+    workspace_mib: int | None = None  # limit of scratch memory; None: the whole device
+    hardware: str = "this"  # which GPUs a plan runs on: this, ampere_plus, same_capability
+    version_compatible: bool = False  # plans for later TensorRT of the same major version
+    weight_streaming: bool = False  # baked weights stay on the host; from 10.0
+    weights: str = "inputs"  # one engine for all equal layers; baked: engines that stand alone
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `build` of plan.json."""
+        return asdict(self)
+
+
+def read_options(given: Mapping[str, Any]) -> BuildOptions:
+    """Options from a deployment or from plan.json. Raises SpecRTError LOWER-033 for what no version takes, or this."""
+    known = {field.name: field for field in fields(BuildOptions)}
+    if unknown := sorted(set(given) - set(known)):
+        raise _wrong(f"there is no build option `{unknown[0]}`", f"known: {', '.join(known)}")
+    options = BuildOptions(**given)
+    line = dialect(options.toolchain)
+    if isinstance(options.level, bool) or not isinstance(options.level, int) or not 0 <= options.level <= 5:
+        raise _wrong(f"`level` is {options.level!r}", "the builder's levels are 0 to 5, from quick to thorough")
+    if options.hardware not in HARDWARE:
+        raise _wrong(f"`hardware` is `{options.hardware}`", f"known: {', '.join(HARDWARE)}")
+    if options.weights not in WEIGHTS:
+        raise _wrong(f"`weights` of a build is `{options.weights}`", f"known: {', '.join(WEIGHTS)}")
+    if options.workspace_mib is not None and options.workspace_mib < 1:
+        raise _wrong(f"`workspace_mib` is {options.workspace_mib}", "give 1 or more, or leave it out")
+    if options.hardware == "same_capability" and "SAME_COMPUTE_CAPABILITY" not in line.hardware:
+        raise _wrong(f"{line.toolchain} has no `hardware: same_capability`", "tensorrt-10.16 and later have it")
+    if options.weight_streaming and not line.strong:
+        raise _wrong(f"{line.toolchain} has no weight streaming", "tensorrt-10.0 and later have it")
+    if options.weight_streaming and options.weights != "baked":
+        raise _wrong("weight streaming is for baked weights", "with `weights: inputs` an engine has none to stream")
+    return options
+
+
+def _wrong(message: str, hint: str) -> SpecRTError:
+    return SpecRTError("LOWER-033", message, hint=hint)

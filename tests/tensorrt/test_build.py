@@ -1,0 +1,266 @@
+"""Bundles for a GPU, and building their engines: with a recorded TensorRT, on no GPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import compiler
+from compiler.ir.parser import parse
+from compiler.ir.types import Sym
+from compiler.kernels import library
+from compiler.lower.tensorrt import dialects, plans
+from compiler.lower.tensorrt.build import build_segment, configure, import_tensorrt
+from compiler.lower.tensorrt.dialects import dialect
+from compiler.lower.tensorrt.options import BuildOptions, read_options
+from compiler.lower.tensorrt.stored import stored_arrays
+from runtime.bundle import Bundle
+from runtime.cuda import missing
+from specs.errors import SpecRTError
+from tests.golden_errors import ROOT, check_raises
+from tests.tensorrt import recorder
+
+GPU = "NVIDIA H200"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model for sm90 in float16, its kernels left out: tests/kernels has them."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(library, "write_kernels", lambda *_: None)
+    patch.setattr(plans, "installed", lambda: None)
+    out = tmp_path_factory.mktemp("gpu") / "bundle"
+    compiler.compile(ROOT / "demo" / "tiny-llama", target="sm90", toolchain="tensorrt-8.6", precision="fp16", out=out)
+    patch.undo()
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECRT_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_bundle_is_what_the_runtime_reads(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    program = opened.program
+    assert opened.toolchain == {"tensorrt": "8.6"}
+    assert [step.kind for step in program.steps] == ["engine", *["kernel", "engine"] * 6]
+    assert len({step.file for step in program.steps if step.kind == "engine"}) == 3  # of 7 calls
+    bound = [name for step in program.steps for name in step.inputs.values()]
+    assert {name.removeprefix("weight:") for name in bound if name.startswith("weight:")} == set(program.weights)
+    written = {name for step in program.steps for name in step.outputs.values()}
+    assert set(program.types) == {port.name for port in program.inputs} | written
+    for step in program.steps:
+        if step.kind == "engine":
+            graph = parse((bundle / step.file).read_text())
+            assert set(step.inputs) == {value.name for value in graph.inputs}
+            assert set(step.outputs) == {port for port, _ in graph.outputs}
+
+
+def test_weights_lie_as_the_plan_says(bundle: Path) -> None:
+    plan = json.loads((bundle / "plan.json").read_text())
+    tensors = load_file(bundle / "weights-00001-of-00001.safetensors")
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
+        name: weight["shape"] for name, weight in plan["weights"].items()
+    }
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    read = stored_arrays(bundle, plan["weights"])
+    assert torch.equal(torch.from_numpy(read("layers.2.attn.w").copy()), tensors["layers.2.attn.w"])
+
+
+def test_random_weights_are_left_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(library, "write_kernels", lambda plan, *_: seen.append(plan))
+    spec = ROOT / "specs" / "models" / "llama.yaml"
+    out = compiler.compile(spec, size="demo", weights="random", target="sm80", precision="fp16", out=tmp_path / "b")
+    assert not list(out.glob("*.safetensors"))
+    assert {weight["file"] for weight in seen[0]["weights"].values()} == {None}
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+def recorded(version: str, monkeypatch: pytest.MonkeyPatch, reasons: tuple[str, ...] = ()) -> tuple[Any, list[Any]]:
+    """A recorded TensorRT whose builds are kept; with `reasons` they fail, and say so in the log."""
+    trt, builds = recorder.module(version), []
+
+    def build(builder: recorder.Builder, network: Any, config: Any) -> bytes | None:
+        network.finish()
+        builds.append((network, config))
+        for reason in reasons:
+            builder._logger.log("Severity.ERROR", reason)
+        return None if reasons else b"plan of " + network._outputs[0].name.encode()
+
+    monkeypatch.setattr(recorder.Builder, "build_serialized_network", build)
+    return trt, builds
+
+
+def test_engines_are_built_once_and_kept(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(bundle, first)
+    shutil.copytree(bundle, second)
+    trt, builds = recorded("8.6.0", monkeypatch)
+    events: list[tuple[str, int, int]] = []
+    made = plans.build_bundle(first, trt=trt, gpu=GPU, progress=lambda *event: events.append(event))
+    assert events == [("engines", number, 3) for number in range(3)]
+    assert [plan.cached for plan in made] == [False] * 3
+    assert {plan.path.parent.name for plan in made} == {"tensorrt-8.6.0-NVIDIA_H200"}
+    assert plans.tag("8.6.0", GPU) == missing.tag("8.6.0", GPU) == made[0].path.parent.name
+    assert made[0].path.read_bytes().startswith(b"plan of ")
+    note = json.loads(made[0].path.with_suffix(".json").read_text())
+    assert (note["tensorrt"], note["gpu"]) == ("8.6.0", GPU)
+    assert all(plan.cached for plan in plans.build_bundle(first, trt=trt, gpu=GPU))
+    # another bundle of the same shape takes them from the cache, another GPU does not
+    assert all(plan.cached for plan in plans.build_bundle(second, trt=trt, gpu=GPU))
+    assert len(builds) == 3
+    assert not any(plan.cached for plan in plans.build_bundle(second, trt=trt, gpu="NVIDIA L4"))
+    assert len(builds) == 6
+    Bundle.open(first)  # engines are not among its files
+    made[0].path.write_bytes(b"torn")
+    assert not plans._whole(made[0].path)
+
+
+def test_the_timing_cache_grows_and_is_shared(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    shutil.copytree(bundle, tmp_path / "copy")
+    trt, builds = recorded("8.6.0", monkeypatch)
+    plans.build_bundle(tmp_path / "copy", trt=trt, gpu=GPU)
+    given = [config._state["timing_cache"] for _, config in builds]
+    assert given == [(b"", False), (b"timing cache", False), (b"timing cache", False)]
+    assert (plans.cache_folder() / "timing" / "tensorrt-8.6.0-NVIDIA_H200.cache").read_bytes() == b"timing cache"
+
+
+SEGMENT = parse("""graph segment(%x: f16[T,8], %w: f16[6,8]) {
+  dim T in 1..16..512
+  %mlp.up: f16[T,6] = matmul(%x, %w) {transpose_b = true} @ specs/models/model.yaml:38:17
+  return out = %mlp.up
+}
+""")
+PROFILES = ((Sym("T", 1, 4, 64),), (Sym("T", 65, 128, 512),))
+
+
+def test_the_builder_is_told_what_the_deployment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt, builds = recorded("8.6.0", monkeypatch)
+    options = BuildOptions(level=4, workspace_mib=512, hardware="ampere_plus", version_compatible=True)
+    plan, timing = build_segment(trt, SEGMENT, PROFILES, options)
+    ((_, config),) = builds
+    assert (plan, timing) == (b"plan of out", b"timing cache")
+    assert config._flags == {"FP16", "OBEY_PRECISION_CONSTRAINTS", "VERSION_COMPATIBLE"}
+    assert config._limits == {"WORKSPACE": 512 << 20}
+    assert config.builder_optimization_level == 4
+    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert config._state["tactic_sources"] == 0b11000
+    assert len(config._profiles) == 2
+
+
+@pytest.mark.parametrize("version", recorder.VERSIONS[1:])
+def test_strongly_typed_builders_get_no_precision_flags(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt, builds = recorded(version, monkeypatch)
+    options = BuildOptions(toolchain="tensorrt-10.0", weights="baked", weight_streaming=True)
+    build_segment(trt, SEGMENT, PROFILES, options)
+    assert builds[0][1]._flags == {"WEIGHT_STREAMING"}
+
+
+def test_baked_weights_are_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("8.6.0", "10.0.1"):
+        trt, builds = recorded(version, monkeypatch)
+        dtype = "f16" if version == "8.6.0" else "bf16"
+        graph = parse(
+            f'graph segment(%x: {dtype}[T,8]) {{ dim T in 1..4..64 %w: {dtype}[6,8] = weight() {{name = "w"}} '
+            f"%y: {dtype}[T,6] = matmul(%x, %w) {{transpose_b = true}} return y = %y }}"
+        )
+        w = torch.randn(6, 8).to(torch.float16 if dtype == "f16" else torch.bfloat16)
+        bits = w.numpy() if dtype == "f16" else w.view(torch.uint16).numpy()
+        build_segment(trt, graph, PROFILES[:1], BuildOptions(), baked=lambda _, bits=bits: bits)
+        x = torch.randn(3, 8).to(w.dtype)
+        assert torch.equal(builds[0][0].evaluate({"x": x})["y"], x @ w.T)
+
+
+def test_a_failed_build_says_why_and_where(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import shutil
+
+    reasons = ("Could not find any implementation for node mlp.up @ model.yaml:38.", "Build failed")
+    trt, _ = recorded("8.6.0", monkeypatch, reasons)
+    with caplog.at_level(logging.WARNING, "compiler.tensorrt"):
+        check_raises("LOWER-035", build_segment, trt, SEGMENT, PROFILES, BuildOptions())
+    assert [record.message for record in caplog.records] == list(reasons)
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    with pytest.raises(SpecRTError):
+        plans.build_bundle(copy, trt=trt, gpu=GPU)
+    assert not list(copy.rglob("*.plan"))
+    assert not plans.cache_folder().exists()
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("", {"level": 9}),
+        ("-unknown", {"speed": 3}),
+        ("-hardware", {"hardware": "any"}),
+        ("-weights", {"weights": "both"}),
+        ("-workspace", {"workspace_mib": 0}),
+        ("-version", {"hardware": "same_capability"}),
+        ("-streaming", {"weight_streaming": True, "weights": "baked"}),
+        ("-streaming-inputs", {"weight_streaming": True, "toolchain": "tensorrt-10.8"}),
+    ],
+)
+def test_options_that_no_builder_takes(name: str, given: dict[str, Any]) -> None:
+    check_raises(f"LOWER-033{name}", read_options, given)
+
+
+def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    check_raises("LOWER-034", import_tensorrt)
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    check_raises("LOWER-036", plans.find_device)
+
+
+def test_another_tensorrt_than_the_bundle_is_for(bundle: Path) -> None:
+    check_raises("LOWER-037", plans.build_bundle, bundle, trt=recorder.module("10.8.0"), gpu=GPU)
+
+
+def test_a_cpu_bundle_needs_no_engines(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"steps": [{"backend": "openvino", "file": "engine/0.xml"}]}')
+    assert plans.build_bundle(tmp_path) == []
+
+
+def test_requests_that_no_gpu_serves() -> None:
+    demo = ROOT / "demo" / "tiny-llama"
+    check_raises("CLI-023", compiler.prepare, demo, toolchain="tensorrt-8.6")
+    check_raises("PREC-010-sm90-bf16", compiler.prepare, demo, target="sm90", precision="bf16")
+    check_raises("PREC-010-sm120", compiler.prepare, demo, target="sm120", precision="fp16", toolchain="tensorrt-8.6")
+    assert compiler.prepare(demo, target="sm90", precision="bf16", toolchain="tensorrt-10.8").request.on_gpu
+
+
+def test_the_installed_tensorrt_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialects, "installed", lambda: None)
+    assert dialects.default_toolchain() == "tensorrt-8.6"
+    monkeypatch.setattr(dialects, "installed", lambda: "10.9.0.34")
+    assert dialects.default_toolchain() == "tensorrt-10.8"
+
+
+def test_float32_is_not_tf32() -> None:
+    trt = recorder.module("8.6.0")
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    config.set_flag(trt.BuilderFlag.TF32)  # on by default
+    configure(trt, config, parse(str(SEGMENT).replace("f16", "f32")), dialect("8.6.0"), BuildOptions())
+    assert config._flags == {"OBEY_PRECISION_CONSTRAINTS"}
