@@ -275,6 +275,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
         },
         "generation": _generation(source),
         "derive": derive_of(prepared),
+        "bounds": _bounds(prepared.graph),
         "tokenizer": "tokenizer.json" if tokenizer else None,
         "toolchain": toolchain,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -292,6 +293,19 @@ def derive_of(prepared: Prepared) -> dict[str, Any]:
     names = {value.name for value in prepared.graph.inputs}
     rules = prepared.source.spec.derive
     return {name: entry.rule(prepared.source.config) for name, entry in rules.items() if name in names}
+
+
+def _bounds(graph: Graph) -> dict[str, int]:
+    """Inputs that choose rows of a table: how many rows there are."""
+    from compiler.ir.core import walk
+
+    inputs, found = set(graph.inputs), {}
+    for equation in walk(graph.equations):
+        if equation.op == "gather" and equation.values[1] in inputs:
+            rows = equation.values[0].type.shape[0]
+            if isinstance(rows, int):
+                found[equation.values[1].name] = rows
+    return found
 
 
 def _generation(source: Source) -> dict[str, Any]:

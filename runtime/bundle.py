@@ -42,6 +42,7 @@ class Bundle:
     toolchain: Mapping[str, str]
     tokenizer: Path | None
     derive: Rules = field(default_factory=dict)
+    bounds: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -75,6 +76,7 @@ class Bundle:
                 toolchain={str(key): str(value) for key, value in manifest["toolchain"].items()},
                 tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
                 derive=read_rules(manifest.get("derive", {})),
+                bounds={str(name): _count(rows) for name, rows in manifest.get("bounds", {}).items()},
             )
         except KeyError as error:
             raise _broken(folder, f"key {error} is missing") from error

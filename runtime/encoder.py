@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import Limits
+from runtime.bundle import Bundle
 from runtime.checks import as_array, check_inputs, check_prompt
-from runtime.derive import Rules
 from runtime.executable import PADDED, Array, Executable, Floats
-from runtime.program import Port, Program
+from runtime.program import Port
 from specs.errors import SpecRTError
 
 _PADDING = -1  # the position of a token that is not there
@@ -21,12 +20,10 @@ _DTYPES = {"i32": np.int32, "f32": np.float32}
 class Encoder:
     """Batches rows of similar length, so that little is computed for padding."""
 
-    def __init__(
-        self, executable: Executable, program: Program, limits: Limits, vocab: int, derive: Rules | None = None
-    ) -> None:
-        self._derive = derive or {}
-        self._executable, self._program, self._limits, self._vocab = executable, program, limits, vocab
-        self._extra = tuple(port for port in program.inputs if port.name not in PADDED)
+    def __init__(self, executable: Executable, bundle: Bundle) -> None:
+        self._executable, self._program, self._limits = executable, bundle.program, bundle.limits
+        self._vocab, self._derive, self._bounds = bundle.vocab, bundle.derive, bundle.bounds
+        self._extra = tuple(port for port in bundle.program.inputs if port.name not in PADDED)
 
     def run(self, rows: Sequence[Sequence[int]], inputs: Mapping[str, Sequence[Any]]) -> list[dict[str, Floats]]:
         """The outputs of each row, without padding. Raises SpecRTError RUN-001 to RUN-004, RUN-008, RUN-017."""
@@ -77,8 +74,7 @@ class Encoder:
             batch[port.name] = value
         return batch
 
-    @staticmethod
-    def _check(port: Port, given: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
+    def _check(self, port: Port, given: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
         if not hasattr(given, "__len__") or len(given) != len(rows):
             message = f"input `{port.name}` is {repr(given)[:80]}, expected one value for each of {len(rows)} sequences"
             raise SpecRTError("RUN-008", message)
@@ -89,6 +85,11 @@ class Encoder:
                 what = "a number" if not shape else "a list of numbers"
                 found = f"input `{port.name}` of sequence {place} is {repr(value)[:80]}"
                 raise SpecRTError("RUN-008", f"{found}, expected {what} of type {port.dtype}")
+            top = self._bounds.get(port.name)
+            if top is not None and array.size and not 0 <= array.min() <= array.max() < top:
+                wrong = next(int(one) for one in array.flatten() if not 0 <= one < top)
+                message = f"input `{port.name}` of sequence {place} has {wrong}, expected numbers from 0 to {top - 1}"
+                raise SpecRTError("RUN-008", message)
             if shape and len(array) != len(row):
                 message = f"input `{port.name}` has {len(array)} values for the {len(row)} tokens of sequence {place}"
                 raise SpecRTError("RUN-008", message, hint="pass one for each token")

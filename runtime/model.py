@@ -52,7 +52,7 @@ class Model:
                 inputs=[port.name for port in bundle.program.inputs], derive=bundle.derive, step_tokens=step_tokens,
             )  # fmt: skip
         else:
-            self._encoder = Encoder(executable, bundle.program, self.limits, self.vocab, bundle.derive)
+            self._encoder = Encoder(executable, bundle)
 
     def close(self) -> None:
         """Give back what the model holds; it can't be run afterwards."""
@@ -75,7 +75,8 @@ class Model:
     # -- numbers --------------------------------------------------------------------------------------------------
 
     def forward(self, token_lists: Rows, **inputs: Sequence[Any]) -> list[dict[str, Floats]]:
-        """All outputs of each row by name, [len, ...]; `inputs` are the model's further inputs, one value for each row.
+        """All outputs of each row by name, [len, ...]; `inputs` are the model's further inputs, one value for each row;
+        those that follow from the tokens by a rule of the bundle may be left out.
 
         Raises SpecRTError RUN-001 to RUN-009, RUN-017.
         """

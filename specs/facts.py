@@ -8,6 +8,7 @@ from typing import Any
 
 from specs.equations import Call, Name, equations, walk
 from specs.expressions import Expr
+from specs.layouts import parse_layout
 from specs.node import Node, Options, marks_of
 from specs.parts import Embedding, Linear, PartBase
 from specs.schema import Spec
@@ -165,6 +166,8 @@ def _weights(spec: Spec, names: Mapping[str, str]) -> Iterator[Fact]:
     turned: list[str] = []
     for key, entry in spec.checkpoint.items():
         part, _, leaf = key.partition(".")
+        if part not in names and entry.layout is not None:  # a tensor of several parts
+            part = parse_layout(entry.layout, entry.where).pieces[0].name
         if part not in names:
             continue
         group = names[part]

@@ -151,7 +151,8 @@ class Spec(Node):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The results of the model, in the order of their equations."""
-        return tuple(target for step in equations(self.graph) for target in step.targets if target in OUTPUTS)
+        found = (target for step in equations(self.graph) for target in step.targets if target in OUTPUTS)
+        return tuple(dict.fromkeys(found))
 
     def key_where(self, *path: str) -> Where:
         """The place of a key of the file, say `key_where("parts", "attn")`."""

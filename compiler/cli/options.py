@@ -12,7 +12,7 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         show_default=False,
-        help="An architecture file (specs/models/*.yaml), a checkpoint folder, or a deployment file.",
+        help="An architecture file (specs/models/*.yaml), a checkpoint folder or archive, or a deployment file.",
     ),
 ]
 SourceOrBundle = Annotated[
@@ -20,7 +20,7 @@ SourceOrBundle = Annotated[
     typer.Argument(
         metavar="SOURCE|BUNDLE",
         show_default=False,
-        help="An architecture file, a checkpoint folder, a deployment file, or a compiled bundle.",
+        help="An architecture file, a checkpoint folder or archive, a deployment file, or a compiled bundle.",
     ),
 ]
 CheckpointArgument = Annotated[

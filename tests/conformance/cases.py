@@ -156,6 +156,7 @@ CASES: tuple[Case, ...] = (
          "%j: {F}[5,8] = concat(%v, %w) {axis = -2} %p: {F}[8,5] = transpose(%j) {axes = (-1, -2)} "
          "%s: {F}[8,4] = slice(%p) {axis = -1, start = 1, stop = 5} %r: {F}[4,8] = reshape(%s) {shape = (4, 8)} "
          "%t: {F}[1,8] = slice(%r) {axis = -2, start = 2, stop = 3} %y: {F}[B,S,8] = maximum(%a, %t)", "y"),
+    Case("slice-first", "%x: {F}[B,S,9]", "%y: {F}[B,1,9] = slice(%x) {axis = -2, start = 0, stop = 1}", "y"),
     Case("slice", "%x: {F}[B,S,9]", "%y: {F}[B,S,4] = slice(%x) {axis = -1, start = 3, stop = 7}", "y"),
     Case("rms_norm", _NORM,
          '%w: {F}[48] = weight() {name = "w"} %y: {F}[B,S,48] = rms_norm(%x, %w) {eps = 1e-05}', "y"),

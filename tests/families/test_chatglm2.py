@@ -73,6 +73,39 @@ def test_variants(grouped: bool, bias: bool, ratio: int, tmp_path: Path) -> None
     check_decoder(tmp_path / "model", logits_of(model), 120, lengths=(1, 9, 30), new=8)
 
 
+def test_late_residual_biases_no_last_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flags that no published size has, as the vendor's code reads them."""
+    from transformers.models.glm import modeling_glm
+
+    def layer(self: Any, hidden_states: Any, **given: Any) -> Any:
+        h = self.input_layernorm(hidden_states)
+        m = self.post_attention_layernorm(h + self.self_attn(hidden_states=h, **given)[0])
+        return m + self.mlp(m)
+
+    folder = tmp_path / "model"
+    config = transformers.GlmConfig(
+        vocab_size=120, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, attention_bias=True, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )  # fmt: skip
+    model = save_random(transformers.GlmForCausalLM(config), folder)
+    flags = {"apply_residual_connection_post_layernorm": True, "post_layer_norm": False, "add_bias_linear": True}
+    _as_vendor(folder, config, grouped=True, **flags)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("transformer.encoder.final_layernorm.weight")
+    for number, block in enumerate(model.model.layers):
+        names = ("self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+        for name, part in zip(
+            names, (block.self_attn.o_proj, block.mlp.gate_up_proj, block.mlp.down_proj), strict=True
+        ):
+            bias = torch.linspace(-0.5, 0.5, len(part.weight))
+            part.bias, tensors[f"transformer.encoder.layers.{number}.{name}.bias"] = torch.nn.Parameter(bias), bias
+    save_file(tensors, folder / "model.safetensors")
+    monkeypatch.setattr(modeling_glm.GlmDecoderLayer, "forward", layer)
+    model.model.norm = torch.nn.Identity()
+    check_decoder(folder, logits_of(model), 120, lengths=(1, 9, 30), new=6)
+
+
 def test_refuses_what_it_does_not_cover(tmp_path: Path) -> None:
     config = json.loads((ROOT / "tests/data/reference/chatglm2-6b/config.json").read_text())
     for key, value, code in [

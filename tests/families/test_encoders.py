@@ -16,6 +16,7 @@ import runtime
 from specs.errors import SpecRTError
 from tests.families.evidence import record
 from tests.families.harness import TOLERANCE, check_fuses, check_golden_ir, prompts, save_random, write_config
+from tests.golden_errors import check_raises
 
 transformers = pytest.importorskip("transformers")
 
@@ -70,6 +71,7 @@ def test_first(head: str, tmp_path: Path) -> None:
     own = check_rows(bundle, model, rows, types)
     check_rows(bundle, model, rows)  # without types: zeros
     if head == "Model":
+        check_raises("RUN-008-row-of-a-table", own.forward, rows, token_types=[*types[:-1], [2] * len(rows[-1])])
         for code, method in (("RUN-015", own.logits), ("RUN-014", own.generate)):
             with pytest.raises(SpecRTError) as caught:
                 method(rows)

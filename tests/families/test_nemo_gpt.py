@@ -32,6 +32,7 @@ from tests.families.harness import (
 from tests.golden_errors import check_raises
 
 transformers = pytest.importorskip("transformers")
+TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 CASE = REFERENCE / "gpt-nemo-rope-swiglu-ln1p-gqa"
 
 
@@ -122,11 +123,11 @@ def test_gated(activation: str, fusion: bool, act: str, names: dict[str, str], t
     check_decoder(folder, logits_of(model), 100, lengths=(1, 20), new=6)
 
 
-@pytest.mark.parametrize("fused_norms", [False, True])
-def test_one_plus_gain_partial_rotation(fused_norms: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fused_norms", "act"), [(False, "gelu"), (True, "relu2")])
+def test_one_plus_gain_partial_rotation(fused_norms: bool, act: str, tmp_path: Path) -> None:
     config = transformers.NemotronConfig(
         vocab_size=100, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, hidden_act="gelu", norm_eps=1e-5, partial_rotary_factor=0.5,
+        num_key_value_heads=2, max_position_embeddings=64, hidden_act=act, norm_eps=1e-5, partial_rotary_factor=0.5,
     )  # fmt: skip
     folder = tmp_path / "model"
     model = save_random(transformers.NemotronForCausalLM(config), folder)
@@ -137,7 +138,8 @@ def test_one_plus_gain_partial_rotation(fused_norms: bool, tmp_path: Path) -> No
         tensors = {name.replace("model.", "model.module.", 1): tensor for name, tensor in tensors.items()}
     _write(
         folder, tensors, vocab_size=100, hidden_size=64, ffn_hidden_size=80, num_attention_heads=4, num_query_groups=2,
-        normalization="layernorm1p", activation="gelu", bias=False, rotary_percentage=0.5,
+        normalization="layernorm1p", activation="gelu" if act == "gelu" else "squared-relu", bias=False,
+        rotary_percentage=0.5,
     )  # fmt: skip
     check_decoder(folder, logits_of(model), 100, lengths=(1, 20), new=6)
 
@@ -172,7 +174,7 @@ def test_archive(tmp_path: Path) -> None:
     state["model.decoder.final_layernorm._extra_state"] = io.BytesIO(b"scales")
     both = torch.cat([state[f"model.decoder.final_layernorm.{kind}"] for kind in ("weight", "bias")])
     state |= {f"model.decoder.final_layernorm.{kind}": both[96 * i :][:96] for i, kind in enumerate(("weight", "bias"))}
-    config = yaml.safe_load((CASE / "model_config.yaml").read_text()) | {"target": "a.b.Model", "precision": "bf16"}
+    config = yaml.safe_load((CASE / "model_config.yaml").read_text()) | {"target": TARGET, "precision": "bf16"}
     again = _archive(tmp_path / "m.nemo", yaml.dump(config).encode(), _saved(state))
     for number, source in enumerate([CASE / "model.nemo", tmp_path / "unpacked", again]):
         own = runtime.load(compiler.compile(source, out=tmp_path / f"bundle{number}"))
@@ -227,6 +229,7 @@ def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
         ({"position_embedding_type": "alibi"}, "SPEC-042"),
         ({"tensor_model_parallel_size": 2}, "SPEC-042"),
         ({"activation": "mish"}, "SPEC-042"),
+        ({"target": "nemo.collections.nlp.models.language_modeling.megatron_bert_model.MegatronBertModel"}, "SPEC-042"),
         ({"new_flag": True}, "SPEC-043"),
     ],
 )
