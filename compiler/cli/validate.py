@@ -31,11 +31,15 @@ def validate_command(
     models: Annotated[
         str | None, typer.Option(show_default=False, help="`all` specs that come with SpecRT, or names with commas.")
     ] = None,
+    matrix: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="Rows, precisions and GPUs of another system's matrix (specs/matrices)."),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(show_default="tiny", help="Which size of an architecture file gets random weights.")
     ] = None,
-    precisions: Names = "all",
-    gpus: Names = "all",
+    precisions: Annotated[str | None, typer.Option(show_default="all", help="`all`, or names with commas.")] = None,
+    gpus: Annotated[str | None, typer.Option(show_default="all", help="`all`, or names with commas.")] = None,
     toolchains: Names = "all",
     text: Annotated[
         Path | None,
@@ -67,8 +71,19 @@ def validate_command(
         _trace(trace, given, size, tokens, json)
         return
     rows = _rows(given, models, size, text, calibration)
-    choice = _choice(precisions, gpus, toolchains)
-    report = _report(rows, choice, evidence, out, jobs, ray, quiet=json)
+    title = "SpecRT precision matrix"
+    if matrix is not None:
+        from compiler.validate.models import models_of_matrix
+        from specs.matrix import load_matrix
+
+        theirs = load_matrix(matrix)
+        rows += models_of_matrix(theirs)
+        title = theirs.title_text
+        precisions, gpus = precisions or ",".join(theirs.precisions), gpus or ",".join(theirs.gpus)
+    if not rows:
+        raise SpecRTError("VAL-007", "no model is named", hint="give sources, or `--models all`")
+    choice = _choice(precisions or "all", gpus or "all", toolchains)
+    report = _report(rows, choice, evidence, out, jobs, ray, title, quiet=json)
     content = _write(report, out)
     if json:
         print_json({"out": str(out), "totals": report.totals(), "report": content})
@@ -85,8 +100,6 @@ def _rows(
     if models is not None:
         known = {model.name: model for model in all_models()}
         found += [known[name] for name in names_of("--models", models, tuple(known))]
-    if not found:
-        raise SpecRTError("VAL-007", "no model is named", hint="give sources, or `--models all`")
     return found
 
 
@@ -115,7 +128,7 @@ def names_of(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 def _report(
     models: Sequence[Model], choice: Choice, evidence: Path | None, out: Path, jobs: int | None, ray: str | None,
-    *, quiet: bool,
+    title: str, *, quiet: bool,
 ) -> Report:  # fmt: skip
     from compiler.cli.progress import Stages
     from compiler.validate.matrix import assemble
@@ -126,7 +139,7 @@ def _report(
     with Stages("emulate", quiet=quiet) as stages:
         emulated = emulate_all(models, choice.precisions, out / "cells", jobs=jobs, ray=ray, progress=stages.report)
         stages.say("put the report together")
-        return assemble(models, choice, emulated, records, " ".join(["specrt", *sys.argv[1:]]))
+        return assemble(models, choice, emulated, records, " ".join(["specrt", *sys.argv[1:]]), title)
 
 
 def _write(report: Report, out: Path) -> dict[str, Any]:

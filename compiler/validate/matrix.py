@@ -33,6 +33,7 @@ class Model:
     title: str
     subject: Subject
     size: str | None
+    had: tuple[str, ...] | None = None  # precisions that the system whose matrix this is supported
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def assemble(
         report.models.append(
             {
                 "name": model.name, "title": model.title, "size": model.size, "source": _source(model),
-                "context": published.limits.sequence if published is not None else 0,
+                "context": published.limits.sequence if published is not None else 0, "had": model.had,
             }
         )  # fmt: skip
         for recipe in recipes.values():
@@ -141,7 +142,8 @@ def _add_cells(report: Report, model: Model, recipe: Recipe, choice: Choice, rec
         data = load_toolchain(toolchain)
         for gpu in choice.gpus if data.sm else (CPU,):
             decision = decide(recipe, data, load_gpu(gpu) if data.sm else None)
-            mine = [record for record in records if record.concerns(model.name, recipe.name, gpu, toolchain)]
+            spec = model.subject.source.stem
+            mine = [record for record in records if record.concerns(spec, recipe.name, gpu, toolchain)]
             report.cells.append(_cell(report, model, decision, gpu, numbers, emulation, mine))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from compiler.validate.emulate import Subject
 from compiler.validate.matrix import Model
 from specs.errors import SpecRTError
+from specs.matrix import Matrix
 from specs.schema import load_spec
 
 MODELS = Path(__file__).resolve().parents[2] / "specs" / "models"
@@ -20,6 +21,14 @@ ROWS = 8
 def all_models() -> list[Model]:
     """One for each spec that comes with SpecRT and has a tiny size: random weights, judged on random ids."""
     return [_of_spec(path, "tiny") for path in sorted(MODELS.glob("*.yaml")) if "tiny" in load_spec(path).sizes]
+
+
+def models_of_matrix(matrix: Matrix) -> list[Model]:
+    """Its rows, each the tiny size of a spec with random weights, told as the published size."""
+    rows = matrix.rows.items()
+    return [
+        Model(name, name, Subject(MODELS / f"{row.spec}.yaml", "tiny"), row.size, tuple(row.had)) for name, row in rows
+    ]
 
 
 def model_of(source: Path, size: str | None, text: Path | None, calibration: Path | None) -> Model:

@@ -20,7 +20,7 @@ FIELDS = ("level", "model", "precision", "gpu", "toolchain", "date", "versions",
 
 @dataclass(frozen=True)
 class Record:
-    """One thing that was shown; `gpu` is `any` where the chip plays no part."""
+    """One thing that was shown of a model (its spec's file name); `gpu` is `any` where the chip plays no part."""
 
     level: str
     model: str

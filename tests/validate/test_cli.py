@@ -64,6 +64,7 @@ def test_a_trace_of_a_good_bundle(cli: Cli, tmp_path: Path) -> None:  # noqa: F8
         ("VAL-007", ["validate"]),
         ("VAL-007-precision", ["validate", SPEC, "--precisions", "fp7"]),
         ("VAL-007-trace", ["validate", "--trace", "b"]),
+        ("VAL-009", ["validate", "--matrix", "theirs"]),
         ("VAL-008", ["fit", SPEC, "--size", "7b", "--prices", ROOT / "tests" / "data" / "prices-unknown.yaml"]),
         ("VAL-008-kind", ["fit", SPEC, "--size", "7b", "--prices", ROOT / "tests" / "data" / "prices-words.yaml"]),
     ],
@@ -125,3 +126,22 @@ def test_no_ray(golden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=refuse) if golden == "VAL-004" else None)
     model = model_of(SPEC, None, None, None)
     check_raises(golden, emulate_all, [model], ["fp32"], tmp_path, ray="127.0.0.1:6379")
+
+
+def test_the_matrix_of_another_system() -> None:
+    """The seed table had 71 of 135 cells; every row names a spec and one of its sizes, every column a recipe."""
+    from compiler.validate.models import MODELS
+    from specs.hardware import load_gpu
+    from specs.matrix import load_matrix, matrix_names
+    from specs.precision import load_recipe
+    from specs.schema import load_spec
+
+    for name in matrix_names():
+        matrix = load_matrix(name)
+        assert (len(matrix.rows), len(matrix.precisions)) == (15, 9)
+        assert sum(len(row.had) for row in matrix.rows.values()) == 71
+        for row in matrix.rows.values():
+            assert row.size in load_spec(MODELS / f"{row.spec}.yaml").sizes
+            assert set(row.had) <= set(matrix.precisions)
+        assert all(load_recipe(precision) and precision for precision in matrix.precisions)
+        assert all(load_gpu(gpu).sm for gpu in matrix.gpus)

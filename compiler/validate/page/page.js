@@ -134,6 +134,7 @@ function openCell(cell) {
   $("cell-title").textContent = `${model.title}, ${precision.title}`;
   const body = [el("p", {}, el("span", { class: "badge " + cell.level }, level.title), " ", level.meaning),
     el("p", {}, `On ${gpus[cell.gpu]?.title ?? cell.gpu} with ${cell.toolchain}: `, cell.reason, " ", el("code", {}, cell.code))];
+  if (model.had) body.push(el("p", {}, model.had.includes(cell.precision) ? "The system whose matrix this is had it." : "The system whose matrix this is left this cell blank."));
   if (precision.meaning) body.push(el("p", { class: "note" }, precision.meaning));
   if (n.mean_kl !== undefined) body.push(el("h3", {}, "Against float32, " + n.subject), table(["measure", "value", "bound"], [
     ["mean KL divergence, nats", tiny(n.mean_kl), tiny(n.bound_kl)], ["same first token", percent(n.top1), ""], ["same five likeliest", percent(n.top5), ""],
