@@ -58,7 +58,7 @@ def run(
     buffers by name and is changed in place. `trace(name, tensor)` sees every value, in `repeat` as `name[round]`.
     Raises SpecRTError IR-004 where an input is missing or misshaped.
     """
-    runner = _Runner(weights, {} if states is None else states, trace)
+    runner = Runner(weights, {} if states is None else states, trace)
     scope: dict[str, torch.Tensor] = {}
     for value in graph.inputs:
         if value.name not in inputs:
@@ -69,7 +69,9 @@ def run(
     return {name: scope[value.name] for name, value in graph.outputs}
 
 
-class _Runner:
+class Runner:
+    """Runs equations one by one, for those who look between them; `run` is all of it."""
+
     def __init__(self, weights: Weights, states: MutableMapping[str, torch.Tensor], trace: Trace | None) -> None:
         self.weights, self.states, self.trace = weights, states, trace
         self.dims: dict[str, int] = {}

@@ -20,3 +20,11 @@ def is_template(name: str) -> bool:
 def index_text(stride: int, start: int) -> str:
     """The placeholder for stride * i + start."""
     return "{" + (f"{stride}*" if stride != 1 else "") + "i" + (f"+{start}" if start else "") + "}"
+
+
+def shift(template: str, start: int) -> str:
+    """The template whose round 0 is round `start` of the given one."""
+    return _INDEX.sub(
+        lambda match: index_text(int(match.group(1) or 1), int(match.group(1) or 1) * start + int(match.group(2) or 0)),
+        template,
+    )

@@ -1,0 +1,228 @@
+"""Calibration: runs the float graph over all windows at once, equation by equation, and quantizes each linear it meets.
+
+Any graph will do, no model code is needed: the inputs of a product are at hand when it is reached. All products that
+share an input are quantized together, and what follows sees their outputs with the rounded weights. One layer's weights
+are in memory at a time; results go to a folder, one file for each input, which an interrupted run takes up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compiler.ir.core import Equation, Graph, Value, used_values
+from compiler.ir.interpreter import Runner
+from compiler.ir.names import expand
+from compiler.ir.ops import REGISTRY
+from compiler.passes.quantization_plan import Linear, QuantizationPlan
+from compiler.quantization.activations import static_parts
+from compiler.quantization.rounding import Quantized, round_weight
+from compiler.quantization.second_order import round_second_order
+from compiler.quantization.smoothing import clipped, smoothing
+from compiler.quantization.statistics import Inputs, gather
+from specs.errors import SpecRTError
+
+Weights = Callable[[str], Tensor]
+Progress = Callable[[str, int, int], None]
+Scope = dict[str, Tensor]
+BATCH = 4  # windows that run together
+
+
+def calibrate(
+    graph: Graph,
+    plan: QuantizationPlan,
+    weights: Weights,
+    windows: NDArray[np.int64],
+    folder: Path,
+    progress: Progress | None = None,
+) -> Weights:
+    """Every calibrated tensor by name: codes, scales, zeros, smoothing factors and static scales.
+
+    `graph` is the float graph over tokens [B,S]; `folder` is filled, or read where an earlier run filled it.
+    Raises SpecRTError PREC-013 where the graph has an input that does not follow from tokens alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lockstep = _Lockstep(graph, plan, weights, folder, progress)
+    with torch.no_grad():
+        lockstep.run(windows)
+    return _reader(folder)
+
+
+def _reader(folder: Path) -> Weights:
+    places: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            places.update(dict.fromkeys(file.keys(), path))
+
+    def read(name: str) -> Tensor:
+        with safe_open(places[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    return read
+
+
+class _Lockstep:
+    def __init__(
+        self, graph: Graph, plan: QuantizationPlan, weights: Weights, folder: Path, progress: Progress | None
+    ) -> None:
+        self.graph, self.plan, self.weights, self.folder, self.progress = graph, plan, weights, folder, progress
+        self.effective: dict[str, Tensor] = {}  # rounded weights of products still to come
+        self.runners: list[Runner] = []
+        self.done = 0
+
+    def run(self, windows: NDArray[np.int64]) -> None:
+        scopes: list[Scope] = []
+        for start in range(0, len(windows), BATCH):
+            runner = Runner(self.weights, {}, None)
+            self.runners.append(runner)
+            scopes.append(_inputs(self.graph, runner, windows[start : start + BATCH]))
+        self.block(self.graph.equations, scopes, None, ())
+
+    def block(
+        self, equations: Sequence[Equation], scopes: list[Scope], index: int | None, results: Sequence[Value]
+    ) -> None:
+        """Equations in order, each for every batch; values go when nothing reads them any more."""
+        last = {value.name: place for place, equation in enumerate(equations) for value in used_values(equation)}
+        last.update((value.name, len(equations)) for value in results)
+        templates = {eq.result.name: str(eq.attr["name"]) for eq in equations if eq.op == "weight"}
+        own = {value.name for equation in equations for value in equation.results}
+        for place, equation in enumerate(equations):
+            full = self.planned(equation, templates, index)
+            if equation.op == "repeat":
+                self.repeat(equation, scopes)
+            elif full is not None:
+                if full not in self.effective:
+                    self.quantize(equations[place:], equation, templates, scopes, index)
+                self.product(equation, self.effective.pop(full), scopes)
+            elif not self.is_planned_weight(equation, index):
+                self.step(equation, scopes, index)
+            for name in own:
+                if last.get(name, -1) == place:
+                    for scope in scopes:
+                        scope.pop(name, None)
+
+    def is_planned_weight(self, equation: Equation, index: int | None) -> bool:
+        return equation.op == "weight" and _full(str(equation.attr["name"]), index) in self.plan.linears
+
+    def planned(self, equation: Equation, templates: Mapping[str, str], index: int | None) -> str | None:
+        """The full name of the weight of a product that the plan quantizes."""
+        weight = equation.args[1] if equation.op == "matmul" else None
+        if not isinstance(weight, Value) or weight.name not in templates:
+            return None
+        full = _full(templates[weight.name], index)
+        return full if full in self.plan.linears else None
+
+    def step(self, equation: Equation, scopes: list[Scope], index: int | None) -> None:
+        shared: tuple[Tensor, ...] | None = None
+        for runner, scope in zip(self.runners, scopes, strict=True):
+            if shared is None or not REGISTRY[equation.op].source:
+                shared = runner.equation(equation, scope, index)
+            scope.update(zip((value.name for value in equation.results), shared, strict=True))
+
+    def product(self, equation: Equation, weight: Tensor, scopes: list[Scope]) -> None:
+        x = equation.args[0]
+        assert isinstance(x, Value)
+        for scope in scopes:
+            scope[equation.result.name] = REGISTRY["matmul"].body(scope[x.name], weight, transpose_b=True)
+
+    def repeat(self, equation: Equation, scopes: list[Scope]) -> None:
+        body, count = equation.body, equation.attr["count"]
+        assert body is not None
+        assert isinstance(count, int)
+        carried = [[scope[value.name] for value in equation.values] for scope in scopes]
+        for index in range(count):
+            inner = [dict(scope) for scope in scopes]
+            for scope, values in zip(inner, carried, strict=True):
+                scope.update(zip((value.name for value in body.params), values, strict=True))
+            self.block(body.equations, inner, index, body.results)
+            carried = [[scope[value.name] for value in body.results] for scope in inner]
+        for scope, values in zip(scopes, carried, strict=True):
+            scope.update(zip((value.name for value in equation.results), values, strict=True))
+
+    # -- one input and the linears that read it -----------------------------------------------------------------------
+
+    def quantize(
+        self,
+        equations: Sequence[Equation],
+        first: Equation,
+        templates: Mapping[str, str],
+        scopes: list[Scope],
+        index: int | None,
+    ) -> None:
+        x = first.args[0]
+        assert isinstance(x, Value)
+        sharing = [self.planned(equation, templates, index) for equation in equations if equation.args[:1] == (x,)]
+        linears = [self.plan.linears[name] for name in sharing if name is not None]
+        path = self.folder / f"{linears[0].weight}.safetensors"
+        if not path.is_file():
+            found = _quantized(linears, gather(scope[x.name] for scope in scopes), self.weights)
+            save_file(found, f"{path}.partial")
+            Path(f"{path}.partial").replace(path)
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        smooth = stored.get(f"{linears[0].weight}.smooth")
+        for linear in linears:
+            parts = [stored.get(f"{linear.weight}.{part}") for part in ("codes", "scale", "zero", "outer")]
+            wide = Quantized(parts[0], parts[1], parts[2], parts[3], linear.storage.block).dequantized()  # type: ignore[arg-type]
+            self.effective[linear.weight] = wide * smooth if smooth is not None and linear.recipe.smooth else wide
+        self.done += len(linears)
+        if self.progress is not None:
+            self.progress("calibrate", self.done, len(self.plan.linears))
+
+
+def _quantized(linears: Sequence[Linear], inputs: Inputs, weights: Weights) -> dict[str, Tensor]:
+    """Everything that is stored of the linears that share an input."""
+    found: dict[str, Tensor] = {}
+    first = linears[0].weight
+    smoothed = [linear for linear in linears if linear.recipe.smooth is not None]
+    factors: Tensor | None = None
+    if smoothed:
+        loaded = [(weights(linear.weight).float(), linear.storage) for linear in smoothed]
+        factors = found[f"{first}.smooth"] = smoothing(smoothed[0].recipe, inputs, loaded)
+    for linear in linears:
+        weight, seen = weights(linear.weight).float(), inputs
+        if factors is not None and linear.recipe.smooth is not None:
+            weight, seen = weight / factors, inputs.smoothed(factors)
+        for suffix, tensor in static_parts(linear.recipe, seen).items():
+            found.setdefault(f"{first}.{suffix}", tensor)
+        for suffix, tensor in _round(weight, linear, seen).parts().items():
+            found[f"{linear.weight}.{suffix}"] = tensor.contiguous()
+    return found
+
+
+def _round(weight: Tensor, linear: Linear, inputs: Inputs) -> Quantized:
+    how, smooth = linear.recipe.weights, linear.recipe.smooth
+    assert how is not None
+    if how.rounding == "gptq":
+        return round_second_order(weight, linear.storage, inputs)
+    if smooth is not None and smooth.clip and weight.ndim == 2:
+        return clipped(weight, linear.storage, inputs).codes(weight, linear.storage)
+    return round_weight(weight, linear.storage, how.range)
+
+
+def _full(template: str, index: int | None) -> str:
+    return template if index is None else expand(template, index)
+
+
+def _inputs(graph: Graph, runner: Runner, batch: NDArray[np.int64]) -> Scope:
+    given: dict[str, Any] = {
+        "tokens": batch,
+        "positions": np.broadcast_to(np.arange(batch.shape[1]), batch.shape),
+        "token_types": np.zeros_like(batch),
+    }
+    scope: Scope = {}
+    for value in graph.inputs:
+        if value.name not in given:
+            message = f"the model's input `{value.name}` does not follow from calibration tokens"
+            raise SpecRTError("PREC-013", message, hint="take a precision that needs no calibration")
+        scope[value.name] = runner.bind(value, torch.tensor(given[value.name], dtype=torch.int32))
+    return scope

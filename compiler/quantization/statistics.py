@@ -1,0 +1,47 @@
+"""What calibration keeps of the inputs of a linear: second moments, magnitudes, and some rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = 512  # kept to try rounding on
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of all inputs x [N,K]: `moment` = x'x / N, largest and mean |x| of each, and `rows` spread over all of them."""
+
+    moment: Tensor
+    largest: Tensor
+    mean: Tensor
+    rows: Tensor
+
+    def smoothed(self, factors: Tensor) -> Inputs:
+        """Of x * factors."""
+        size = factors.abs()
+        moment = self.moment * factors * factors[:, None]
+        return Inputs(moment, self.largest * size, self.mean * size, self.rows * factors)
+
+
+def gather(tensors: Iterable[Tensor]) -> Inputs:
+    """The statistics of inputs that come batch by batch, [..., K] each."""
+    moment = largest = total = None
+    kept: list[Tensor] = []
+    count = 0
+    for tensor in tensors:
+        x = tensor.reshape(-1, tensor.shape[-1]).float()
+        size = x.abs()
+        moment = x.T @ x if moment is None else moment + x.T @ x
+        largest = size.amax(0) if largest is None else torch.maximum(largest, size.amax(0))
+        total = size.sum(0) if total is None else total + size.sum(0)
+        kept.append(x[:: max(len(x) // ROWS, 1)])
+        count += len(x)
+    assert moment is not None
+    assert largest is not None
+    assert total is not None
+    rows = torch.cat(kept)
+    return Inputs(moment / count, largest, total / count, rows[:: -(-len(rows) // ROWS)].clone())
