@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.frontend import Built, Limits, build
 from compiler.ir import Graph
+from compiler.precision.chosen import Chosen, LayerPrecision, choose
 from compiler.source import Source, resolve
 from specs.errors import SpecRTError
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from compiler.weights import Weights
 
 Progress = Callable[[str, int, int], None]
-CPU_PRECISIONS = ("fp32", "bf16")
-GPU_PRECISIONS = ("fp32", "fp16", "bf16")
 DEFAULT_SEQUENCE = 2048  # tokens, where neither the caller nor the model states a longest sequence
 
 
@@ -55,6 +54,9 @@ class Request:
 
         return read_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()})
 
+    calibration: Path | None = None
+    layers: tuple[LayerPrecision, ...] = ()
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -67,6 +69,7 @@ class Prepared:
     reports: tuple[PassReport, ...]
     limits: Limits
     role: str
+    precision: Chosen
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -76,7 +79,7 @@ def request(source: str | Path, **options: Any) -> Request:
     from specs.deployment import is_deployment, load_deployment
 
     given = {key: value for key, value in options.items() if value is not None}
-    for key in ("checkpoint", "out"):
+    for key in ("checkpoint", "out", "calibration"):
         if key in given:
             given[key] = Path(given[key])
     path = Path(source)
@@ -90,9 +93,12 @@ def request(source: str | Path, **options: Any) -> Request:
         stated["build"] = deployment.build.given()
     if deployment.limits is not None:
         stated |= {key: getattr(deployment.limits, key) for key in ("max_batch", "max_sequence")}
-    for key in ("model", "checkpoint", "out"):
+    for key in ("model", "checkpoint", "out", "calibration"):
         value = getattr(deployment, key)
         stated[key] = None if value is None else path.parent / value
+    if str(stated["precision"]).endswith(".yaml"):
+        stated["precision"] = str(path.parent / str(stated["precision"]))
+    stated["layers"] = tuple(LayerPrecision(item.linears, item.precision, item.where) for item in deployment.layers)
     model = stated.pop("model") or stated.pop("checkpoint")
     return _checked(Request(model, **{**{key: value for key, value in stated.items() if value is not None}, **given}))
 
@@ -100,10 +106,8 @@ def request(source: str | Path, **options: Any) -> Request:
 def _checked(request: Request) -> Request:
     from specs.hardware import gpu_names
 
-    precisions = GPU_PRECISIONS if request.on_gpu else CPU_PRECISIONS
     for name, value, known in (
         ("target", request.target, ("cpu", *gpu_names())),
-        ("precision", request.precision, precisions),
         ("weights", request.weights, ("checkpoint", "random")),
     ):
         if value not in known:
@@ -138,7 +142,6 @@ def prepare(
 
 def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     """`prepare` for options already collected."""
-    from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
 
     seconds: dict[str, float] = {}
@@ -148,6 +151,8 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         nonlocal clock
         seconds[name], clock = time.perf_counter() - clock, time.perf_counter()
 
+    toolchain = asked.options().toolchain if asked.on_gpu else "openvino"
+    precision = choose(asked.target, toolchain, asked.precision, asked.layers)
     found = resolve(asked.source, asked.checkpoint, asked.size)
     longest = asked.max_sequence or found.config.get("context") or DEFAULT_SEQUENCE
     limits = Limits(asked.max_batch, int(longest))
@@ -158,10 +163,9 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
     role = role_of(found)
-    chosen = pipelines.pipeline(role, asked.precision, asked.target)
-    graph, reports = run_passes(built.graph, chosen, dump=dump)
+    graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
     lap("passes")
-    return Prepared(asked, found, built, graph, reports, limits, role, seconds)
+    return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)
 
 
 def role_of(source: Source) -> str:
@@ -186,45 +190,49 @@ def compile(  # noqa: A001 (the public name)
     max_sequence: int | None = None,
     weights: str | None = None,
     seed: int | None = None,
+    calibration: str | Path | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Compile a spec (with `checkpoint`), a checkpoint folder or a deployment spec into a bundle; gives its path.
 
-    `target` is cpu, or a GPU as sm90 with a `toolchain` as tensorrt-10.8; `precision` fp32, bf16, on GPUs also fp16
-    (fp32 where nothing says otherwise); `weights` checkpoint or random.
+    `target` is cpu, or a GPU as sm90 with a `toolchain` as tensorrt-10.8; `precision` a recipe's
+    name (specs/precisions) or file, fp32 where nothing says otherwise; `calibration` a .npy file of token ids or a
+    text file; `weights` checkpoint or random.
     Raises SpecRTError for every mistake in what was given; nothing is left behind then.
     """
     asked = request(
         source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision, out=out,
-        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
+        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed, calibration=calibration,
     )  # fmt: skip
     return compile_prepared(prepare_request(asked, dump), progress)
 
 
 def default_out(prepared: Prepared) -> Path:
     """Where a bundle goes when nothing says so."""
-    return Path("build") / f"{prepared.source.label}-{prepared.request.target}-{prepared.request.precision}"
+    return Path("build") / f"{prepared.source.label}-{prepared.request.target}-{prepared.precision.recipe.name}"
 
 
 def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Path:
     """Give a prepared model its weights, lower it and write the bundle; see `compile`."""
     from compiler.bundle import new_bundle, write_manifest
     from compiler.lower import lower
+    from compiler.quantization.model import forget_calibration
 
     asked = prepared.request
     out = asked.out or default_out(prepared)
     options = asked.options() if asked.on_gpu else None
     on_device = options is not None and asked.weights == "random" and options.weights == "inputs"
-    weights = None if on_device else weights_of(prepared)
+    weights = None if on_device else weights_of(prepared, progress)
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(
-            prepared.graph, weights, work, target=asked.target, precision=asked.precision, build=options,
+            prepared.graph, weights, work, target=asked.target, precision=prepared.precision.base, build=options,
             progress=progress,
         )  # fmt: skip
         tokenizer = _copy_tokenizer(prepared.source, work)
         write_manifest(work, _manifest(prepared, lowered.toolchain, tokenizer))
+    forget_calibration(out)
     if asked.on_gpu:
         from compiler.lower.tensorrt.plans import build_here
 
@@ -232,8 +240,18 @@ def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Pa
     return out
 
 
-def weights_of(prepared: Prepared) -> Weights:
-    """Its weights by name, each read or made on demand. Raises SpecRTError CKPT-xxx for what the checkpoint lacks."""
+def weights_of(prepared: Prepared, progress: Progress | None = None) -> Weights:
+    """The weights of its graph by name, each read or made on demand; calibrates first where the precision needs it.
+
+    Raises SpecRTError CKPT-xxx for what the checkpoint lacks, PREC-012 to PREC-014 for the calibration.
+    """
+    from compiler.quantization.model import low_bit_weights
+
+    return low_bit_weights(prepared, float_weights(prepared), progress)
+
+
+def float_weights(prepared: Prepared) -> Weights:
+    """The weights as the checkpoint has them."""
     from compiler.weights import checkpoint_weights, random_weights
     from specs.weight_map import map_weights
 
@@ -265,7 +283,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
         "architecture": source.spec.name,
         "role": prepared.role,
         "target": asked.target,
-        "precision": asked.precision,
+        "precision": prepared.precision.recipe.name,
         "parameters": prepared.built.parameters,
         "vocab": head,
         "config": dict(source.config),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.api import Prepared
+from compiler.passes.quantization_plan import QuantizationPlan
 from compiler.sizes import counted, sizes
 from specs.errors import SpecRTError
 
@@ -71,7 +72,7 @@ def explain(prepared: Prepared) -> Explanation:
     return Explanation(
         prepared.source.label,
         prepared.request.target,
-        prepared.request.precision,
+        prepared.precision.recipe.name,
         prepared.role,
         (
             _spec_fact(prepared),
@@ -137,20 +138,49 @@ def _role_fact(prepared: Prepared) -> Fact:
 
 
 def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
-    precision = prepared.request.precision
-    if precision == "fp32":
-        text = "fp32: weights, activations and cache are float32, the precision that the model's numbers are checked in"
-    else:
-        text = (
-            f"{precision}: weights, activations and cache are {precision}; norm statistics, rotary tables, softmax and "
-            "logits stay float32, where 16 bits lose too much"
-        )
-    facts = [Fact("precision", text)]
+    chosen = prepared.precision
+    base, recipe = chosen.base, chosen.recipe
+    halves = base == "bf16" or prepared.request.on_gpu
+    told = _BASES["fp32"] if base == "fp32" else _HALVES.format(base) if halves else _BASES[base]
+    facts = [Fact("precision", f"{recipe.name}: {told}", _place(recipe.where))]
+    if recipe.weights is not None:
+        facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code != "base"]
+    if chosen.plan is not None:
+        facts += [Fact("quantized", text) for text in _quantized(chosen.plan)]
     checkpoint = prepared.source.checkpoint
     if checkpoint is not None:
         stored = sorted({tensor.dtype for tensor in checkpoint.tensors.values()})
-        facts.append(Fact("weights", f"stored as {', '.join(stored)} in the checkpoint, computed with in {precision}"))
+        facts.append(Fact("weights", f"stored as {', '.join(stored)} in the checkpoint, computed with in {base}"))
     return tuple(facts)
+
+
+_HALVES = (
+    "weights, activations and cache are {}; norm statistics, rotary tables, softmax and logits stay float32, where 16 "
+    "bits lose too much"
+)
+_BASES = {
+    "fp32": "what is not quantized (weights, activations, cache) is float32, which the model's numbers are checked in",
+    "fp16": "matrices are stored in float16 and widened when loaded; arithmetic, activations and cache are float32",
+}
+
+
+def _quantized(plan: QuantizationPlan) -> list[str]:
+    """Which linears became what, those of one kind together."""
+    from compiler.passes.quantization_plan import leaf_of
+
+    groups: dict[str, dict[str, int]] = {}
+    for linear in plan.linears.values():
+        store = linear.storage
+        shared = f"{store.block[-1]} inputs" if store.block else "an output" if store.scale_shape[-2] > 1 else "all"
+        text = f"{linear.recipe.name}: {store.type}, a scale of {store.scale} for {shared}"
+        leaves = groups.setdefault(text + (" and a zero" if store.zero else ""), {})
+        leaf = leaf_of(linear.weight)
+        leaves[leaf] = leaves.get(leaf, 0) + 1
+    told = [f"{text}: {', '.join(f'{leaf} x {n}' for leaf, n in leaves.items())}" for text, leaves in groups.items()]
+    kept: dict[str, list[str]] = {}
+    for name, why in plan.kept.items():
+        kept.setdefault(why, []).append(leaf_of(name))
+    return told + [f"not {', '.join(dict.fromkeys(leaves))}: {why}" for why, leaves in kept.items()]
 
 
 def _cache_fact(prepared: Prepared) -> Fact:

@@ -27,7 +27,7 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
             f"engine/{number}.xml",
             {value.name: value.name for value in segment.graph.inputs},
             {names.get(value.name, value.name): value.name for _, value in segment.graph.outputs},
-            backend.config(prepared.request.precision),
+            backend.config(prepared.precision.base, segment.graph),
         )
         for number, segment in enumerate(partition(graph, backend.step_of))
     )

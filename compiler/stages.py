@@ -35,9 +35,6 @@ def stage(prepared: Prepared, wanted: str) -> Stage:
 
 
 def _graph_after(prepared: Prepared, number: int) -> Graph:
-    from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
 
-    asked = prepared.request
-    chosen = pipelines.pipeline(prepared.role, asked.precision, asked.target)
-    return run_passes(prepared.built.graph, chosen[:number])[0]
+    return run_passes(prepared.built.graph, prepared.precision.passes(prepared.role)[:number])[0]

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from specs.errors import SpecRTError
+from specs.fields import Sequence, Texts
 from specs.node import Node, Text
 from specs.yaml_loader import Scalar, load_yaml, plain
 
@@ -55,6 +56,14 @@ class Build(Node):
         return tuple((name, value) for name in names if (value := getattr(self, name)) is not None)
 
 
+class Layers(Node):
+    """Linears with a precision of their own; the first entry that names one counts."""
+
+    title: ClassVar[str] = "an entry of `layers`"
+    linears: Texts = Field(description="patterns over our names: `*.down`, or with the layer: `layers.0.attn.q`")
+    precision: Text = Field(description="a recipe's name; the base precision leaves them alone")
+
+
 class Deployment(Node):
     """What to compile, for which target, within which limits; paths are relative to the file."""
 
@@ -66,7 +75,9 @@ class Deployment(Node):
     target: Text | None = Field(None, description="cpu, or a GPU's architecture: sm90")
     toolchain: Text | None = Field(None, description="tensorrt-8.6, tensorrt-10.8, ...; left out: the installed one")
     build: Build | None = None
-    precision: Text | None = Field(None, description="fp32, bf16, on GPUs also fp16")
+    precision: Text | None = Field(None, description="a recipe's name, or a recipe file")
+    layers: Annotated[tuple[Layers, ...], Sequence] = Field((), description="linears with a precision of their own")
+    calibration: Text | None = Field(None, description="a .npy file of token ids, or a text file")
     weights: Text | None = Field(None, description="checkpoint, or random")
     seed: Int | None = Field(None, description="seed of random weights")
     limits: Limits | None = None

@@ -45,6 +45,10 @@ def compile_command(
         typer.Option(help="checkpoint, or random: for speed without a checkpoint.", show_default="checkpoint"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of random weights.", show_default="0")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="Token ids (.npy) or text, for the precisions that look at data."),
+    ] = None,
     dump: Annotated[
         Path | None, typer.Option(show_default=False, help="A folder for the graph after each pass, NN_pass.ir.")
     ] = None,
@@ -61,7 +65,7 @@ def compile_command(
     start = time.perf_counter()
     asked = request(
         source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision, out=out,
-        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
+        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed, calibration=calibration,
     )  # fmt: skip
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)
@@ -92,7 +96,7 @@ def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict
         "architecture": prepared.source.spec.name,
         "spec": prepared.source.spec.where.file,
         "target": prepared.request.target,
-        "precision": prepared.request.precision,
+        "precision": prepared.precision.recipe.name,
         "role": prepared.role,
         "parameters": size.parameters,
         "layers": prepared.source.config.get("layers"),

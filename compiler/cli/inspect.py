@@ -127,7 +127,7 @@ def _of_source(source: Path, stage: str, plan: bool, options: dict[str, Any]) ->
         "architecture": prepared.source.spec.name,
         "spec": prepared.source.spec.where.file,
         "target": prepared.request.target,
-        "precision": prepared.request.precision,
+        "precision": prepared.precision.recipe.name,
         "role": prepared.role,
         "parameters": prepared.built.parameters,
         "config": dict(prepared.source.config),

@@ -33,7 +33,9 @@ Toolchain = Annotated[
     str | None,
     typer.Option(help="TensorRT for a GPU, as tensorrt-10.8.", show_default="the installed, else tensorrt-8.6"),
 ]
-Precision = Annotated[str | None, typer.Option(help="fp32, bf16, on GPUs also fp16.", show_default="fp32")]
+Precision = Annotated[
+    str | None, typer.Option(help="A recipe of specs/precisions, or a recipe file.", show_default="fp32")
+]
 MaxBatch = Annotated[int | None, typer.Option(min=1, help="Sequences served at once.", show_default="8")]
 MaxSequence = Annotated[
     int | None,

@@ -112,5 +112,9 @@ def unpack(packed: torch.Tensor, dtype: str) -> torch.Tensor:
 def spread(scale: Any, shape: tuple[int, ...], block: tuple[int, ...]) -> Any:
     """A tensor with one element for each block, repeated to `shape`; without `block` it broadcasts as it is."""
     for axis, size in enumerate(block, start=-len(block)):
-        scale = scale.repeat_interleave(size, axis).narrow(axis, 0, shape[axis])
+        if size == 1:
+            continue
+        place = scale.ndim + axis
+        wide = scale.unsqueeze(place + 1).expand(*scale.shape[: place + 1], size, *scale.shape[place + 1 :])
+        scale = wide.flatten(place, place + 1).narrow(place, 0, shape[axis])
     return scale

@@ -66,7 +66,7 @@ def lower(
         backend.write_segment(segment.graph, weights, out / file, progress)
         inputs = {value.name: value.name for value in segment.graph.inputs}
         outputs = {port: value.name for port, value in segment.graph.outputs}
-        steps.append(Step(backend.NAME, file, inputs, outputs, backend.config(precision)))
+        steps.append(Step(backend.NAME, file, inputs, outputs, backend.config(precision, segment.graph)))
     plan = Plan(graph.dims, graph.inputs, tuple(steps), graph.outputs, cache_of(graph))
     plan.write(out / "plan.json")
     return Lowered(plan, backend.toolchain())

@@ -144,7 +144,7 @@ def test_a_reader_that_leaves_is_no_bug() -> None:
     ("golden", "arguments"),
     [
         ("CLI-010", ["compile", DEMO, "--target", "tpu"]),
-        ("CLI-010-precision", ["compile", DEMO, "--precision", "fp12"]),
+        ("PREC-001-option", ["compile", DEMO, "--precision", "fp12"]),
         ("CLI-010-weights", ["compile", DEMO, "--weights", "none"]),
         ("CLI-014", ["inspect", DEMO, "--stage", "77"]),
     ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from compiler.ir.core import Equation, Graph
 from compiler.lower.openvino.capabilities import verdict
+from compiler.lower.openvino.dynamic import dynamic_group
 
 if TYPE_CHECKING:
     import torch
@@ -16,19 +17,21 @@ NAME = "openvino"
 TARGET = "cpu"
 
 # What compile_model is given. KV_CACHE_PRECISION is stated because a bf16 model gets a u8 cache otherwise.
-# DYNAMIC_QUANTIZATION_GROUP_SIZE is stated because activations of low-bit weights become int8 otherwise.
-_COMMON = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+# DYNAMIC_QUANTIZATION_GROUP_SIZE is added because activations of low-bit weights become int8 otherwise.
+_COMMON = {"PERFORMANCE_HINT": "LATENCY"}
 _CONFIG = {
     "fp32": {**_COMMON, "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
     "bf16": {**_COMMON, "INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
 }
+_CONFIG["fp16"] = _CONFIG["fp32"]  # stored, not computed in
 
 __all__ = ["NAME", "TARGET", "config", "step_of", "toolchain", "verdict", "write_segment"]
 
 
-def config(precision: str) -> dict[str, str]:
-    """What the runtime gives to compile_model for a precision; raises KeyError for one that this backend lacks."""
-    return dict(_CONFIG[precision])
+def config(precision: str, graph: Graph | None = None) -> dict[str, str]:
+    """What the runtime gives to compile_model for a base precision, fp32, bf16 or fp16, and a segment."""
+    group = 0 if graph is None else dynamic_group(graph)
+    return {**_CONFIG[precision], "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)}
 
 
 def step_of(equation: Equation) -> None:

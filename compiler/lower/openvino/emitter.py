@@ -45,8 +45,11 @@ class Emitter:
         self,
         weights: Callable[[str], torch.Tensor],
         progress: Callable[[str, int, int], None] | None,
+        dynamic: int = 0,
     ) -> None:
         self.weights, self.progress = weights, progress
+        self.dynamic = dynamic  # inputs that share a scale where the plugin's products round them, or 0
+        self.rounding: dict[str, Equation] = {}  # how codes of activations were made
         self.scope: dict[str, ov.Output | Stored] = {}
         self.parameters: list[ov.op.Parameter] = []
         self.extra: list[tuple[str, ov.Output]] = []

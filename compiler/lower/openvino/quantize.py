@@ -75,6 +75,18 @@ def _parts(e: Emitter, equation: Equation) -> tuple[ov.Output, ov.Output, ov.Out
 
 @emits("dequantize")
 def dequantize(e: Emitter, equation: Equation) -> ov.Output:
+    made = e.rounding.get(operand(equation, 0).name)
+    if made is not None:
+        if e.dynamic and made.attr.get("block") == (1, e.dynamic):
+            return e.node(made.args[0])  # the product rounds it
+        scale = e.scope[operand(made, 1).name]
+        if (
+            isinstance(scale, Stored)
+            and scale.type.shape == (1,)
+            and len(made.args) == 2
+            and made.attr["dtype"] == "i8"
+        ):
+            return _static(e, e.node(made.args[0]), float(scale.tensor))
     codes, step, zero = _parts(e, equation)
     wide = codes if codes.get_element_type() == ov.Type.f32 else ops.convert(codes, "f32").output(0)
     if zero is not None:
@@ -89,8 +101,15 @@ def _whole(output: ov.Output, equation: Equation) -> ov.Output:
     return output if split == shape else reshaped(output, split, shape)
 
 
+def _static(e: Emitter, x: ov.Output, scale: float) -> ov.Output:
+    """INT8 and back as the one operation from which the plugin makes INT8 products."""
+    low, high = (e.scalar(end * scale) for end in RANGE["i8"])
+    return ops.fake_quantize(x, low, high, low, high, 256).output(0)
+
+
 @emits("quantize")
 def quantize(e: Emitter, equation: Equation) -> ov.Output:
+    e.rounding[equation.result.name] = equation
     x, step, zero = _parts(e, equation)
     exact = ops.divide(x, step).output(0)
     dtype = equation.result.type.dtype

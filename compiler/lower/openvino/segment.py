@@ -17,6 +17,7 @@ from compiler.ir.core import Graph
 
 # imported to register how operations are written
 from compiler.lower.openvino import attention, operations, quantize, routing  # noqa: F401
+from compiler.lower.openvino.dynamic import dynamic_group
 from compiler.lower.openvino.emitter import TYPES, Emitter, element
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def model_of(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[ov.Model, Emitter]:
     """The OpenVINO model of a segment, its ports named as in the IR; keep the emitter as long as the model."""
-    emitter = Emitter(weights, progress)
+    emitter = Emitter(weights, progress, dynamic_group(graph))
     for value in graph.inputs:
         emitter.scope[value.name] = emitter.widened(emitter.parameter(value.name, value.type), value.type)
     emitter.run(graph.equations)

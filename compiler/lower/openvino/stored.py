@@ -39,6 +39,9 @@ def stored_weight(tensor: torch.Tensor, kind: TensorType, name: str) -> Stored:
 def evaluate(equation: Equation, operands: list[Any]) -> Stored:
     """An equation of stored operands (or literals), computed as the interpreter would."""
     result: Value = equation.result
+    first = operands[0]
+    if equation.op == "cast" and first.type.dtype in _NARROW_FLOATS and result.type.dtype == "f32":
+        return Stored(first.tensor, result.type, first.name)
     tensors = [operand.tensor for operand in operands if isinstance(operand, Stored)]
     together = equation.op in _MOVEMENT and len({tensor.dtype for tensor in tensors}) == 1
     args = [

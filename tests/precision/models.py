@@ -1,0 +1,53 @@
+"""Small models for tests of precisions: random weights, calibration ids, the float32 reference and the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import compiler
+import runtime
+from compiler.api import Prepared, float_weights, prepare, weights_of
+from compiler.ir.core import Graph
+from compiler.passes import pipelines
+from compiler.passes.quantize import quantize
+from compiler.passes.runner import run_passes
+from compiler.validate.reference import outputs, random_rows
+from specs.precision import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "specs" / "models"
+LENGTHS = (1, 7, 24)
+
+
+def calibration(folder: Path, vocab: int = 300, count: int = 256) -> Path:
+    """A file of random ids."""
+    path = folder / "ids.npy"
+    np.save(path, np.random.default_rng(3).integers(0, vocab, count))
+    return path
+
+
+def options(folder: Path, precision: str, **more: Any) -> dict[str, Any]:
+    """What a tiny random model is compiled with."""
+    data = {"calibration": calibration(folder)} if load_recipe(precision).calibration else {}
+    return {"size": "tiny", "weights": "random", "max_sequence": 64, "precision": precision, **data, **more}
+
+
+def quantized_graph(prepared: Prepared) -> Graph:
+    """The graph over tokens [B,S] with the request's precision: what the interpreter can run without a cache."""
+    passes = (*pipelines.FUSION, quantize(prepared.precision.recipe, prepared.precision.overrides))
+    return run_passes(prepared.built.graph, passes)[0]
+
+
+def computed(spec: str, folder: Path, precision: str, **more: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Logits of the bundle, of the interpreter with the same precision, and of the interpreter in float32."""
+    path, asked = MODELS / f"{spec}.yaml", options(folder, precision, **more)
+    prepared = prepare(path, out=folder / "bundle", **asked)
+    rows = random_rows(prepared.source.config["vocab"], LENGTHS)
+    exact = [row["logits"] for row in outputs(prepared.built.graph, float_weights(prepared), rows)]
+    weights = weights_of(prepared)
+    emulated = [row["logits"] for row in outputs(quantized_graph(prepared), weights, rows)]
+    model = runtime.load(compiler.compile(path, out=folder / "bundle", **asked))
+    return model.logits(rows), emulated, exact

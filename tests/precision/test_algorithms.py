@@ -1,0 +1,145 @@
+"""Rounding, ranges, smoothing and compensation: each does what it is for, on layers with known trouble."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compiler.ir.formats import RANGE
+from compiler.passes.quantization_plan import Storage, storage_of
+from compiler.quantization.activations import rounded_inputs, static_parts
+from compiler.quantization.rounding import round_weight
+from compiler.quantization.second_order import round_second_order
+from compiler.quantization.smoothing import clipped, smoothing
+from compiler.quantization.statistics import Inputs, gather
+from specs.precision import load_recipe, recipe_names
+from tests.golden_errors import check_raises
+
+OUT, WIDTH = 48, 128
+
+
+def layer(outliers: float = 1.0, channels: int = 4) -> tuple[torch.Tensor, Inputs]:
+    """A weight and correlated inputs of which some channels are `outliers` times as large."""
+    generator = torch.Generator().manual_seed(7)
+    mix = torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5
+    x = torch.randn(600, WIDTH, generator=generator) @ mix
+    x[:, :channels] *= outliers
+    return torch.randn(OUT, WIDTH, generator=generator), gather([x[:300], x[300:]])
+
+
+def stored(recipe: str) -> Storage:
+    found = storage_of(load_recipe(recipe), (OUT, WIDTH))
+    assert isinstance(found, Storage)
+    return found
+
+
+def output_error(found: torch.Tensor, weight: torch.Tensor, inputs: Inputs) -> float:
+    error = found - weight
+    return float(((error @ inputs.moment) * error).sum())
+
+
+WEIGHTED = [name for name in recipe_names() if load_recipe(name).weights is not None]
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_rounding_is_within_half_a_step(name: str) -> None:
+    weight, _ = layer()
+    storage = stored(name)
+    found = round_weight(weight, storage)
+    assert tuple(found.scale.shape) == storage.scale_shape
+    low, high = RANGE[storage.type]
+    assert float(found.codes.float().min()) >= low
+    assert float(found.codes.float().max()) <= high
+    largest = weight.abs().amax()
+    # half of the widest step: of integers the scale itself (1 more for a zero's own rounding), of E4M3 a sixteenth and
+    # of E2M1 a sixth of the value, and what a rounded scale (1/16 of E4M3, up to twice of a power of two) saturates
+    half = {"i8": 0.6 / 127, "i4": 0.6 / 7, "u4": 1.1 / 7.5, "f8e4m3": 1 / 15, "f4e2m1": 0.3}[storage.type]
+    assert float((found.dequantized() - weight).abs().max()) <= half * float(largest)
+
+
+def test_a_searched_range_has_less_error_than_the_largest_magnitude() -> None:
+    weight, _ = layer()
+    for name in ("w4a16", "w4a16_asym"):
+        plain, searched = (round_weight(weight, stored(name), how).dequantized() for how in ("max", "mse"))
+        assert (searched - weight).norm() < (plain - weight).norm()
+
+
+def test_second_order_rounding_beats_rounding_to_nearest() -> None:
+    weight, inputs = layer()
+    storage = stored("w4a16_gptq")
+    plain = output_error(round_weight(weight, storage).dequantized(), weight, inputs)
+    searched = output_error(round_weight(weight, storage, "mse").dequantized(), weight, inputs)
+    found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
+    assert found < 0.8 * min(plain, searched), (found, plain, searched)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, -1])
+def test_second_order_rounding_in_groups(group: int) -> None:
+    weight, inputs = layer()
+    recipe = load_recipe("w4a16_gptq")
+    assert recipe.weights is not None
+    kind = recipe.weights.model_copy(update={"group": (group,)} if group > 0 else {"per": "row", "group": ()})
+    storage = storage_of(recipe.model_copy(update={"weights": kind}), (OUT, WIDTH))
+    assert isinstance(storage, Storage)
+    assert storage.scale_shape == (OUT, WIDTH // group if group > 0 else 1)
+    found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
+    assert found < output_error(round_weight(weight, storage).dequantized(), weight, inputs)
+
+
+def test_second_order_rounding_of_several_weights() -> None:
+    weight, inputs = layer()
+    storage = stored("w4a16_gptq")
+    both = replace(storage, shape=(2, OUT, WIDTH), scale_shape=(2, *storage.scale_shape))
+    found = round_second_order(torch.stack((weight, -weight)), both, inputs)
+    assert torch.equal(found.codes[0], round_second_order(weight, storage, inputs).codes)
+    assert found.dequantized().shape == (2, OUT, WIDTH)
+
+
+def test_awq_protects_the_weights_that_meet_large_inputs() -> None:
+    weight, inputs = layer(outliers=30.0)
+    recipe, storage = load_recipe("w4a16_awq"), stored("w4a16_awq")
+    factors = smoothing(recipe, inputs, [(weight, storage)])
+    assert float(factors[:4].mean()) < float(factors[4:].mean())  # their weights are made larger
+    plain = output_error(round_weight(weight, storage).dequantized(), weight, inputs)
+    found = round_weight(weight / factors, storage).dequantized() * factors
+    assert output_error(found, weight, inputs) < 0.5 * plain
+    clip = clipped(weight / factors, storage, inputs.smoothed(factors)).codes(weight / factors, storage)
+    assert output_error(clip.dequantized() * factors, weight, inputs) <= output_error(found, weight, inputs)
+
+
+@pytest.mark.parametrize("name", ["w8a8_sq", "w8a8_sq_static", "w8a8_sq_tensor"])
+def test_smoothquant_takes_outliers_out_of_activations(name: str) -> None:
+    weight, inputs = layer(outliers=100.0)
+    recipe, storage = load_recipe(name), stored(name)
+
+    def error(factors: torch.Tensor) -> float:
+        rows = rounded_inputs(recipe, inputs.smoothed(factors))
+        found = rows @ round_weight(weight / factors, storage).dequantized().mT
+        return float((found - inputs.rows @ weight.mT).square().sum())
+
+    factors = smoothing(recipe, inputs, [(weight, storage)])
+    assert error(factors) < 0.3 * error(torch.ones(WIDTH))
+
+
+def test_static_ranges() -> None:
+    _, inputs = layer()
+    rows = inputs.rows.clone()
+    rows[0, 0] = 500.0
+    spoiled = replace(inputs, rows=rows, largest=torch.maximum(inputs.largest, rows.abs().amax(0)))
+    scales = {}
+    for how in ("max", "percentile", "mse"):
+        recipe = load_recipe("w8a8_sq_static")
+        assert recipe.activations is not None
+        kind = recipe.activations.model_copy(update={"range": how})
+        scales[how] = float(static_parts(recipe.model_copy(update={"activations": kind}), spoiled)["input_scale"])
+    assert scales["max"] == pytest.approx(500.0 / 127)
+    assert scales["percentile"] < 0.5 * scales["max"]
+    assert scales["mse"] <= scales["max"]
+
+
+def test_inputs_that_are_not_finite() -> None:
+    weight, inputs = layer()
+    broken = replace(inputs, moment=torch.full_like(inputs.moment, float("nan")))
+    check_raises("PREC-014", round_second_order, weight, stored("w4a16_gptq"), broken)

@@ -1,0 +1,77 @@
+"""Calibration runs the IR: it sees what a plain run sees, is the same each time, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compiler
+from compiler.api import Prepared, float_weights, prepare, weights_of
+from compiler.ir.interpreter import run
+from compiler.passes import pipelines
+from compiler.passes.runner import run_passes
+from compiler.quantization import calibrate as module
+from compiler.quantization.statistics import Inputs, gather
+from tests.precision.models import MODELS, calibration, options
+
+LLAMA = MODELS / "llama.yaml"
+
+
+def prepared(folder: Path, precision: str = "w4a16_gptq") -> Prepared:
+    return prepare(LLAMA, out=folder / "bundle", **options(folder, precision))
+
+
+def test_inputs_are_those_of_a_plain_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Inputs] = []
+
+    def keep(tensors: object) -> Inputs:
+        seen.append(gather(tensors))  # type: ignore[arg-type]
+        return seen[-1]
+
+    monkeypatch.setattr(module, "gather", keep)
+    found = prepared(tmp_path)
+    weights_of(found)
+    assert len(seen) == 2 * 4  # layers; q k v, o, gate and up, down
+    graph, _ = run_passes(found.built.graph, pipelines.FUSION)
+    ids = torch.from_numpy(np.load(calibration(tmp_path))).reshape(4, 64).to(torch.int32)
+    traced: dict[str, torch.Tensor] = {}
+    positions = torch.arange(64, dtype=torch.int32).expand(4, -1)
+    run(graph, {"tokens": ids, "positions": positions}, float_weights(found), None, traced.__setitem__)
+    first = traced["norm_1[0]"].reshape(-1, 64)
+    torch.testing.assert_close(seen[0].moment, first.T @ first / len(first), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[0].largest, first.abs().amax(0))
+
+
+def test_the_same_data_give_the_same_weights(tmp_path: Path) -> None:
+    results = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        weights = weights_of(prepared(tmp_path / name))
+        results.append([weights(f"layers.1.mlp.down.weight.{part}") for part in ("codes", "scale", "zero")])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    gathered = module.gather
+
+    def failing(tensors: object) -> Inputs:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return gathered(tensors)  # type: ignore[arg-type]
+
+    asked = options(tmp_path, "w4a16_gptq")
+    monkeypatch.setattr(module, "gather", failing)
+    with pytest.raises(KeyboardInterrupt):
+        compiler.compile(LLAMA, out=tmp_path / "bundle", **asked)
+    assert not (tmp_path / "bundle").exists()
+    told: list[tuple[str, int, int]] = []
+    compiler.compile(LLAMA, out=tmp_path / "bundle", progress=lambda *step: told.append(step), **asked)
+    assert calls == 6 + 3  # of eight inputs five were done
+    assert ("calibrate", 14, 14) in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "ids.npy"]

@@ -1,0 +1,57 @@
+"""Families and precisions on the CPU: what the interpreter computes, and within the recipe's bound of float32.
+
+Every family meets some recipes and every recipe some families. Models are tiny and random: their distributions are
+flat, so KL says little about text; tests of the trained model are in test_quality.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.validate.metrics import agreement
+from specs.precision import load_recipe, recipe_names
+from tests.precision.models import MODELS, computed
+
+# What the plugin rounds by itself may fall on the other side of a tie: a step of INT8 (1/254 of a row's largest) in a
+# few of the inputs. Everything else is float32 sums in another order: tests/families, 2e-4 of logits of size 1.
+OWN_ROUNDING = {
+    "w8a8_block": 2e-2,
+    "w4a8": 2e-2,
+    "w8a8_sq_static": 2e-2,
+    "w8a8_sq_tensor": 2e-2,
+    "bf16": 5e-2,
+    "fp16": 2e-3,
+}
+# Rounding in float32 by operations: a sum in another order may end on the other side of a tie as well.
+EMULATED = {"w8a8": 1e-2, "w8a8_sq": 1e-2, "fp8": 4e-2, "fp8_rowwise": 4e-2, "mxfp8": 4e-2, "nvfp4": 1.5e-1}
+
+FAMILIES = sorted(path.stem for path in MODELS.glob("*.yaml") if "  tiny:" in path.read_text(encoding="utf-8"))
+DERIVED = frozenset({"chatglm"})  # inputs follow from tokens that random ids lack
+RECIPES = [name for name in recipe_names() if name not in ("tf32", "fp32")]
+# Each recipe with the family of its place and each family with the recipe of its: all of both, nothing twice.
+PAIRS = sorted(
+    {
+        (FAMILIES[index % len(FAMILIES)], RECIPES[index % len(RECIPES)])
+        for index in range(max(len(FAMILIES), len(RECIPES)))
+    }
+    | {("llama", recipe) for recipe in ("w8a16", "w4a16_gptq", "w8a8_sq", "nvfp4")}
+)
+
+
+@pytest.mark.parametrize(("family", "recipe"), PAIRS)
+def test_the_bundle_computes_what_the_recipe_says(family: str, recipe: str, tmp_path: Path) -> None:
+    if family in DERIVED:
+        family = "chatglm2"
+    found, emulated, exact = computed(family, tmp_path, recipe)
+    against_own = agreement(found, emulated)
+    assert against_own.relative <= OWN_ROUNDING.get(recipe, EMULATED.get(recipe, 1e-4)), against_own
+    bound = load_recipe(recipe).bound
+    against_float = agreement(found, exact)
+    assert against_float.mean_kl <= bound.mean_kl, against_float
+    assert against_float.relative <= bound.relative, against_float
+    if recipe not in ("bf16", "fp16"):  # it did something
+        assert against_float.relative > 1e-4
+        assert all(np.isfinite(row).all() for row in found)
