@@ -18,6 +18,7 @@ from compiler.ir.printer import print_equation
 KINDS = {
     "matmul": "product",
     "gather": "product",
+    "gather_matmul": "product",
     "attention": "attention",
     "paged_attention": "attention",
     "softmax": "attention",

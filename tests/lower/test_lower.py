@@ -43,6 +43,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "prefix": {"attention": f"mask: prefix, {ROPE}"},
     "qk norm": {"attention": f"mask: causal, {ROPE}, qk_norm: {{eps: 1.0e-5}}"},
     "multi-query": {"kv_heads": 1},
+    "sinks": {"attention": f"mask: causal, {ROPE}, sinks: true"},
+    "sinks and softcap": {"attention": f"mask: causal, {ROPE}, sinks: true, softcap: 3.0"},
+    "experts": {"mlp": graphs.EXPERTS},
+    "clamped experts": {
+        "mlp": "{kind: moe, experts: 5, top_k: 2, bias: true, router: {score: softmax_of_chosen, bias: true}, "
+        "expert: {kind: clamped, alpha: 1.7, limit: 0.5}}",
+    },
     "layer norm, plain mlp": {
         "norm": "{kind: layer_norm, eps: 1.0e-5, bias: false}", "mlp": "{kind: mlp, act: gelu, bias: false}",
     },

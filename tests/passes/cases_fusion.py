@@ -113,6 +113,8 @@ FUSE_ATTENTION_CASES: dict[str, Case] = {
     "alibi_softcap_window": lambda: attention(f"{_ALIBI}, softcap: 4.0, window: 2"),
     "clip": lambda: attention(f"{_ALIBI}, clip: 0.5"),
     "qk_norm": lambda: attention(f"mask: causal, position: {ROPE}, qk_norm: {{eps: 1.0e-6}}"),
+    "sinks": lambda: attention(f"mask: causal, sinks: true, {PLAIN}"),
+    "sinks_window_softcap": lambda: attention(f"mask: causal, sinks: true, window: 3, softcap: 5.0, {PLAIN}"),
     "scale_by_division": lambda: edited(
         attention(), ("mul(%attn.scores, 0.35355339059327373)", "div(%attn.scores, 2.5)")
     ),
@@ -139,6 +141,12 @@ FUSE_ATTENTION_CASES: dict[str, Case] = {
         ("%alibi.slopes: f32[1,1,4,1,1]", "%alibi.slopes: f32[1,1,1,1,1]"),
         ("((((0.25)), ((0.0625)), ((0.015625)), ((0.00390625))))", "((((0.25))))"),
         ("%alibi.bias: f32[B,1,4,1,S]", "%alibi.bias: f32[B,1,1,1,S]"),
+    ),
+    "refused_sinks": lambda: edited(
+        attention(f"mask: causal, sinks: true, {PLAIN}"),
+        ("%attn.sinks.weight: f32[4]", "%attn.sinks.weight: f32[2]"),
+        ("%attn.sink: f32[2,2,1,1]", "%attn.sink: f32[1,2,1,1]"),
+        ("shape = (2, 2, 1, 1)", "shape = (1, 2, 1, 1)"),
     ),
     "refused_scores_used_elsewhere": lambda: edited(
         attention(),

@@ -11,7 +11,7 @@ from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
 from compiler.passes.pack_tokens import PACK_TOKENS
 from compiler.passes.select_rows import SELECT_ROWS
 from tests.passes.cases_fusion import PLAIN, Case
-from tests.passes.graphs import LOWEST, ROPE, after, edited, graph, model, text_of, unrolled
+from tests.passes.graphs import EXPERTS, LOWEST, ROPE, after, edited, graph, model, text_of, unrolled
 
 # -- cache, packing, selection ---------------------------------------------------------------------------------------
 
@@ -60,6 +60,7 @@ PACK_TOKENS_CASES: dict[str, Case] = {
         FUSE_ATTENTION,
         INSERT_KV_CACHE,
     ),
+    "experts": lambda: cached(mlp=EXPERTS),
     "refused_attention": fused,
     "refused_mean_over_tokens": lambda: _pooled("mean"),
     "refused_softmax_over_tokens": lambda: _pooled("softmax"),

@@ -61,6 +61,10 @@ checkpoint:
   norm_f: norm_f
   head: head
 """
+EXPERTS = (
+    "{kind: moe, experts: 6, top_k: 2, expert: {kind: gated, act: silu}, router: {score: sigmoid, correction: true, "
+    "groups: 3, top_groups: 2, group_best: 2, renormalise: true, scale: 2.5}}"
+)
 
 
 def model(
