@@ -96,7 +96,7 @@ def decode_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     table = torch.tensor(E2M1, dtype=torch.bfloat16)
     out = torch.empty(*blocks.shape, 2, dtype=torch.bfloat16)
     for part, packed, powers in zip(out, blocks, scales, strict=True):  # one expert at a time: half the memory
-        factors = torch.ldexp(torch.ones(()), powers.int() - 127).to(torch.bfloat16)[..., None]
+        factors = torch.ldexp(torch.ones(powers.shape), powers.int() - 127).to(torch.bfloat16)[..., None]
         part[..., 0] = table[(packed & 15).int()] * factors
         part[..., 1] = table[(packed >> 4).int()] * factors
     return out.reshape(*blocks.shape[:-2], -1)
