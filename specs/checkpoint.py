@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specs.errors import SpecRTError, Where
+from specs.packed import Packed, unpacked
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -34,7 +35,7 @@ class TensorInfo:
     """One stored tensor; `begin` and `end` are byte offsets in `file`.
 
     `stored` is its name in the file where that is spelled differently; `in_place` tells that the file is no safetensors
-    file, so the bytes are taken where they lie.
+    file, so the bytes are taken where they lie; `packed` that its numbers are made from tensors of a low-bit layout.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TensorInfo:
     end: int
     stored: str | None = None
     in_place: bool = False
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
         """Read config.json and all safetensors headers, single or sharded, or what specs/archive.py reads; raises
-        CKPT-001 to CKPT-008, CKPT-015 to CKPT-017.
+        CKPT-001 to CKPT-008, CKPT-015 to CKPT-017, CKPT-030, CKPT-031.
         """
         from specs import archive
 
@@ -82,7 +84,9 @@ class Checkpoint:
                 hint="give the folder that holds config.json and model.safetensors",
             )
         config = read_json(_existing(folder, "config.json"))
-        return cls(folder, config, read_tensors(folder))
+        further = folder / "hf_quant_config.json"
+        stated = read_json(further) if further.is_file() else {}
+        return cls(folder, *unpacked(config, stated, read_tensors(folder), Where(str(folder / "config.json"))))
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -63,6 +63,10 @@ class WeightSource:
 
 
 def _stored(info: TensorInfo) -> torch.Tensor:
+    if info.packed is not None:
+        from specs.unpack import unpack
+
+        return unpack(info.packed, _stored)
     if not info.in_place:
         from safetensors import safe_open
 

@@ -1,0 +1,156 @@
+"""Checkpoints whose linears are stored in low-bit formats: each becomes one tensor `MODULE.weight` [out, in].
+
+`quant_method` of config.json's `quantization_config` (or hf_quant_config.json) selects the layout. Nothing is read
+here: a weight is unpacked to float32 when it is asked for. Layouts, each from the code that writes it: AutoAWQ 0.2
+`WQLinear_GEMM`, gptqmodel and its forerunners (format 1 stores zeros less one), compressed-tensors 0.9, block scales of
+arXiv:2412.19437 (section 3.3), FP8 and NVFP4 of NVIDIA ModelOpt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from specs.errors import SpecRTError, Where
+
+if TYPE_CHECKING:
+    from specs.checkpoint import TensorInfo
+
+Infos = dict[str, "TensorInfo"]
+# Parts of a quantized module beside its codes, by the last part of their names.
+_PARTS = frozenset(
+    {
+        "qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_scale", "weight_scale_inv",
+        "weight_scale_2", "weight_shape", "weight_zero_point", "weight_g_idx",
+    }
+)  # fmt: skip
+# Ranges of activations and caches that were calibrated for a runtime which rounds them; weights do without.
+_RANGES = frozenset(
+    {"input_scale", "input_zero_point", "output_scale", "activation_scale", "input_global_scale", "k_scale", "v_scale"}
+)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How the weight of one module is unpacked: the layout, its tensors by part, and numbers from the configuration."""
+
+    layout: str
+    parts: tuple[tuple[str, TensorInfo], ...]
+    bits: int = 8
+    zero_offset: int = 0
+    block: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Method:
+    layout: str
+    marker: str  # the part that tells a quantized module
+    bits: int = 8
+    zero_offset: int = 0
+    block: tuple[int, ...] = ()  # outputs and inputs that share a scale, where that is stated
+
+
+def unpacked(config: dict[str, Any], further: Mapping[str, Any], tensors: Infos, where: Where) -> tuple[Any, Infos]:
+    """The configuration without its `quantization_config`, and tensors with one weight for each quantized module.
+
+    `further` is hf_quant_config.json, where there is one. Raises SpecRTError CKPT-030 for a method or variant that is
+    not read, CKPT-031 for a module that lacks a part.
+    """
+    stated = config.get("quantization_config") or {}
+    method = stated.get("quant_method") or ("modelopt" if further else None)
+    if method is None or method == "mxfp4":  # mxfp4 is mapped by the specs of the models that have it
+        return config, tensors
+    chosen = _method(str(method), stated, further, where)
+    rest = {key: value for key, value in config.items() if key != "quantization_config"}
+    return rest, _merged(tensors, chosen, where)
+
+
+def _method(method: str, stated: Mapping[str, Any], further: Mapping[str, Any], where: Where) -> _Method:
+    def refuse(what: str, hint: str) -> SpecRTError:
+        return SpecRTError("CKPT-030", f"this checkpoint's weights are quantized by {what}", where=where, hint=hint)
+
+    if method == "awq":
+        if stated.get("bits", stated.get("w_bit", 4)) != 4 or str(stated.get("version", "gemm")).lower() != "gemm":
+            raise refuse(f"awq in its version `{stated.get('version')}`", "4 bits in version gemm are read")
+        return _Method("awq", "qweight", 4)
+    if method == "gptq":
+        bits = stated.get("bits")
+        if bits not in (2, 4, 8):
+            raise refuse(f"gptq with {bits} bits", "2, 4 and 8 bits are read")
+        return _Method("gptq", "qweight", int(bits), 0 if stated.get("checkpoint_format") == "gptq_v2" else 1)
+    if method == "compressed-tensors":
+        return _compressed(stated, refuse)
+    if method == "fp8":
+        block = tuple(int(size) for size in stated.get("weight_block_size") or ())
+        return _Method("scaled", "weight_scale_inv" if block else "weight_scale", block=block)
+    if method == "modelopt":
+        algorithm = str({**stated, **further.get("quantization", {})}.get("quant_algo"))
+        if algorithm in ("FP8", "NVFP4"):
+            return _Method("scaled" if algorithm == "FP8" else "nvfp4", "weight_scale")
+        raise refuse(f"modelopt's `{algorithm}`", "FP8 and NVFP4 are read")
+    if method == "bitsandbytes":
+        hint = (
+            "its blocks can't be read without its library: take the checkpoint that it was made from, with a precision"
+        )
+        raise refuse("bitsandbytes", f"{hint} as w8a16 or w4a16_awq")
+    known = "awq, gptq, compressed-tensors, fp8, modelopt"
+    raise refuse(f"`{method}`", f"read are {known}; or take the checkpoint that it was made from")
+
+
+def _compressed(stated: Mapping[str, Any], refuse: Any) -> _Method:
+    form = stated.get("format")
+    bits = {
+        int(group["weights"]["num_bits"]) for group in stated.get("config_groups", {}).values() if group.get("weights")
+    }
+    if form in ("int-quantized", "float-quantized", "naive-quantized") and bits <= {8}:
+        return _Method("scaled", "weight_scale")
+    if form == "pack-quantized" and len(bits) == 1 and bits <= {4, 8}:
+        return _Method("packed", "weight_packed", bits.pop())
+    hint = "int-quantized, float-quantized and pack-quantized with 4 or 8 bits are read"
+    raise refuse(f"compressed-tensors in its format `{form}`, {', '.join(map(str, sorted(bits)))} bits", hint)
+
+
+def _merged(tensors: Infos, method: _Method, where: Where) -> Infos:
+    """Tensors with each quantized module's parts replaced by its weight."""
+    modules = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] == method.marker}
+    found: Infos = {}
+    parts: dict[str, dict[str, TensorInfo]] = {module: {} for module in modules}
+    for name, info in tensors.items():
+        module, _, part = name.rpartition(".")
+        if part in _RANGES:
+            continue
+        if module in modules and part in _PARTS:
+            parts[module][part] = info
+        else:
+            found[name] = info
+    for module, own in parts.items():
+        found[f"{module}.weight"] = _weight(module, own, method, where)
+    return found
+
+
+_NEEDED = {
+    "awq": ("qweight", "qzeros", "scales"),
+    "gptq": ("qweight", "qzeros", "scales"),
+    "scaled": ("weight",),
+    "packed": ("weight_packed", "weight_scale", "weight_shape"),
+    "nvfp4": ("weight", "weight_scale", "weight_scale_2"),
+}
+
+
+def _weight(module: str, parts: Mapping[str, TensorInfo], method: _Method, where: Where) -> TensorInfo:
+    lacking = [part for part in _NEEDED[method.layout] if part not in parts]
+    if lacking:
+        raise SpecRTError("CKPT-031", f"the quantized module `{module}` lacks `{module}.{lacking[0]}`", where=where)
+    count = 32 // method.bits
+    first = parts[_NEEDED[method.layout][0]]
+    rows, columns = first.shape
+    shape = {
+        "awq": (columns * count, rows),
+        "gptq": (columns, rows * count),
+        "scaled": (rows, columns),
+        "packed": (rows, columns * count),
+        "nvfp4": (rows, columns * 2),
+    }[method.layout]
+    packed = Packed(method.layout, tuple(sorted(parts.items())), method.bits, method.zero_offset, method.block)
+    return replace(first, name=f"{module}.weight", dtype="F32", shape=shape, packed=packed)
