@@ -83,7 +83,18 @@ class _Cut:
             for index in range(len(self.graph.equations))
             if index not in self.sources
         }
+        self._delay_lookups()
         return self.found
+
+    def _delay_lookups(self) -> None:
+        """Rows are looked up where they are read: the layer that they come from stays like the others."""
+        for index in reversed(range(len(self.graph.equations))):
+            equation = self.graph.equations[index]
+            readers = self.readers.get(equation.results[0].name, set())
+            if equation.op != "gather" or index in self.steps or not readers or readers & set(self.steps):
+                continue
+            if equation.results[0].name not in self.public:
+                self.found[index] = min(self.found[reader] for reader in readers)
 
     def subgraph(self, chosen: list[int], name: str) -> Graph:
         """The equations of one segment as a graph: what it reads are its inputs, what others read its outputs."""

@@ -10,6 +10,7 @@ from compiler.passes.fuse_norm import FUSE_NORM
 from compiler.passes.fuse_qkv import FUSE_QKV
 from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
 from compiler.passes.pack_tokens import PACK_TOKENS
+from compiler.passes.peel_last import PEEL_LAST
 from compiler.passes.runner import Pass
 from compiler.passes.select_rows import SELECT_ROWS
 
@@ -28,7 +29,8 @@ def pipeline(role: str, precision: str, target: str) -> tuple[Pass, ...]:
 
 def decoder(precision: str, join: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
     """Tokens in, logits out, with a paged cache; `join` for targets where each product costs a launch."""
-    return (*FUSION, *join, *SERVING, FOLD_CONSTANTS, assign_precision(precision))
+    serving = (*SERVING[:-1], PEEL_LAST, SERVING[-1]) if join else SERVING
+    return (*FUSION, *join, *serving, FOLD_CONSTANTS, assign_precision(precision))
 
 
 def encoder(precision: str, join: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:

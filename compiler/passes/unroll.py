@@ -33,15 +33,16 @@ def unroll(graph: Graph, log: Log | None = None) -> Graph:
         for index in range(count):
             inner = {**mapping, **dict(zip((value.name for value in equation.body.params), carried, strict=True))}
             for old in equation.body.equations:
-                equations.append(_in_round(old, inner, index, names))
+                equations.append(in_round(old, inner, index, names))
                 inner.update(zip((value.name for value in old.results), equations[-1].results, strict=True))
             carried = [inner.get(value.name, value) for value in equation.body.results]
         mapping.update(zip((value.name for value in equation.results), carried, strict=True))
-    outputs = tuple((name, _value(mapping, value)) for name, value in graph.outputs)
+    outputs = tuple((name, value_of(mapping, value)) for name, value in graph.outputs)
     return replace(graph, equations=tuple(equations), outputs=outputs)
 
 
-def _in_round(equation: Equation, mapping: Mapping[str, Arg], index: int, names: Names) -> Equation:
+def in_round(equation: Equation, mapping: Mapping[str, Arg], index: int, names: Names) -> Equation:
+    """An equation of a body as round `index` has it, under a name of its own."""
     results = tuple(Value(names.unique(f"layers.{index}.{value.name}"), value.type) for value in equation.results)
     attrs = equation.attrs
     if equation.op in ("weight", "state"):
@@ -53,7 +54,8 @@ def _stored(name: AttrValue, index: int) -> AttrValue:
     return expand(str(name), index)
 
 
-def _value(mapping: Mapping[str, Arg], value: Value) -> Value:
+def value_of(mapping: Mapping[str, Arg], value: Value) -> Value:
+    """What a value became."""
     found = mapping.get(value.name, value)
     assert isinstance(found, Value)  # carried values are no literals
     return found

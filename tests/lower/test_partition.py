@@ -70,6 +70,25 @@ def test_steps_cut_the_graph_where_they_must() -> None:
         assert torch.equal(tensor, expected[port])
 
 
+LOOKUP = """graph model(%x: f32[T,4], %at: i32[N]) {
+  dim T in 1..2..8
+  dim N in 1..1..8
+  %a: f32[T,4] = add(%x, 1.0)
+  %rows: f32[N,4] = gather(%a, %at)
+  %b: f32[T,4] = tanh(%a)
+  %more: f32[N,4] = gather(%b, %at)
+  %c: f32[N,4] = add(%rows, %more)
+  return c = %c
+}
+"""
+
+
+def test_rows_are_looked_up_where_they_are_read() -> None:
+    segments = partition(parse(LOOKUP), step_of)
+    members = [[equation.result.name for equation in segment.graph.equations] for segment in segments]
+    assert members == [["a"], ["b"], ["rows", "more", "c"]]
+
+
 INSIDE = """graph model(%x: f32[B,4]) {
   dim B in 1..2..8
   %y: f32[B,4] = repeat(%x) {count = 2} (%i: f32[B,4]) => {
