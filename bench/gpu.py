@@ -1,0 +1,180 @@
+"""The GPU runtime on a real GPU: right first, then as fast as what. Needs TensorRT, cuda-bindings, numpy; no PyTorch.
+
+    python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching; NPZ as of reference()
+    python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    time to first token, tokens/s, GPU time of a decode step
+    python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where PyTorch and transformers are: what `check` compares with
+
+Times are the host's, around whole requests, after a warm-up of every shape; medians of three where a run is short.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+PROMPTS = (1, 7, 40, 130, 300)  # tokens
+NEW = 48
+WORKLOADS = ("128x128x1", "128x128x64", "2048x128x64", "128x2048x64", "2048x2048x32")
+
+
+def reference(checkpoint: Path, out: Path) -> None:
+    """Logits in float32 and float16 and greedy ids of fixed prompts, by transformers on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    models = {
+        bits: AutoModelForCausalLM.from_pretrained(checkpoint, dtype=kind).eval()
+        for bits, kind in ((32, torch.float32), (16, torch.float16))
+    }
+    generator = np.random.default_rng(0)
+    vocab = models[32].config.vocab_size
+    arrays: dict[str, Any] = {}
+    for number, length in enumerate(PROMPTS):
+        prompt = generator.integers(0, vocab, length)
+        given = torch.tensor(prompt[None])
+        arrays[f"p{number}"] = prompt.astype(np.int32)
+        with torch.no_grad():
+            for bits, model in models.items():
+                arrays[f"l{bits}_{number}"] = model(given).logits[0].float().numpy()
+            ids = models[32].generate(given, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+        arrays[f"g{number}"] = ids[0, length:].numpy().astype(np.int32)
+    np.savez_compressed(out, **arrays)
+
+
+def where() -> dict[str, Any]:
+    """The GPU, its driver and TensorRT."""
+    import tensorrt
+
+    from runtime.cuda.driver import Device, cu
+
+    device = Device()
+    found = {"gpu": device.name, "sm": device.capability, "tensorrt": tensorrt.__version__,
+             "cuda driver": cu.cuDriverGetVersion()[1], "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    device.close()
+    return found
+
+
+def built(bundle: Path) -> dict[str, Any]:
+    """Builds what is missing: seconds and bytes of all engines."""
+    from compiler.lower.tensorrt.plans import build_bundle
+
+    start = time.perf_counter()
+    plans = build_bundle(bundle)
+    return {
+        "seconds": round(time.perf_counter() - start, 2), "bytes": sum(plan.bytes for plan in plans),
+        "each": [round(plan.seconds, 2) for plan in plans],
+    }  # fmt: skip
+
+
+def check(bundle: Path, expected: Path, out: Path) -> None:
+    """Compare with the reference; all numbers go to OUT."""
+    import runtime
+
+    arrays = np.load(expected)
+    count = sum(name.startswith("p") for name in arrays)
+    prompts = [arrays[f"p{i}"].tolist() for i in range(count)]
+    result: dict[str, Any] = {**where(), "bundle": bundle.name, "build": built(bundle)}
+    with runtime.load(bundle) as model:
+        result["precision"] = model.bundle.manifest["precision"]
+        logits = model.logits(prompts)
+        own = [float(np.abs(logits[i] - arrays[f"l32_{i}"]).max()) for i in range(count)]
+        theirs = [float(np.abs(arrays[f"l16_{i}"] - arrays[f"l32_{i}"]).max()) for i in range(count)]
+        result |= {"error": own, "error of the reference in float16": theirs}
+        together = model.generate(prompts, max_new_tokens=NEW, stop=())
+        alone = [model.generate([prompt], max_new_tokens=NEW, stop=())[0] for prompt in prompts]
+        drawn = model.generate(prompts, max_new_tokens=NEW, stop=(), temperature=0.8, top_k=20, seed=1)
+        result["greedy equal"] = [together[i] == arrays[f"g{i}"].tolist() for i in range(count)]
+        result["alone equal"] = [together[i] == alone[i] for i in range(count)]
+        result["drawn again equal"] = drawn == model.generate(
+            prompts, max_new_tokens=NEW, stop=(), temperature=0.8, top_k=20, seed=1
+        )
+        result["arriving over time equal"] = arriving(model, prompts, together)
+        result["choices"] = model.executable.choices  # type: ignore[attr-defined]
+    out.write_text(json.dumps(result, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if key != "choices"}))
+
+
+def arriving(model: Any, prompts: Sequence[list[int]], expected: Sequence[list[int]]) -> bool:
+    """Whether 64 requests that arrive while others run give what each gave before."""
+    engine = model.engine
+    requests = []
+    for number in range(64):
+        requests.append(engine.submit(prompts[number % len(prompts)], max_new_tokens=NEW))
+        for _ in range(number % 3):
+            engine.step()
+    while engine.busy:
+        engine.step()
+    return all(request.new == expected[i % len(prompts)] for i, request in enumerate(requests))
+
+
+def speed(bundle: Path, out: Path, workloads: Sequence[str]) -> None:
+    """Time the workloads; OUT is written after each."""
+    import runtime
+
+    result: dict[str, Any] = {**where(), "bundle": bundle.name, "build": built(bundle), "again": built(bundle)}
+    start = time.perf_counter()
+    with runtime.load(bundle, verify=False) as model:
+        result["load seconds"] = round(time.perf_counter() - start, 2)
+        result["cache tokens"] = model.executable.blocks * model.executable.block_size
+        engine, generator = model.engine, np.random.default_rng(1)
+
+        def prompts(count: int, length: int) -> list[list[int]]:
+            return generator.integers(0, model.vocab, (count, length)).tolist()  # type: ignore[no-any-return]
+
+        def once(count: int, length: int, new: int) -> float:
+            start = time.perf_counter()
+            for prompt in prompts(count, length):
+                engine.submit(prompt, max_new_tokens=new)
+            while engine.busy:
+                engine.step()
+            return time.perf_counter() - start
+
+        def save() -> None:
+            out.write_text(json.dumps(result, indent=1))
+
+        for length in (128, 2048):
+            once(1, length, 1)
+            result[f"first token {length}, ms"] = 1e3 * statistics.median(once(1, length, 1) for _ in range(5))
+            print(f"first token of {length}: {result[f'first token {length}, ms']:.2f} ms", flush=True)
+        for workload in workloads:
+            length, new, count = map(int, workload.split("x"))
+            once(count, length, 4)  # graphs and shapes
+            seconds = once(count, length, new)
+            result[workload] = {"tokens/s": count * new / seconds, "seconds": seconds}
+            step = list(step_times(model, count))
+            result[workload]["graph ms of a decode step at this length"] = step
+            print(f"{workload}: {count * new / seconds:.0f} tokens/s, decode step on the GPU {step}", flush=True)
+            save()
+        result["choices"] = model.executable.choices  # type: ignore[attr-defined]
+        save()
+
+
+def step_times(model: Any, count: int) -> Iterator[float]:
+    """Milliseconds of the last decode graph of `count` sequences, replayed alone: the GPU's part of a step."""
+    executable = model.executable
+    bucket = min(size for size in executable._graphs if size >= count)
+    graph, _ = executable._graphs[bucket]
+    device = executable._device
+    for _ in range(3):
+        start = device.event()
+        device.replay(graph)
+        yield round(device.milliseconds(start, device.event()), 4)
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    if command == "reference":
+        reference(Path(rest[0]), Path(rest[1]))
+    elif command == "check":
+        check(Path(rest[0]), Path(rest[1]), Path(rest[2]))
+    else:
+        speed(Path(rest[0]), Path(rest[1]), rest[2:] or WORKLOADS)
