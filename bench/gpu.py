@@ -1,8 +1,8 @@
 """The GPU runtime on a real GPU: right first, then as fast as what. Needs TensorRT, cuda-bindings, numpy; no PyTorch.
 
-    python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching; NPZ as of reference()
-    python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    time to first token, tokens/s, GPU time of a decode step
-    python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where PyTorch and transformers are: what `check` compares with
+    python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where transformers is: what `check` compares with
+    python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching
+    python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    first token, tokens/s, GPU time of a decode step
 
 Times are the host's, around whole requests, after a warm-up of every shape; medians of three where a run is short.
 """
@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ def where() -> dict[str, Any]:
     """The GPU, its driver and TensorRT."""
     import tensorrt
 
-    from runtime.cuda.driver import Device, cu
+    from cuda.bindings import driver as cu
+
+    from runtime.cuda.driver import Device
 
     device = Device()
     found = {"gpu": device.name, "sm": device.capability, "tensorrt": tensorrt.__version__,
@@ -98,7 +100,7 @@ def check(bundle: Path, expected: Path, out: Path) -> None:
             prompts, max_new_tokens=NEW, stop=(), temperature=0.8, top_k=20, seed=1
         )
         result["arriving over time equal"] = arriving(model, prompts, together)
-        result["choices"] = model.executable.choices  # type: ignore[attr-defined]
+        result["choices"] = model.executable.graphs.choices  # type: ignore[attr-defined]
     out.write_text(json.dumps(result, indent=1))
     print(json.dumps({key: value for key, value in result.items() if key != "choices"}))
 
@@ -142,7 +144,8 @@ def speed(bundle: Path, out: Path, workloads: Sequence[str]) -> None:
             out.write_text(json.dumps(result, indent=1))
 
         for length in (128, 2048):
-            once(1, length, 1)
+            for _ in range(2):
+                once(1, length, 1)
             result[f"first token {length}, ms"] = 1e3 * statistics.median(once(1, length, 1) for _ in range(5))
             print(f"first token of {length}: {result[f'first token {length}, ms']:.2f} ms", flush=True)
         for workload in workloads:
@@ -150,24 +153,12 @@ def speed(bundle: Path, out: Path, workloads: Sequence[str]) -> None:
             once(count, length, 4)  # graphs and shapes
             seconds = once(count, length, new)
             result[workload] = {"tokens/s": count * new / seconds, "seconds": seconds}
-            step = list(step_times(model, count))
+            step = [round(model.executable.graphs.decode_time(count), 4) for _ in range(3)]  # type: ignore[attr-defined]
             result[workload]["graph ms of a decode step at this length"] = step
             print(f"{workload}: {count * new / seconds:.0f} tokens/s, decode step on the GPU {step}", flush=True)
             save()
-        result["choices"] = model.executable.choices  # type: ignore[attr-defined]
+        result["choices"] = model.executable.graphs.choices  # type: ignore[attr-defined]
         save()
-
-
-def step_times(model: Any, count: int) -> Iterator[float]:
-    """Milliseconds of the last decode graph of `count` sequences, replayed alone: the GPU's part of a step."""
-    executable = model.executable
-    bucket = min(size for size in executable._graphs if size >= count)
-    graph, _ = executable._graphs[bucket]
-    device = executable._device
-    for _ in range(3):
-        start = device.event()
-        device.replay(graph)
-        yield round(device.milliseconds(start, device.event()), 4)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from runtime.executable import Array, Ints
 
 WORD = 4  # bytes
+PROMPT_STEP, PROMPT_MOST = 64, 1024  # tokens: sizes of prompts that are captured
 VECTOR = 64  # words between the starts of arrays: 256 bytes, as in the arena
 SPLITS = (1, 2, 4, 8, 16, 32)  # as the kernels were compiled: compiler/kernels/attention.py
 
@@ -42,15 +43,36 @@ def fill(block: Ints, made: Layout, arrays: Mapping[str, Array], padding: Mappin
             block[start + len(array) : start + size] = padding.get(name, 0)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a captured step: tokens, sequences, rows of logits, sequences that decode, query tiles of the others."""
+
+    tokens: int
+    sequences: int
+    rows: int
+    singles: int
+    tiles: int
+
+
 def buckets(most: int) -> list[int]:
     """Sizes of decode batches that get a graph each: steps of 8 up to 64, where a row costs little, then of 32."""
     sizes = [1, 2, 4, *range(8, 65, 8), *range(96, most + 32, 32)]
     return sorted({min(size, most) for size in sizes})
 
 
-def bucket_of(sizes: Sequence[int], count: int) -> int | None:
-    """The least bucket that holds `count` sequences; None where none does."""
-    return next((size for size in sizes if size >= count), None)
+def shape_of(dims: Mapping[str, int], singles: int, sizes: Sequence[int], tile: int, most: int) -> Shape | None:
+    """The least captured shape that holds a batch; None for one that is put into the stream step by step.
+
+    Captured are decode steps, and prompts of one sequence, whose engines take less time than starting them would.
+    """
+    tokens, sequences, rows = dims["T"], dims["B"], dims["N"]
+    if singles == sequences == rows:
+        size = next((size for size in sizes if size >= sequences), None)
+        return None if size is None else Shape(size, size, size, size, 0)
+    padded = -(-tokens // PROMPT_STEP) * PROMPT_STEP
+    if sequences == rows == 1 and sizes and padded <= min(PROMPT_MOST, most):
+        return Shape(padded, 1, 1, 0, -(-padded // tile))
+    return None
 
 
 def slots(batch: Mapping[str, Array], block_size: int) -> Ints:

@@ -139,6 +139,12 @@ class Device:
         self._graphs.append(made)
         return made
 
+    def drop(self, graph: Any) -> None:
+        """Give up a graph, once it has run."""
+        self.wait()
+        self._graphs.remove(graph)
+        check(cu.cuGraphExecDestroy(graph))
+
     def replay(self, graph: Any) -> None:
         """Start a graph."""
         check(cu.cuGraphLaunch(graph, self.stream))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,21 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.cache import CacheSize
 from runtime.cuda import arena, steps, weights
-from runtime.cuda.batch import Layout, bucket_of, buckets, fill, layout, leading_singles, query_tiles, slots
+from runtime.cuda.batch import (
+    Layout,
+    Shape,
+    buckets,
+    fill,
+    layout,
+    leading_singles,
+    query_tiles,
+    shape_of,
+    slots,
+)  # fmt: skip
 from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
 from runtime.cuda.engines import Engines
+from runtime.cuda.graphs import Graphs, Ways
 from runtime.cuda.kernels import Kernels
 from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.executable import Array, Ints
@@ -51,8 +62,7 @@ class CUDAExecutable:
             raise
         self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
         self._longest = bundle.limits.max_sequence
-        self._graphs: dict[int, tuple[Any, Layout]] = {}
-        self.choices: dict[str, dict[str, Any]] = {}  # what was measured for which segment and size of batch
+        self.graphs = Graphs(device_, program, self._ways)
 
     def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
         program, device = self._program, self._device
@@ -87,16 +97,17 @@ class CUDAExecutable:
             constants=self._constants(), scratch=device.allocate(scratch),
             parts=room + arena_bytes, tops=room + arena_bytes + parts,
         )  # fmt: skip
-        self._steps = [
+        plain = [
             steps.engine_step(program, step, self._engines[step.file], memory)
             if step.kind == "engine"
             else steps.attention_step(program, index, self._kernels.attention[index], memory, device.multiprocessors)
             for index, step in enumerate(program.steps)
         ]
-        self._few = [
+        few = [
             {rows: steps.row_step(step, one, memory) for rows, one in self._kernels.programs.get(step.file, {}).items()}
             for step in program.steps
         ]
+        self._ways = Ways(plain, few)
         device.wait()
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------
@@ -157,98 +168,57 @@ class CUDAExecutable:
         dims = dims_of(self._program, batch)
         arrays = {port.name: batch[port.name] for port in self._program.inputs}
         if self.size is None:
-            self._direct(arrays, dims, 0, ())
+            self._direct(arrays, dims, 0, 0)
             return dims
         singles = leading_singles(batch["seq_begins"])
         arrays["slots"] = slots(batch, self.block_size)
-        decoding = singles == dims["B"] == dims["N"]
-        bucket = bucket_of(self._sizes, singles) if decoding else None
-        if bucket is None:
-            rows, starts = query_tiles(batch, singles, self._rows)
-            self._direct(arrays | {"tile_rows": rows, "tile_starts": starts}, dims, singles, rows)
-            return dims
-        arrays["tile_rows"] = arrays["tile_starts"] = np.zeros(0, np.int32)
-        graph, made = self._graphs.get(bucket) or self._capture(bucket, arrays)
-        fill(self._staging, made, arrays, _PADDING)
-        self._device.replay(graph)
+        arrays["tile_rows"], arrays["tile_starts"] = query_tiles(batch, singles, self._rows)
+        shape = shape_of(dims, singles, self._sizes, self._rows, self._most["T"])
+        found = None if shape is None else self.graphs[shape]
+        if shape is not None and found is None and self.graphs.worth(shape):
+            found = self._capture(shape)
+        if found is None:
+            self._direct(arrays, dims, singles, len(arrays["tile_rows"]))
+        else:
+            fill(self._staging, found[1], arrays, _PADDING)
+            self._device.replay(found[0])
         return dims
 
-    def _direct(self, arrays: Mapping[str, Array], dims: Mapping[str, int], singles: int, rows: Any) -> None:
+    def _direct(self, arrays: Mapping[str, Array], dims: Mapping[str, int], singles: int, tiles: int) -> None:
+        """Put every step into the stream."""
         made = layout({name: array.size for name, array in arrays.items()})
         fill(self._staging, made, arrays, {})
         context = int(arrays["max_context"]) if "max_context" in arrays else 0
-        self._enqueue(made, dims, None, singles, len(rows), context)
-
-    def _enqueue(
-        self, made: Layout, dims: Mapping[str, int], use: object, singles: int, tiles: int, context: int
-    ) -> None:
-        self._device.upload(self._block, self._staging, 4 * made.words)
-        addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
-        call = steps.Call(dims, addresses, profile_of(self._program, dims), use, singles, tiles, context)
-        self._put(call, self._steps)
-
-    def _put(self, call: steps.Call, chosen: Sequence[steps.Enqueue]) -> None:
-        """Steps, then the choice of tokens."""
-        for step in chosen:
+        call = self._call(made, dims, None, singles, tiles, context)
+        self._upload(call)
+        for step in self._ways.plain:
             step(call)
+        self._choose(call)
+
+    def _call(
+        self, made: Layout, dims: Mapping[str, int], use: object, singles: int, tiles: int, context: int
+    ) -> steps.Call:
+        addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
+        profile = profile_of(self._program, dims)
+        return steps.Call(dims, addresses, profile, use, singles, tiles, context, 4 * made.words)
+
+    def _upload(self, call: steps.Call) -> None:
+        self._device.upload(self._block, self._staging, call.bytes)
+
+    def _choose(self, call: steps.Call) -> None:
         if "choose" in self._kernels.others and "N" in call.dims:
             logits = call.addresses[self._program.values["logits"]]
             self._kernels.others["choose"].launch((call.dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
 
-    def _capture(self, bucket: int, arrays: Mapping[str, Array]) -> tuple[Any, Layout]:
-        """A decode step of `bucket` sequences as a graph. Engines must have run once with shapes before a capture."""
-        dims = self._most | {"T": bucket, "B": bucket, "N": bucket, "B1": bucket + 1}
-        dims["P"] = min(self.blocks, bucket * -(-self._longest // self.block_size))
-        made = layout(self._sizes_of(dims) | {"tile_rows": 0, "tile_starts": 0})
-        padding = dict.fromkeys(arrays, 0) | {"past_lens": -1, "slots": -1}
-        nobody = {name: np.full(size, padding.get(name, 0), np.int32) for name, size in made.sizes.items()}
+    def _capture(self, shape: Shape) -> tuple[Any, Layout]:
+        """A step of this shape as a graph, made with a batch in which nobody takes part."""
+        dims = self._most | {"T": shape.tokens, "B": shape.sequences, "N": shape.rows, "B1": shape.sequences + 1}
+        dims["P"] = min(self._most["P"], shape.sequences * -(-self._longest // self.block_size))
+        made = layout(self._sizes_of(dims) | {"tile_rows": shape.tiles, "tile_starts": shape.tiles})
+        nobody = {name: np.full(size, _PADDING.get(name, 0), np.int32) for name, size in made.sizes.items()}
         fill(self._staging, made, nobody, {})
-        addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
-        profile = profile_of(self._program, dims)
-        call = steps.Call(dims, addresses, profile, bucket, bucket, 0, self._longest)
-        self._device.upload(self._block, self._staging, 4 * made.words)
-        self._put(call, self._steps)
-        self._device.wait()
-        chosen = self._fastest(bucket, call)
-
-        def step() -> None:
-            self._device.upload(self._block, self._staging, 4 * made.words)
-            self._put(call, chosen)
-
-        self._graphs[bucket] = (self._device.capture(step), made)
-        return self._graphs[bucket]
-
-    def _fastest(self, bucket: int, call: steps.Call) -> list[steps.Enqueue]:
-        """For each segment its engine or its kernels for few rows, whichever takes less time over all its layers."""
-        chosen = list(self._steps)
-        for file in {step.file: None for step in self._program.steps if step.kind == "engine"}:
-            where = [index for index, step in enumerate(self._program.steps) if step.file == file]
-            ways = {"engine": [self._steps[index] for index in where]}
-            fitting = [rows for rows in self._few[where[0]] if rows >= bucket]
-            if fitting:
-                ways["rows"] = [self._few[index][min(fitting)] for index in where]
-            times = {name: self._time(way, call) for name, way in ways.items()} if len(ways) > 1 else {"engine": 0.0}
-            best = min(times, key=times.__getitem__)
-            for index, one in zip(where, ways[best], strict=True):
-                chosen[index] = one
-            self.choices[f"{file} at {bucket}"] = {"way": best, "milliseconds": times}
-        return chosen
-
-    def _time(self, way: Sequence[steps.Enqueue], call: steps.Call) -> float:
-        """Milliseconds of some steps as a graph: the least of three."""
-
-        def work() -> None:
-            for step in way:
-                step(call)
-
-        graph = self._device.capture(work)
-        self._device.replay(graph)
-        found = []
-        for _ in range(3):
-            start = self._device.event()
-            self._device.replay(graph)
-            found.append(self._device.milliseconds(start, self._device.event()))
-        return min(found)
+        call = self._call(made, dims, shape, shape.singles, shape.tiles, self._longest)
+        return self.graphs.capture(shape, made, call, self._upload, self._choose)
 
     def _sizes_of(self, dims: Mapping[str, int]) -> dict[str, int]:
         """Elements of every array in the block of a batch."""

@@ -44,8 +44,19 @@ def test_buckets() -> None:
     assert lib.buckets(1) == [1]
     assert lib.buckets(20) == [1, 2, 4, 8, 16, 20]
     assert lib.buckets(100) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 96, 100]
-    sizes = lib.buckets(100)
-    assert [lib.bucket_of(sizes, count) for count in (1, 3, 9, 64, 65, 100, 101)] == [1, 4, 16, 64, 96, 100, None]
+
+
+def test_shapes_that_are_captured() -> None:
+    def shape(tokens: int, sequences: int, rows: int, singles: int) -> lib.Shape | None:
+        return lib.shape_of({"T": tokens, "B": sequences, "N": rows}, singles, lib.buckets(100), 128, 2048)
+
+    found = [shape(count, count, count, count) for count in (1, 3, 9, 64, 65, 100, 101)]
+    assert [one and one.tokens for one in found] == [1, 4, 16, 64, 96, 100, None]
+    assert shape(130, 1, 1, 0) == lib.Shape(192, 1, 1, 0, 2)
+    assert shape(1500, 1, 1, 0) is None  # the GPU is busy longer than the host
+    assert shape(130, 1, 130, 0) is None  # all logits are wanted
+    assert shape(130, 2, 2, 1) is None
+    assert lib.shape_of({"T": 1, "B": 1, "N": 1}, 1, [], 128, 2048) is None  # graphs are off
 
 
 def test_a_short_batch_is_padded_in_the_block() -> None:
