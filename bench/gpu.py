@@ -3,6 +3,7 @@
     python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where transformers is: what `check` compares with
     python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching
     python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    first token, tokens/s, GPU time of a decode step
+    python bench/gpu.py profile BUNDLE OUT.json TOKENS ...    milliseconds of TensorRT's layers
 
 Times are the host's, around whole requests, after a warm-up of every shape; medians of three where a run is short.
 """
@@ -13,7 +14,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,6 @@ def reference(checkpoint: Path, out: Path) -> None:
 def where() -> dict[str, Any]:
     """The GPU, its driver and TensorRT."""
     import tensorrt
-
     from cuda.bindings import driver as cu
 
     from runtime.cuda.driver import Device
@@ -153,12 +154,73 @@ def speed(bundle: Path, out: Path, workloads: Sequence[str]) -> None:
             once(count, length, 4)  # graphs and shapes
             seconds = once(count, length, new)
             result[workload] = {"tokens/s": count * new / seconds, "seconds": seconds}
-            step = [round(model.executable.graphs.decode_time(count), 4) for _ in range(3)]  # type: ignore[attr-defined]
-            result[workload]["graph ms of a decode step at this length"] = step
-            print(f"{workload}: {count * new / seconds:.0f} tokens/s, decode step on the GPU {step}", flush=True)
+            with timed_graphs(model) as steps:
+                once(count, length, new)
+            found = steps()
+            if found:
+                decode = {"first": found[0], "median": statistics.median(found), "last": found[-1]}
+                result[workload]["ms of a decode step on the GPU"] = decode
+            print(f"{workload}: {count * new / seconds:.0f} tokens/s; {result[workload]}", flush=True)
             save()
         result["choices"] = model.executable.graphs.choices  # type: ignore[attr-defined]
         save()
+
+
+@contextmanager
+def timed_graphs(model: Any) -> Iterator[Callable[[], list[float]]]:
+    """Milliseconds on the GPU of every graph that is started in the block."""
+    device, found = model.executable._device, []
+    replay = device.replay
+
+    def measured(graph: Any) -> None:
+        start = device.event()
+        replay(graph)
+        found.append((start, device.event()))
+
+    device.replay = measured
+    try:
+        yield lambda: [round(device.milliseconds(*pair), 4) for pair in found]
+    finally:
+        device.replay = replay
+
+
+def profile(bundle: Path, out: Path, sizes: Sequence[str]) -> None:
+    """Milliseconds of each TensorRT layer of each segment for prompts of these sizes, most first."""
+    import tensorrt
+
+    import runtime
+
+    class Times(tensorrt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.IProfiler.__init__(self)
+            self.found: dict[str, float] = {}
+
+        def report_layer_time(self, name: str, milliseconds: float) -> None:
+            self.found[name] = self.found.get(name, 0.0) + milliseconds
+
+    result: dict[str, Any] = {**where(), "bundle": bundle.name, "build": built(bundle)}
+    with runtime.load(bundle, verify=False) as model:
+        generator = np.random.default_rng(1)
+        for size in map(int, sizes):
+            for round_ in range(2):
+                kept = []
+                if round_:
+                    for file, engine in model.executable._engines._engines.items():
+                        for (number, _), (context, _) in engine._contexts.items():
+                            context.profiler = Times()
+                            kept.append((f"{file} profile {number}", context.profiler))
+                model.engine.submit(generator.integers(0, model.vocab, size).tolist(), max_new_tokens=1)
+                model.engine.step()
+            result[str(size)] = {
+                name: {
+                    "total": sum(times.found.values()),
+                    "layers": dict(sorted(times.found.items(), key=lambda item: -item[1])[:25]),
+                }
+                for name, times in kept
+                if times.found
+            }
+            print(size, {name: round(entry["total"], 3) for name, entry in result[str(size)].items()}, flush=True)
+            out.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
@@ -167,5 +229,7 @@ if __name__ == "__main__":
         reference(Path(rest[0]), Path(rest[1]))
     elif command == "check":
         check(Path(rest[0]), Path(rest[1]), Path(rest[2]))
+    elif command == "profile":
+        profile(Path(rest[0]), Path(rest[1]), rest[2:])
     else:
         speed(Path(rest[0]), Path(rest[1]), rest[2:] or WORKLOADS)

@@ -78,20 +78,15 @@ class Graphs:
         """Milliseconds of some steps as a graph: the least of three."""
         graph = self._device.capture(lambda: _all(way, call))
         self._device.replay(graph)
-        found = [self.replay_time(graph) for _ in range(3)]
+        found = [self._replay_time(graph) for _ in range(3)]
         self._device.drop(graph)
         return min(found)
 
-    def replay_time(self, graph: Any) -> float:
+    def _replay_time(self, graph: Any) -> float:
         """Milliseconds of one replay, alone."""
         start = self._device.event()
         self._device.replay(graph)
         return self._device.milliseconds(start, self._device.event())
-
-    def decode_time(self, sequences: int) -> float:
-        """Milliseconds of the graph that decodes so many sequences, on what its last batch left."""
-        shape = min((s for s in self._made if s.singles == s.tokens >= sequences), key=lambda s: s.tokens)
-        return self.replay_time(self._made[shape][0])
 
 
 def _all(steps: Sequence[Enqueue], call: Call) -> None:
