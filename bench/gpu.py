@@ -205,7 +205,8 @@ def profile(bundle: Path, out: Path, sizes: Sequence[str]) -> None:
             for round_ in range(2):
                 kept = []
                 if round_:
-                    for file, engine in model.executable._engines._engines.items():
+                    engines: Any = model.executable
+                    for file, engine in engines._engines._engines.items():
                         for (number, _), (context, _) in engine._contexts.items():
                             context.profiler = Times()
                             kept.append((f"{file} profile {number}", context.profiler))

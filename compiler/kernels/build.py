@@ -24,7 +24,9 @@ from typing import Any
 from compiler.kernels.attention import Launch
 from specs.errors import SpecRTError
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# bytes of shared memory that a block may have (CUDA C++ Programming Guide, technical specifications)
+SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+ARCHITECTURES = tuple(SHARED)
 TYPES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i32": "*i32", "u8": "*u8", "i8": "*i8", "int": "i32"}
 
 
@@ -116,8 +118,14 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         if signature[name].startswith("*") and name not in launch.unaligned
     }
     source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    made = triton.compile(source, target=GPUTarget("cuda", job["architecture"], 32), options=options)
+    target = GPUTarget("cuda", job["architecture"], 32)
+    for stages in range(launch.stages, 0, -1):  # fewer loads in flight where shared memory is small
+        options = {"num_warps": launch.warps, "num_stages": stages}
+        made = triton.compile(source, target=target, options=options)
+        if made.metadata.shared <= SHARED[job["architecture"]]:
+            break
+    else:
+        raise AssertionError(f"{launch.name} wants {made.metadata.shared} bytes of shared memory")
     if made.metadata.global_scratch_size or made.metadata.profile_scratch_size:
         raise AssertionError(f"{launch.name} wants scratch memory, which its launch does not give")
     return {

@@ -12,9 +12,9 @@ def gemm(
     outs: tl.constexpr, ins: tl.constexpr, x_row: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr,
     depth: tl.constexpr,
 ):  # fmt: skip
-    """Grid (outs / tile,): y [count, outs] = x [count, ins] w[outs, ins]' + bias + residual, summed in float32."""
+    """Grid (outs / tile, count / rows): y [count, outs] = x [count, ins] w[outs, ins]' + bias + residual."""
     n = tl.program_id(0) * tile + tl.arange(0, tile)
-    m, d = tl.arange(0, rows), tl.arange(0, depth)
+    m, d = tl.program_id(1) * rows + tl.arange(0, rows), tl.arange(0, depth)
     xs = x + m[:, None] * x_row + d[None, :]
     ws = w + n[:, None].to(tl.int64) * ins + d[None, :]
     acc = tl.zeros([rows, tile], tl.float32)

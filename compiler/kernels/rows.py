@@ -15,17 +15,18 @@ from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch
 from compiler.kernels.row_source import RefusedError, RowSource, aliases
 
-SIZES = (16, 64)  # rows that a product's tile holds
+SIZES = {16: 16, 64: 64, 1024: 128}  # at most so many rows: rows in a product's tile
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One launch; `places` by argument; `rows` names the dim that counts rows, `blocks` the grid where it is fixed."""
+    """One launch; `places` by argument; `rows` names the dim that counts rows: a block for each, or `blocks` a tile."""
 
     launch: Launch
     rows: str
-    blocks: int | None
+    blocks: int
+    tile: int
     places: Mapping[str, str]
 
 
@@ -38,13 +39,13 @@ class Program:
 
 
 def program_of(graph: Graph, rows: int) -> Program:
-    """The kernels of a segment for at most `rows` rows. Raises RefusedError where it has something else."""
+    """A segment's kernels for at most `rows` rows, one of SIZES. Raises RefusedError where it has something else."""
     return _Maker(graph, rows).run()
 
 
 def gemm(outs: int, ins: int, rows: int, dtype: str, out: str, bias: bool, residual: bool) -> Launch:
     """The product for few rows; tiles as measured on an H200 (docs/evidence/gpu/kernels-h200.json)."""
-    tile, depth, stages = (64, 64, 6) if rows > 16 and outs > 8192 else (32, 128, 6)
+    tile, depth, stages = (64, 64, 6) if rows > 16 and outs > 8192 else (32, 128, 6 if rows <= 64 else 4)
     arguments = (
         ("x", dtype), ("w", dtype), ("bias", dtype if bias else ""), ("residual", dtype if residual else ""),
         ("y", out), ("count", "int"),
@@ -147,13 +148,13 @@ class _Maker:
                 break
             result, taken = after.result, taken + 1
         launch = gemm(
-            outs, ins, self.rows, x.type.dtype, result.type.dtype, bias is not None, residual is not None
+            outs, ins, SIZES[self.rows], x.type.dtype, result.type.dtype, bias is not None, residual is not None
         )  # fmt: skip
         places = {"x": self.place(x), "w": w.name, "y": self.place(result)}
         places |= {"bias": bias.name} if bias is not None else {}
         places |= {"residual": self.place(residual)} if residual is not None else {}
         blocks = -(-outs // launch.constants["tile"])
-        self.done.calls.append(Call(launch, self.row_dim(result), blocks, places))
+        self.done.calls.append(Call(launch, self.row_dim(result), blocks, SIZES[self.rows], places))
         self.stored.add(self.home(result))
         return taken
 
@@ -193,7 +194,7 @@ class _Maker:
                 self.stored.add(name)
         launch = source.launch()
         places = {argument: place for place, (argument, _) in source.pointers.items()}
-        self.done.calls.append(Call(launch, rows, None, places))
+        self.done.calls.append(Call(launch, rows, 1, 1, places))
         return stop - first
 
     def cut(self, source: RowSource, equation: Equation) -> None:
@@ -223,7 +224,13 @@ def as_dict(program: Program, key: Any) -> dict[str, Any]:
     return {
         "temps": program.temps,
         "calls": [
-            {"kernel": key(call.launch), "rows": call.rows, "blocks": call.blocks, "places": dict(call.places)}
+            {
+                "kernel": key(call.launch),
+                "rows": call.rows,
+                "blocks": call.blocks,
+                "tile": call.tile,
+                "places": dict(call.places),
+            }
             for call in program.calls
         ],
     }

@@ -63,6 +63,8 @@ class CUDAExecutable:
         self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
         self._longest = bundle.limits.max_sequence
         self.graphs = Graphs(device_, program, self._ways)
+        for size in self._sizes:  # now, not when a batch first has this size: it would wait for it
+            self._capture(Shape(size, size, size, size, 0))
 
     def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
         program, device = self._program, self._device
@@ -175,7 +177,7 @@ class CUDAExecutable:
         arrays["tile_rows"], arrays["tile_starts"] = query_tiles(batch, singles, self._rows)
         shape = shape_of(dims, singles, self._sizes, self._rows, self._most["T"])
         found = None if shape is None else self.graphs[shape]
-        if shape is not None and found is None and self.graphs.worth(shape):
+        if shape is not None and found is None and self.graphs.again(shape):
             found = self._capture(shape)
         if found is None:
             self._direct(arrays, dims, singles, len(arrays["tile_rows"]))

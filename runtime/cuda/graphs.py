@@ -36,11 +36,11 @@ class Graphs:
     def __getitem__(self, shape: Shape) -> tuple[Any, Layout] | None:
         return self._made.get(shape)
 
-    def worth(self, shape: Shape) -> bool:
-        """Whether to capture a shape now: one that decodes at once, others when they come again."""
-        again = shape in self._seen
+    def again(self, shape: Shape) -> bool:
+        """Whether a shape was asked for before: one that comes once is not worth capturing."""
+        seen = shape in self._seen
         self._seen.add(shape)
-        return again or shape.singles == shape.tokens
+        return seen
 
     def capture(self, shape: Shape, layout: Layout, call: Call, before: Enqueue, after: Enqueue) -> tuple[Any, Layout]:
         """Make the graph of a shape: `before`, the steps, `after`.

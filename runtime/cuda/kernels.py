@@ -34,11 +34,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class RowCall:
-    """A launch of a program for few rows: a block for each row, or `blocks` for all; places by argument."""
+    """A launch of a program for few rows: `blocks` for each `tile` of the rows that a dim counts; places by argument."""
 
     kernel: Kernel
     rows: str
-    blocks: int | None
+    blocks: int
+    tile: int
     places: Mapping[str, str]
 
 
@@ -51,7 +52,7 @@ class RowProgram:
 
 
 def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgram:
-    calls = (RowCall(loaded[c["kernel"]], c["rows"], c["blocks"], c["places"]) for c in entry["calls"])
+    calls = (RowCall(loaded[c["kernel"]], c["rows"], c["blocks"], c["tile"], c["places"]) for c in entry["calls"])
     return RowProgram(tuple(calls), entry["temps"])
 
 

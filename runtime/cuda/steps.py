@@ -84,7 +84,9 @@ def row_step(step: Step, program: RowProgram, memory: Memory) -> Enqueue:
             values = {"count": count}
             for argument, place in one.places.items():
                 values[argument] = fixed[place] if place in fixed else call.addresses[ports[place]]
-            one.kernel.launch((count if one.blocks is None else one.blocks, 1, 1), values)
+            tiles = -(-count // one.tile)
+            # a row's kernel has its rows along the first axis, which may be the longest
+            one.kernel.launch((tiles, 1, 1) if one.blocks == one.tile == 1 else (one.blocks, tiles, 1), values)
 
     return enqueue
 

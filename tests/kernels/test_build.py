@@ -11,7 +11,8 @@ import pytest
 
 from compiler.kernels import attention as lib
 from compiler.kernels import library
-from compiler.kernels.build import ARCHITECTURES, build
+from compiler.kernels.build import ARCHITECTURES, SHARED, build
+from compiler.kernels.rows import gemm
 from tests.golden_errors import check_raises
 from tests.kernels.cases import attention
 from tests.kernels.test_rows import SEGMENT
@@ -71,9 +72,10 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_architecture(architecture: int) -> None:
-    (made,) = build([lib.append(attention())], architecture)
-    assert made.cubin[:4] == b"\x7fELF"
-    assert made.threads == 128
+    small, large = build([lib.append(attention()), gemm(4096, 4096, 64, "f16", "f16", False, True)], architecture)
+    assert small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
+    assert small.threads == 128
+    assert large.shared <= SHARED[architecture]  # the tiles that are best on sm_90 do not fit everywhere
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

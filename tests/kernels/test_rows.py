@@ -58,17 +58,18 @@ def execute(
         memory[name] = torch.full((size // 2,), torch.nan, dtype=torch_dtype(dtype))
     for call in program.calls:
         values = {argument: memory[place] for argument, place in call.places.items()} | {"count": sizes[call.rows]}
-        grid = (sizes[call.rows] if call.blocks is None else call.blocks,)
+        tiles = -(-sizes[call.rows] // call.tile)
+        grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles)
         arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
         load(call.launch)[grid](*arguments, **call.launch.constants)
     return {port: memory[port] for port, _ in graph.outputs}
 
 
-def check(text: str, dtype: str = "f16") -> None:
+def check(text: str, dtype: str = "f16", rows: int = 16, tokens: int = 5) -> None:
     graph = parse(text.replace("f16", dtype))
     verify(graph)
     generator = torch.Generator().manual_seed(5)
-    sizes = {"T": 5, "N": 3}
+    sizes = {"T": tokens, "N": 3}
     inputs = {}
     for value in graph.inputs:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
@@ -79,7 +80,7 @@ def check(text: str, dtype: str = "f16") -> None:
             inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
     expected = interpret(graph, inputs, {}.__getitem__, {})
     bound = tolerance("matmul", dtype)
-    for port, found in execute(graph, 16, dtype, inputs, sizes).items():
+    for port, found in execute(graph, rows, dtype, inputs, sizes).items():
         difference = (found.double() - expected[port].double()).abs()
         assert (difference <= bound.absolute + bound.relative * expected[port].double().abs()).all(), port
 
@@ -88,6 +89,10 @@ def check(text: str, dtype: str = "f16") -> None:
 @pytest.mark.parametrize("text", [SEGMENT, GATED], ids=["attention out", "gate, bias, rows, head"])
 def test_segments(text: str, dtype: str) -> None:
     check(text, dtype)
+
+
+def test_more_rows_than_a_tile_has() -> None:
+    check(SEGMENT, rows=1024, tokens=150)
 
 
 def test_functions() -> None:
