@@ -34,7 +34,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class RowCall:
-    """A launch of a program for few rows: `blocks` for each `tile` of the rows that a dim counts; places by argument."""
+    """A launch of a program for few rows: `blocks` for each `tile` of the rows of a dim; places by argument."""
 
     kernel: Kernel
     rows: str

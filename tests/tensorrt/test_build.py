@@ -264,3 +264,4 @@ def test_float32_is_not_tf32() -> None:
     config.set_flag(trt.BuilderFlag.TF32)  # on by default
     configure(trt, config, parse(str(SEGMENT).replace("f16", "f32")), dialect("8.6.0"), BuildOptions())
     assert config._flags == {"OBEY_PRECISION_CONSTRAINTS"}
+    assert config._features == {"PROFILE_SHARING_0806"}  # a captured graph keeps a context of its own

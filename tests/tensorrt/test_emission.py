@@ -56,6 +56,9 @@ def test_decoding_has_a_profile_of_its_own() -> None:
     first, second = profiles(DIMS)
     assert first == (Sym("T", 1, 4, 64), Sym("B", 1, 1, 4), Sym("N", 1, 4, 64))
     assert second == (Sym("T", 65, 65, 512), Sym("B", 1, 1, 4), Sym("N", 1, 1, 512))
+    chosen = profiles((Sym("T", 1, 2048, 8192), Sym("N", 1, 1, 8192)))
+    assert [dims[0] for dims in chosen] == [Sym("T", 1, 1, 64), Sym("T", 65, 256, 512), Sym("T", 513, 2048, 8192)]
+    assert [dims[1].hi for dims in chosen] == [64, 512, 8192]
     assert profiles((Sym("T", 1, 8, 64),)) == ((Sym("T", 1, 8, 64),),)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.ir.core import Graph
+from compiler.ir.types import Sym
 from compiler.lower.capability import check
 from compiler.lower.plan import Plan, StoredWeight, cache_of
 from compiler.lower.tensorrt.capabilities import verdict
@@ -25,9 +26,22 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+STEP_TOKENS = 8192  # most tokens in a call: scratch memory grows with them, and products gain nothing beyond 2048
+FULL_TOKENS = 2048  # what engines for many tokens are tuned for, and what the runtime takes at once
+
+
+def _bounded(sym: Sym) -> Sym:
+    """The packed tokens and rows of logits of a call; the limits alone would allow every sequence at full length."""
+    if sym.name not in ("T", "N"):
+        return sym
+    high = min(sym.hi, STEP_TOKENS)
+    return Sym(sym.name, sym.lo, min(max(sym.opt, FULL_TOKENS), high) if sym.name == "T" else min(sym.opt, high), high)
+
+
 def plan_of(graph: Graph, options: BuildOptions) -> tuple[Cut, Plan]:
     """The pieces of a graph and their plan, weights not yet in files; raises SpecRTError LOWER-001."""
     line = dialect(options.toolchain)
+    graph = replace(graph, dims=tuple(_bounded(sym) for sym in graph.dims))
     check(graph, lambda equation: verdict(equation, line), options.toolchain)
     pieces = cut(graph, baked=options.weights == "baked")
     weights = {name: StoredWeight(tensor.type, None) for name, tensor in pieces.tensors.items()}

@@ -11,7 +11,7 @@ from compiler.lower.tensorrt import attention, operations, routing  # noqa: F401
 from compiler.lower.tensorrt.dialects import Dialect
 from compiler.lower.tensorrt.emitter import Baked, Emitter
 
-DECODE = 64  # tokens in a call for which the first profile is: decoding, or a short prompt
+ENDS = (64, 512)  # tokens in a call: decoding, short prompts; what is fast at 2048 takes twice its time at 128
 
 
 def create_network(trt: Any, builder: Any, dialect: Dialect) -> Any:
@@ -45,24 +45,32 @@ def emit(trt: Any, graph: Graph, network: Any, dialect: Dialect, baked: Baked | 
     return emitter
 
 
-def profiles(dims: Sequence[Sym], decode: int = DECODE) -> tuple[tuple[Sym, ...], ...]:
-    """The optimization profiles of a plan: T up to `decode`, and the rest; one where there is no packed T beyond it.
+def profiles(dims: Sequence[Sym], ends: Sequence[int] = ENDS) -> tuple[tuple[Sym, ...], ...]:
+    """The optimization profiles of a plan, by tokens in a call: up to each of `ends`, and the rest.
 
-    Each has all dims. Rows of logits are at most tokens; the first is tuned for one token of every sequence.
+    Each has all dims. Rows of logits are at most tokens; the first is tuned for one token of every sequence, the last
+    for what `T` states, those between for half of their end.
     """
     tokens = next((sym for sym in dims if sym.name == "T"), None)
-    if tokens is None or tokens.hi <= decode:
+    if tokens is None or tokens.hi <= ends[0]:
         return (tuple(dims),)
     batch = next((sym.hi for sym in dims if sym.name == "B"), 1)
-    small = Sym("T", tokens.lo, min(batch, decode), decode)
-    large = Sym("T", decode + 1, max(tokens.opt, decode + 1), tokens.hi)
+    chosen: list[tuple[Sym, ...]] = []
+    low = tokens.lo
+    for end in (*(end for end in ends if end < tokens.hi), tokens.hi):
+        best = batch if not chosen else end // 2 if end < tokens.hi else tokens.opt
+        here = Sym("T", low, min(max(best, low), end), end)
+        chosen.append(tuple(_within(sym, here) for sym in dims))
+        low = end + 1
+    return tuple(chosen)
 
-    def narrowed(sym: Sym) -> Sym:
-        if sym.name == "T":
-            return small
-        return Sym(sym.name, sym.lo, min(small.opt, sym.hi), min(decode, sym.hi)) if sym.name == "N" else sym
 
-    return tuple(narrowed(sym) for sym in dims), tuple(large if sym.name == "T" else sym for sym in dims)
+def _within(sym: Sym, tokens: Sym) -> Sym:
+    if sym.name == "T":
+        return tokens
+    # all rows of logits of a decode step are wanted, one or few of a prompt
+    best = tokens.opt if tokens.lo == 1 else sym.opt
+    return Sym("N", sym.lo, min(best, sym.hi), min(tokens.hi, sym.hi)) if sym.name == "N" else sym
 
 
 def add_profiles(builder: Any, config: Any, graph: Graph, chosen: Sequence[Sequence[Sym]]) -> None:

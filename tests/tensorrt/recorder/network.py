@@ -261,6 +261,7 @@ class Config(Guarded):
     def __init__(self, api: Api) -> None:
         super().__init__(api, "IBuilderConfig")
         self._flags: set[str] = set()
+        self._features: set[str] = set()
         self._profiles: list[Profile] = []
         self._limits: dict[str, int] = {}
 
@@ -269,6 +270,10 @@ class Config(Guarded):
 
     def clear_flag(self, flag: Any) -> None:
         self._flags.discard(flag.name)
+
+    def set_preview_feature(self, feature: Any, value: bool) -> None:
+        if value:
+            self._features.add(feature.name)
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self._limits[pool.name] = size
