@@ -57,7 +57,7 @@ def _any(verdict: Verdict) -> dict[str, Verdict]:
 
 
 _PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")
-_EXPERTS = Decompose("rows sorted by matrix; then, by their number when it runs, one GroupedMatMul or a product each")
+_EXPERTS = Decompose("rows sorted by the chosen matrix, and one product for each matrix that has any")
 _ATTENTION = Decompose("the opset's attention where it has the features, else products, mask and softmax in float32")
 
 _WEIGHT = Emit("kept in the checkpoint's type where that is narrower: widening is exact")

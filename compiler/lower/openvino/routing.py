@@ -1,6 +1,7 @@
-"""Mixtures of experts in OpenVINO: rows sorted by expert, then products of each row with its expert's matrix only.
+"""Mixtures of experts in OpenVINO: tokens sorted by expert, and one product for each expert on its own rows.
 
-Two forms, chosen when it runs by the number of rows; docs/decisions.md has what they and others cost.
+An expert that no token chose has no rows, and the plugin does not run an operation on nothing: only what is needed is
+computed (docs/decisions.md has what other forms cost).
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import openvino as ov
 import openvino.opset15 as ops
-from openvino.op import if_op
-from openvino.opset17 import grouped_matmul
 
 from compiler.ir.core import Equation, Value
 from compiler.ir.types import TensorType
 from compiler.lower.openvino.emitter import Emitter, emits, identity
-from compiler.lower.openvino.operations import axes, operand, shape_of
+from compiler.lower.openvino.operations import axes, operand, part, shape_of
 from compiler.lower.openvino.stored import Stored
 
 
@@ -36,62 +35,19 @@ def take(e: Emitter, equation: Equation) -> ov.Output:
 @emits("gather_matmul")
 def gather_matmul(e: Emitter, equation: Equation) -> ov.Output:
     x, weight, index = (operand(equation, number) for number in range(3))
-    experts, out, width = weight.type.static_shape()
+    (experts, out, width), chosen = shape_of(weight), shape_of(index)[-1]
+    assert isinstance(experts, int)
     groups = _groups(e, index, experts)
-    order = groups.order
+    flat = ops.reshape(e.node(x), axes(-1, int(str(width))), False)
     if shape_of(x)[-2] == 1:  # one row for all products of a token
-        order = ops.divide(order, np.int32(int(str(shape_of(index)[-1])))).output(0)
-    rows = ops.gather(ops.reshape(e.node(x), axes(-1, width), False), order, np.int64(0)).output(0)
-    if isinstance(e.scope[weight.name], Stored):
-        products = _either(e, rows, e.node(weight), groups, weight.type)
+        order = ops.divide(groups.order, np.int32(int(str(chosen))))
     else:
-        products = _by_expert(rows, groups.sizes, e.node(weight), weight.type)
-    shape = ops.concat([ops.shape_of(e.node(index), "i64"), axes(out)], 0)
-    return ops.reshape(ops.gather(products, groups.place, np.int64(0)), shape, False).output(0)
-
-
-def _by_expert(rows: ov.Output, sizes: ov.Output, weight: ov.Output, kind: TensorType) -> ov.Output:
-    """A product for each expert on its own rows: fast where experts have many."""
-    experts, out, width = kind.static_shape()
-    mine = ops.variadic_split(rows, np.int64(0), sizes)
-    matrices = ops.split(weight, np.int64(0), experts)
-    products = [
-        ops.matmul(mine.output(n), ops.reshape(matrices.output(n), axes(out, width), False), False, True)
-        for n in range(experts)
-    ]
-    return ops.concat(products, 0).output(0)
-
-
-def _either(e: Emitter, rows: ov.Output, weight: ov.Output, groups: _Groups, kind: TensorType) -> ov.Output:
-    """By expert where there are more rows than experts, else in one operation, which the plugin runs row by row."""
-    experts, out, width = kind.static_shape()
-    key = identity(groups.sizes)
-    count = e.memo((*key, "count"), lambda: ops.squeeze(ops.shape_of(groups.order, "i32"), axes(0)).output(0))
-    many = e.memo((*key, "many"), lambda: ops.greater(count, np.int32(experts)).output(0))
-    few = e.memo(
-        (*key, "few"), lambda: ops.unsqueeze(ops.select(many, np.int32(0), count), axes(0)).output(0)
-    )  # rows for the one operation: all or none
-    ends = e.memo((*key, "ends"), lambda: ops.minimum(ops.cumsum(groups.sizes, np.int64(0)), few).output(0))
-    single = grouped_matmul(ops.slice(rows, axes(0), few, axes(1), axes(0)), weight, ends)
-    ports = [ov.op.Parameter(rows.get_element_type(), ov.PartialShape([-1, width])),
-             ov.op.Parameter(groups.sizes.get_element_type(), ov.PartialShape([experts])),
-             ov.op.Parameter(weight.get_element_type(), ov.PartialShape([experts, out, width]))]  # fmt: skip
-    inner, sizes, matrices = (port.output(0) for port in ports)
-    products = ops.result(_by_expert(inner, sizes, matrices, kind))
-    nothing = ops.result(ops.constant(np.zeros((0, out), np.float32)))
-    choice = if_op(many)
-    choice.set_then_body(_named(ov.Model([products], ports, "by expert")))
-    choice.set_else_body(_named(ov.Model([nothing], [], "nothing")))
-    for port, value in zip(ports, (rows, groups.sizes, weight), strict=True):
-        choice.set_input(value, port, None)
-    return ops.concat([single, choice.set_output(products, nothing)], 0).output(0)
-
-
-def _named(body: ov.Model) -> ov.Model:
-    """With names that do not count through the process, so that a model is written the same each time."""
-    for number, node in enumerate(body.get_ordered_ops()):
-        node.set_friendly_name(f"{body.get_friendly_name()}/{node.get_type_name()}.{number}")
-    return body
+        order = groups.order
+    mine = ops.variadic_split(ops.gather(flat, order, np.int64(0)), np.int64(0), groups.sizes)
+    products = [ops.matmul(mine.output(n), _matrix(e, weight, n), False, True) for n in range(experts)]
+    joined = ops.gather(ops.concat(products, 0), groups.place, np.int64(0)).output(0)
+    shape = ops.concat([ops.shape_of(e.node(index), "i64"), axes(int(str(out)))], 0)
+    return ops.reshape(joined, shape, False).output(0)
 
 
 @dataclass(frozen=True)
@@ -127,3 +83,14 @@ def _groups(e: Emitter, index: Value, experts: int) -> _Groups:
         return ops.scatter_update(numbers, at, numbers, np.int64(0)).output(0)
 
     return _Groups(e.memo((*key, "place"), place), e.memo((*key, "order"), order), e.memo((*key, "sizes"), sizes))
+
+
+def _matrix(e: Emitter, weight: Value, number: int) -> ov.Output:
+    """One expert's matrix [O,M]: of stored weights a constant that shares their memory."""
+    held = e.scope[weight.name]
+    if isinstance(held, Stored):
+        one = Stored(
+            held.tensor[number], TensorType(weight.type.dtype, weight.type.shape[1:]), f"{held.name}[{number}]"
+        )
+        return e.widened(e.constant(one), one.type)
+    return ops.squeeze(part(held, number, number + 1, 0), axes(0)).output(0)
