@@ -292,7 +292,7 @@ def load(
     `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory
     (nearly all of a GPU's); `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call.
     Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016; for a GPU bundle also BUNDLE-020 to
-    BUNDLE-024, RUN-040, RUN-041.
+    BUNDLE-024, RUN-040 to RUN-042.
     """
     bundle = Bundle.open(path, verify=verify)
     if any((step.kind, step.backend) == ("engine", "tensorrt") for step in bundle.program.steps):
@@ -305,17 +305,21 @@ def load(
 
 
 def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -> Model:
-    from runtime.cuda.executable import CUDAExecutable
-
-    inputs = [port.name for port in bundle.program.inputs]
-    longest = (
-        bundle.limits.max_sequence if set(inputs) - set(PACKED) else 0
-    )  # prompts with inputs of their own stay whole
-    step_tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
-    if "T" in bundle.program.dims:
-        step_tokens = min(step_tokens, bundle.program.dims["T"][2] - longest)
-    return Model(
-        bundle,
-        CUDAExecutable(bundle, tokens=step_tokens + longest, cache_tokens=cache_tokens),
-        step_tokens=step_tokens if bundle.role == "decoder" else None,
-    )
+    # prompts with inputs of their own are never cut: a step may take its tokens and one such prompt (runtime/engine.py)
+    own = {port.name for port in bundle.program.inputs} - set(PACKED)
+    longest = bundle.limits.max_sequence if own else 0
+    most = bundle.program.dims["T"][2] - longest if "T" in bundle.program.dims else None
+    if step_tokens is not None and most is not None and step_tokens > most:
+        message = f"`step_tokens` is {step_tokens}, the engines of `{bundle.name}` take {most}"
+        raise SpecRTError("RUN-013", message)
+    try:
+        from runtime.cuda.executable import CUDAExecutable
+    except ImportError as error:
+        hint = "`pip install specrt[tensorrt]` on a machine with an NVIDIA GPU, or compile with `--target cpu`"
+        raise SpecRTError(
+            "RUN-042", f"`{bundle.name}` is compiled for a GPU, and `{error.name}` is not installed", hint=hint
+        ) from error
+    tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
+    tokens = tokens if most is None else min(tokens, most)
+    executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
+    return Model(bundle, executable, step_tokens=tokens if bundle.role == "decoder" else None)

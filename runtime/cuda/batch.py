@@ -38,6 +38,8 @@ def fill(block: Ints, made: Layout, arrays: Mapping[str, Array], padding: Mappin
     """Write arrays into the block; a shorter one than the layout's is followed by its padding, by default 0."""
     for name, start in made.starts.items():
         array, size = arrays[name].reshape(-1), made.sizes[name]
+        if array.dtype.kind == "f":
+            array = array.view(np.int32)  # its bits
         block[start : start + len(array)] = array
         if len(array) < size:
             block[start + len(array) : start + size] = padding.get(name, 0)

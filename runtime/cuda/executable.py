@@ -55,7 +55,9 @@ class CUDAExecutable:
         self._device = device_ = Device(device)
         try:
             self._engines = Engines(bundle.path, {s.file for s in program.steps if s.kind == "engine"}, device_)
-            self._kernels = Kernels(bundle.path, device_)
+            random = any(weight.file is None for weight in program.weights.values())
+            needed = random or any(step.kind == "kernel" for step in program.steps)
+            self._kernels = Kernels(bundle.path, device_, needed)
             self._load(bundle, tokens, cache_tokens)
         except BaseException:
             self.close()

@@ -59,9 +59,19 @@ def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgr
 class Kernels:
     """`attention` by the index of a step, `programs` by segment and rows, `others` by name."""
 
-    def __init__(self, folder: Path, device: Device) -> None:
-        """Raises SpecRTError BUNDLE-022 where the bundle has no kernels for this GPU, BUNDLE-024 for a broken file."""
+    def __init__(self, folder: Path, device: Device, needed: bool) -> None:
+        """Raises SpecRTError BUNDLE-022 where the bundle has no kernels for this GPU, BUNDLE-024 for a broken file.
+
+        Where they are not `needed`, as in a plan of engines alone, there may be none.
+        """
         path = folder / FILE
+        self.attention: dict[int, dict[str, Kernel]] = {}
+        self.others: dict[str, Kernel] = {}
+        self.programs: dict[str, dict[int, RowProgram]] = {}
+        if not path.is_file():
+            if needed:
+                raise damaged_kernels(path, "it is missing")
+            return
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             architecture = usable(device.capability, document["architectures"])

@@ -18,6 +18,7 @@ from compiler.lower.tensorrt.dialects import dialect
 from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.weights_file import write_weights
+from compiler.passes.insert_kv_cache import METADATA
 
 if TYPE_CHECKING:
     import torch
@@ -27,21 +28,34 @@ Progress = Callable[[str, int, int], None]
 
 
 STEP_TOKENS = 8192  # most tokens in a call: scratch memory grows with them, and products gain nothing beyond 2048
+PACKED = frozenset({"tokens", "positions", "rows", "select", *(value.name for value in METADATA)})  # of every sequence
 FULL_TOKENS = 2048  # what engines for many tokens are tuned for, and what the runtime takes at once
 
 
-def _bounded(sym: Sym) -> Sym:
-    """The packed tokens and rows of logits of a call; the limits alone would allow every sequence at full length."""
+def bounded(graph: Graph) -> Graph:
+    """The graph with at most STEP_TOKENS tokens and rows of logits in a call; its limits alone may allow far more.
+
+    A prompt with inputs of its own is never cut: one of full length must fit beside a step.
+    """
+    sizes = {sym.name: sym.hi for sym in graph.dims}
+    most = STEP_TOKENS
+    if {value.name for value in graph.inputs} - PACKED and "B" in sizes and "T" in sizes:
+        most = max(most, sizes["T"] // sizes["B"] + FULL_TOKENS)
+    return replace(graph, dims=tuple(_bounded(sym, most) for sym in graph.dims))
+
+
+def _bounded(sym: Sym, most: int) -> Sym:
     if sym.name not in ("T", "N"):
         return sym
-    high = min(sym.hi, STEP_TOKENS)
-    return Sym(sym.name, sym.lo, min(max(sym.opt, FULL_TOKENS), high) if sym.name == "T" else min(sym.opt, high), high)
+    high = min(sym.hi, most)
+    best = max(sym.opt, FULL_TOKENS) if sym.name == "T" else sym.opt
+    return Sym(sym.name, sym.lo, min(best, high), high)
 
 
 def plan_of(graph: Graph, options: BuildOptions) -> tuple[Cut, Plan]:
     """The pieces of a graph and their plan, weights not yet in files; raises SpecRTError LOWER-001."""
     line = dialect(options.toolchain)
-    graph = replace(graph, dims=tuple(_bounded(sym) for sym in graph.dims))
+    graph = bounded(graph)
     check(graph, lambda equation: verdict(equation, line), options.toolchain)
     pieces = cut(graph, baked=options.weights == "baked")
     weights = {name: StoredWeight(tensor.type, None) for name, tensor in pieces.tensors.items()}

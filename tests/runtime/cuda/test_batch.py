@@ -60,11 +60,13 @@ def test_shapes_that_are_captured() -> None:
 
 
 def test_a_short_batch_is_padded_in_the_block() -> None:
-    made = lib.layout({"tokens": 4, "max_context": 1, "past_lens": 4})
+    made = lib.layout({"tokens": 4, "max_context": 1, "past_lens": 4, "shift": 2})
     block = np.full(made.words, 77, np.int32)
-    arrays = {"tokens": ints(1, 2), "max_context": np.array(9, np.int32), "past_lens": ints(3, 4)}
+    arrays = {"tokens": ints(1, 2), "max_context": np.array(9, np.int32), "past_lens": ints(3, 4),
+              "shift": np.array([0.5, -2], np.float32)}  # fmt: skip
     lib.fill(block, made, arrays, {"past_lens": -1})
     found = {name: block[start : start + made.sizes[name]].tolist() for name, start in made.starts.items()}
+    assert np.array(found.pop("shift"), np.int32).view(np.float32).tolist() == [0.5, -2]
     assert found == {"tokens": [1, 2, 0, 0], "max_context": [9], "past_lens": [3, 4, -1, -1]}
     assert all(start % lib.VECTOR == 0 for start in made.starts.values())
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from runtime import load
+from runtime.bundle import Bundle
 from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.missing import (
     cuda_failed,
@@ -17,8 +21,9 @@ from runtime.cuda.missing import (
     unreadable,
     usable,
 )  # fmt: skip
-from runtime.program import CacheLayer, CacheLayout
+from runtime.program import CacheLayer, CacheLayout, Step
 from tests.golden_errors import check_golden, check_raises
+from tests.runtime.fake import bundle
 
 LAYOUT = CacheLayout(64, (CacheLayer("k", "v", 32, 128, 128, "f16"),) * 32)  # 32 MiB a block
 OPTIONS = {"max_batch": 64, "max_sequence": 4096, "cache_tokens": None, "tokens": 2048}
@@ -65,3 +70,15 @@ def test_what_is_broken() -> None:
 )
 def test_machine_code_runs_upwards_within_a_generation(gpu: int, compiled: list[int], expected: int | None) -> None:
     assert usable(gpu, compiled) == expected
+
+
+def test_a_bundle_for_a_gpu_on_a_machine_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed, whether it is here or not
+    for name in ("engines", "steps", "executable"):
+        monkeypatch.delitem(sys.modules, f"runtime.cuda.{name}", raising=False)
+    step = Step("engine", "tensorrt", "segments/a.ir", {}, {}, {})
+    here = bundle("decoder")
+    program = replace(here.program, steps=(step,), dims={"T": (1, 2048, 8192)})
+    monkeypatch.setattr(Bundle, "open", lambda *_, **__: replace(here, program=program))
+    check_raises("RUN-042", load, tmp_path)
+    check_raises("RUN-013-gpu", load, tmp_path, step_tokens=10_000)

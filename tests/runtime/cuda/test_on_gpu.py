@@ -1,0 +1,78 @@
+"""The GPU runtime on a real GPU, against the same model on the CPU; bench/gpu.py does more, without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+import runtime
+from tests.golden_errors import ROOT
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+LENGTHS = (1, 7, 40, 130, 300)
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[runtime.Model, runtime.Model]]:
+    """demo/tiny-llama in float32, on the CPU and on the first GPU."""
+    from compiler.lower.tensorrt.plans import build_bundle
+    from runtime.cuda.driver import Device
+
+    device = Device()
+    target = f"sm{device.capability}"
+    device.close()
+    folder = tmp_path_factory.mktemp("bundles")
+    paths: list[Path] = [
+        compiler.compile(ROOT / "demo" / "tiny-llama", target=to, precision="fp32", out=folder / to, max_sequence=512)
+        for to in ("cpu", target)
+    ]
+    build_bundle(paths[1])
+    with runtime.load(paths[0]) as cpu, runtime.load(paths[1]) as gpu:
+        yield cpu, gpu
+
+
+def prompts(vocab: int) -> list[list[int]]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, vocab, length).tolist() for length in LENGTHS]
+
+
+def test_logits(models: tuple[runtime.Model, runtime.Model]) -> None:
+    cpu, gpu = models
+    rows = prompts(cpu.vocab)
+    for expected, got in zip(cpu.logits(rows), gpu.logits(rows), strict=True):
+        assert np.abs(got - expected).max() <= 1e-3  # float32 engines: issue 4's bound; 1e-4 was seen on an H200
+
+
+def test_ids_in_any_company(models: tuple[runtime.Model, runtime.Model]) -> None:
+    """Alone, together, and arriving while others run: graphs of several sizes, prompts beside decoding."""
+    cpu, gpu = models
+    rows = prompts(cpu.vocab)
+    expected = cpu.generate(rows, max_new_tokens=NEW, stop=())
+    assert gpu.generate(rows, max_new_tokens=NEW, stop=()) == expected
+    assert [gpu.generate([row], max_new_tokens=NEW, stop=())[0] for row in rows] == expected
+    requests = []
+    for number in range(20):
+        requests.append(gpu.engine.submit(rows[number % len(rows)], max_new_tokens=NEW))
+        for _ in range(number % 3):
+            gpu.engine.step()
+    while gpu.engine.busy:
+        gpu.engine.step()
+    assert [request.new for request in requests] == [expected[number % len(rows)] for number in range(20)]
+
+
+def test_closing_gives_back_memory(models: tuple[runtime.Model, runtime.Model]) -> None:
+    from runtime.cuda.driver import Device
+
+    path = models[1].bundle.path
+    device = Device()
+    runtime.load(path, cache_tokens=512).close()  # loads what the driver keeps
+    before = device.free_memory
+    for _ in range(3):
+        runtime.load(path, cache_tokens=512).close()
+    assert device.free_memory >= before
+    device.close()
