@@ -1,6 +1,6 @@
 """Speed on this CPU, ours beside transformers and llama.cpp, in one run.
 
-    python bench/cpu.py [--shapes tiny,1b] [--dtypes fp32,bf16] [--engines specrt,transformers,llama.cpp]
+    python bench/cpu.py [--shapes tiny,1b] [--dtypes fp32,bf16,w8a16,w4a16] [--engines specrt,transformers,llama.cpp]
 
 All engines of a model and dtype stay loaded, each in its own process on the same cores, and take turns: every round
 measures the memory bandwidth and then each engine once, so that a slow minute of a shared machine falls on all of them.
@@ -57,7 +57,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="tiny,1b", help=f"of {', '.join(SHAPES)} (default: all)")
-    parser.add_argument("--dtypes", default="fp32,bf16")
+    parser.add_argument("--dtypes", default="fp32,bf16", help="also w8a16 (beside Q8_0) and w4a16 (beside Q4_0)")
     parser.add_argument("--engines", default=",".join(SCRIPTS))
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s")

@@ -24,9 +24,12 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# Our precision: what llama.cpp has nearest to it. Its 4-bit files keep embedding and output in more bits, so do these.
 TYPES = {
-    "fp32": (torch.float32, gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "bf16": (torch.bfloat16, gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "fp32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "w8a16": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "w4a16": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 
 
@@ -50,7 +53,7 @@ def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 def write(checkpoint: Path, config: dict[str, Any], dtype: str, out: Path) -> None:
     """Write the GGUF file; matrices in `dtype`, norms in float32, no tokenizer."""
-    torch_type, matrix_type, file_type = TYPES[dtype]
+    matrix_type, file_type = TYPES[dtype]
     writer = gguf.GGUFWriter(out, "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -71,13 +74,13 @@ def write(checkpoint: Path, config: dict[str, Any], dtype: str, out: Path) -> No
         names = list(file.keys())
         for name in names:
             size = file.get_slice(name).get_shape()
-            kind = matrix_type if len(size) == 2 else gguf.GGMLQuantizationType.F32
-            width = 4 if kind == gguf.GGMLQuantizationType.F32 else 2
+            kind = kind_of(name, len(size), matrix_type)
+            plain = kind == gguf.GGMLQuantizationType.F32
             # for a raw type the writer wants the shape in bytes
-            shape = size if width == 4 else [*size[:-1], size[-1] * width]
-            data_type = np.dtype(np.float32 if width == 4 else np.uint8)
-            count = int(np.prod(size)) * width
-            writer.add_tensor_info(gguf_name(name), shape, data_type, count, None if width == 4 else kind)
+            shape = size if plain else gguf.quant_shape_to_byte_shape(size, kind)
+            count = int(np.prod(shape)) * (4 if plain else 1)
+            data_type = np.dtype(np.float32 if plain else np.uint8)
+            writer.add_tensor_info(gguf_name(name), shape, data_type, count, None if plain else kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -87,6 +90,14 @@ def write(checkpoint: Path, config: dict[str, Any], dtype: str, out: Path) -> No
                 tensor = interleave(tensor, config["num_attention_heads"])
             elif name.endswith("k_proj.weight"):
                 tensor = interleave(tensor, config["num_key_value_heads"])
-            tensor = tensor.to(torch_type if tensor.ndim == 2 else torch.float32).contiguous()
-            writer.write_tensor_data(tensor.view(torch.uint8).numpy())
+            kind = kind_of(name, tensor.ndim, matrix_type)
+            writer.write_tensor_data(gguf.quantize(tensor.float().contiguous().numpy(), kind).view(np.uint8))
     writer.close()
+
+
+def kind_of(name: str, rank: int, matrix_type: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
+    """The type of a tensor: vectors are float32, embedding and output not of 4 bits."""
+    if rank < 2:
+        return gguf.GGMLQuantizationType.F32
+    outer = name.startswith(("model.embed_tokens", "lm_head"))
+    return gguf.GGMLQuantizationType.Q8_0 if outer and matrix_type == gguf.GGMLQuantizationType.Q4_0 else matrix_type

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4.0, "bf16": 2.0, "w8a16": 1.0, "w4a16": 0.5}  # without scales and what a recipe leaves alone
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Shape:
         """Bytes of weights that one decode step must read: all but an embedding that is only looked up."""
         config = self.config
         looked_up = 0 if config["tie_word_embeddings"] else config["vocab_size"] * config["hidden_size"]
-        return BYTES[dtype] * (sum(math.prod(size) for _, size in tensors(config)) - looked_up)
+        return int(BYTES[dtype] * (sum(math.prod(size) for _, size in tensors(config)) - looked_up))
 
 
 def tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
