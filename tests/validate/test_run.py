@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,4 +69,6 @@ def test_rows_of_text_and_ids(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "ids.npy", DEMO) == (tuple(range(10)),)
     (tmp_path / "empty.txt").write_text("")
     check_raises("VAL-006", rows_of, tmp_path / "empty.txt", DEMO)
-    check_raises("VAL-005", model_of, SPEC, "8x", None, None)
+    spec = tmp_path / "small.yaml"  # of its own: the sizes of a shipped spec may grow
+    spec.write_text(re.sub(r"^  (7b|13b|70b|8b|\d.*|demo):.*\n", "", SPEC.read_text(encoding="utf-8"), flags=re.M))
+    check_raises("VAL-005", model_of, spec, "8x", None, None)

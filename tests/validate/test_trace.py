@@ -34,8 +34,8 @@ def test_nothing_diverges(precision: str, tmp_path: Path) -> None:
 # what is planted in the spec that is compiled: (text, its replacement), and the first value that must differ
 FAULTS = {
     "rotary base": ("theta: theta, scaling", "theta: theta + 1, scaling", "rope.angle"),
-    "gate and up": ("mlp.gate_proj\n  mlp.up:   model.layers.{i}.mlp.up_proj",
-                    "mlp.up_proj\n  mlp.up:   model.layers.{i}.mlp.gate_proj", "mlp.gate[0]"),
+    "gate and up": ("mlp.gate_proj\", mlp.up: \"model.layers.{i}.mlp.up_proj",
+                    "mlp.up_proj\", mlp.up: \"model.layers.{i}.mlp.gate_proj", "mlp.gate[0]"),
     "epsilon": ("norm_2: {kind: rms_norm, eps: eps}", "norm_2: {kind: rms_norm, eps: eps * 100}", "norm_2[0]"),
 }  # fmt: skip
 
