@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from specs.errors import SpecRTError
 if TYPE_CHECKING:
     from compiler.lower.tensorrt.options import BuildOptions
     from compiler.passes.runner import PassReport
+    from compiler.validate.gates import Gates
     from compiler.weights import Weights
 
 Progress = Callable[[str, int, int], None]
@@ -56,6 +57,8 @@ class Request:
 
     calibration: Path | None = None
     layers: tuple[LayerPrecision, ...] = ()
+    gates: Gates | None = None
+    card: Mapping[str, Any] | None = None  # how its gates were reached, for the passport
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,12 @@ def request(source: str | Path, **options: Any) -> Request:
     if str(stated["precision"]).endswith(".yaml"):
         stated["precision"] = str(path.parent / str(stated["precision"]))
     stated["layers"] = tuple(LayerPrecision(item.linears, item.precision, item.where) for item in deployment.layers)
+    if deployment.gates is not None:
+        from compiler.validate.gates import Gates
+
+        limits = deployment.gates
+        text = None if limits.text is None else path.parent / limits.text
+        stated["gates"] = Gates(limits.mean_kl, limits.perplexity, limits.top1, text, limits.where)
     model = stated.pop("model") or stated.pop("checkpoint")
     return _checked(Request(model, **{**{key: value for key, value in stated.items() if value is not None}, **given}))
 
@@ -213,12 +222,22 @@ def default_out(prepared: Prepared) -> Path:
     return Path("build") / f"{prepared.source.label}-{prepared.request.target}-{prepared.precision.recipe.name}"
 
 
+def settled(prepared: Prepared, progress: Progress | None = None) -> Prepared:
+    """With the layers in higher precision that its gates need; unchanged where it has none, or has been settled."""
+    if prepared.request.gates is None or prepared.request.card is not None:
+        return prepared
+    from compiler.validate.gates import within_gates
+
+    return within_gates(prepared, progress)
+
+
 def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Path:
     """Give a prepared model its weights, lower it and write the bundle; see `compile`."""
     from compiler.bundle import new_bundle, write_manifest
     from compiler.lower import lower
     from compiler.quantization.model import forget_calibration
 
+    prepared = settled(prepared, progress)
     asked = prepared.request
     out = asked.out or default_out(prepared)
     options = asked.options() if asked.on_gpu else None
@@ -302,6 +321,7 @@ def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) ->
             "spec_sha256": hashlib.sha256(spec_file.read_bytes()).hexdigest(),
             "weights": asked.weights if source.checkpoint is None or asked.weights == "random" else source.label,
         },
+        "gates": None if asked.card is None else dict(asked.card),
         "passes": [{"name": report.name, "hits": len(report.hits)} for report in prepared.reports],
     }
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from specs.errors import SpecRTError
-from specs.fields import Sequence, Texts
+from specs.fields import Float, Sequence, Texts
 from specs.node import Node, Text
 from specs.yaml_loader import Scalar, load_yaml, plain
 
@@ -64,6 +64,16 @@ class Layers(Node):
     precision: Text = Field(description="a recipe's name; the base precision leaves them alone")
 
 
+class Gates(Node):
+    """How far the compiled model may be from float32; on a miss, linears stay in the base precision until it holds."""
+
+    title: ClassVar[str] = "`gates`"
+    mean_kl: Float | None = Field(None, description="mean KL divergence of the next-token distributions, nats")
+    perplexity: Float | None = Field(None, description="how much more, as a share: 0.01 is 1 %; needs `text`")
+    top1: Float | None = Field(None, description="least share of tokens whose likeliest successor is the same")
+    text: Text | None = Field(None, description="what they are measured on: a text, or ids in a .npy; else random ids")
+
+
 class Deployment(Node):
     """What to compile, for which target, within which limits; paths are relative to the file."""
 
@@ -77,6 +87,7 @@ class Deployment(Node):
     build: Build | None = None
     precision: Text | None = Field(None, description="a recipe's name, or a recipe file")
     layers: Annotated[tuple[Layers, ...], Sequence] = Field((), description="linears with a precision of their own")
+    gates: Gates | None = None
     calibration: Text | None = Field(None, description="a .npy file of token ids, or a text file")
     weights: Text | None = Field(None, description="checkpoint, or random")
     seed: Int | None = Field(None, description="seed of random weights")

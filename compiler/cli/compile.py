@@ -59,7 +59,7 @@ def compile_command(
 
     A checkpoint folder is enough, its config.json finds the spec: [bold]compile path/to/checkpoint[/bold]
     """
-    from compiler.api import compile_prepared, prepare_request, request
+    from compiler.api import compile_prepared, prepare_request, request, settled
     from compiler.cli.progress import Stages
 
     start = time.perf_counter()
@@ -70,6 +70,7 @@ def compile_command(
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)
         stages.say("load PyTorch and the backend")
+        prepared = settled(prepared, stages.report)
         path = compile_prepared(prepared, stages.report)
     total = time.perf_counter() - start
     seconds = {**prepared.seconds, **stages.seconds()}
@@ -103,6 +104,7 @@ def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict
         "equations": {"built": count_equations(prepared.built.graph), "final": count_equations(prepared.graph)},
         "fusions": fusions(prepared),
         "limits": {"max_batch": prepared.limits.batch, "max_sequence": prepared.limits.sequence},
+        "gates": prepared.request.card,
         "weight_bytes": size.weight_bytes,
         "cache_bytes_per_token": size.cache_bytes_per_token,
         "bundle_bytes": sum(files.values()),
@@ -163,12 +165,26 @@ def _show(summary: dict[str, Any], dump: Path | None) -> None:
         f"KV cache {bytes_text(summary['cache_bytes_per_token'])} a token",
         soft_wrap=True,
     )
+    if summary["gates"] is not None:
+        for line in _gates(summary["gates"]):
+            console.print(line, soft_wrap=True)
     if dump is not None:
         console.print(f"graphs   {escape(str(dump))}/", soft_wrap=True)
     console.print(
         f"bundle   [bold]{escape(summary['bundle'])}[/] ({bytes_text(summary['bundle_bytes'])})", soft_wrap=True
     )
     console.print(f"next     [bold]{escape(summary['run'])}[/]", soft_wrap=True)
+
+
+def _gates(card: dict[str, Any]) -> list[str]:
+    """What holds, and which linears it took."""
+    before, after = card["without"], card["with"]
+    told = ", ".join(f"{key.replace('_', ' ')} {before[key]:.3g} → {after[key]:.3g}" for key in card["limits"])
+    kept = card["kept"]
+    if not kept:
+        return [f"gates    hold: {told}"]
+    names = ", ".join(kept[:6]) + (f" and {len(kept) - 6} more" if len(kept) > 6 else "")
+    return [f"gates    hold with {len(kept)} of {card['of']} linears left as they are: {told}", f"         {names}"]
 
 
 def _fused(found: dict[str, dict[str, int]]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from compiler.ir.core import Equation, Graph
 from compiler.validate.metrics import Error, Floats, error
 from specs.errors import SpecRTError
+from specs.precision import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,9 +103,16 @@ def trace(
             skipped += 1
             continue
         place = "" if equation.where is None else str(equation.where)
-        bound = FACTOR[precision] * number**0.5 * ROUNDOFF[precision]
+        bound = bound_of(precision, number)
         steps.append(Step(name, equation.op, place, error(ours.reshape(theirs.shape), theirs), bound))
     return Trace(tuple(steps), skipped)
+
+
+def bound_of(precision: str, operations: int) -> float:
+    """How far a value may be off after so many operations; of quantized weights, what the recipe grants the logits."""
+    if precision in FACTOR:
+        return float(FACTOR[precision] * operations**0.5 * ROUNDOFF[precision])
+    return load_recipe(precision).bound.relative
 
 
 def prompt_inputs(
