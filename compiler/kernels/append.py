@@ -25,6 +25,51 @@ def _rotated(x, base, mask, cos, sin, pairs: tl.constexpr, step: tl.constexpr, w
 
 
 @triton.jit
+def _turn(
+    q, cos, sin, token, part, q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, pairs: tl.constexpr,
+    step: tl.constexpr, tile: tl.constexpr, pair_span: tl.constexpr,
+):  # fmt: skip
+    """Turn a tile of query heads in place."""
+    head = part * tile + tl.arange(0, tile)
+    a, b, first, second, turned = _rotated(
+        q, token * q_row + head * q_head, head < heads, cos + token * pairs, sin + token * pairs, pairs, step, pair_span
+    )
+    base = q + (token * q_row + head * q_head)[:, None]
+    tl.store(base + first[None, :], a.to(q.dtype.element_ty), mask=turned)
+    tl.store(base + second[None, :], b.to(q.dtype.element_ty), mask=turned)
+
+
+@triton.jit
+def _keep(
+    k, v, cos, sin, place, k_cache, v_cache, token, part,
+    k_row: tl.constexpr, k_head: tl.constexpr, v_row: tl.constexpr, v_head: tl.constexpr, groups: tl.constexpr,
+    dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, pairs: tl.constexpr, step: tl.constexpr,
+    tile: tl.constexpr, span: tl.constexpr, pair_span: tl.constexpr, wide_span: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of key heads, turned where they are, and value heads to the cache."""
+    head = part * tile + tl.arange(0, tile)
+    ok = head < groups
+    row = (place // block * groups + head) * block + place % block
+    if pairs > 0:
+        a, b, first, second, turned = _rotated(
+            k, token * k_row + head * k_head, ok, cos + token * pairs, sin + token * pairs, pairs, step, pair_span
+        )
+        target = k_cache + (row * dim)[:, None]
+        # rounded to the type of k first, as `rotate` does
+        tl.store(target + first[None, :], a.to(k.dtype.element_ty).to(k_cache.dtype.element_ty), mask=turned)
+        tl.store(target + second[None, :], b.to(k.dtype.element_ty).to(k_cache.dtype.element_ty), mask=turned)
+    if 2 * pairs < dim:
+        at = 2 * pairs + tl.arange(0, span)
+        rest = ok[:, None] & (at < dim)[None, :]
+        x = tl.load(k + (token * k_row + head * k_head)[:, None] + at[None, :], mask=rest)
+        tl.store(k_cache + (row * dim)[:, None] + at[None, :], x.to(k_cache.dtype.element_ty), mask=rest)
+    at_v = tl.arange(0, wide_span)
+    both = ok[:, None] & (at_v < wide)[None, :]
+    y = tl.load(v + (token * v_row + head * v_head)[:, None] + at_v[None, :], mask=both)
+    tl.store(v_cache + (row * wide)[:, None] + at_v[None, :], y.to(v_cache.dtype.element_ty), mask=both)
+
+
+@triton.jit
 def append(
     q, k, v, cos, sin, slots, k_cache, v_cache,
     q_row: tl.constexpr, q_head: tl.constexpr, k_row: tl.constexpr, k_head: tl.constexpr,
@@ -42,35 +87,18 @@ def append(
     slot = tl.load(slots + token)
     if slot < 0:
         return
-    query_tiles: tl.constexpr = (heads + tile - 1) // tile if pairs > 0 else 0
-    if part < query_tiles:
-        head = part * tile + tl.arange(0, tile)
-        a, b, first, second, turned = _rotated(
-            q, token * q_row + head * q_head, head < heads, cos + token * pairs, sin + token * pairs,
-            pairs, step, pair_span,
-        )  # fmt: skip
-        base = (token * q_row + head * q_head)[:, None]
-        tl.store(q + base + first[None, :], a.to(q.dtype.element_ty), mask=turned)
-        tl.store(q + base + second[None, :], b.to(q.dtype.element_ty), mask=turned)
+    place = slot.to(tl.int64)
+    if pairs > 0:
+        query_tiles: tl.constexpr = (heads + tile - 1) // tile
+        if part < query_tiles:
+            _turn(q, cos, sin, token, part, q_row, q_head, heads, pairs, step, tile, pair_span)
+        else:
+            _keep(
+                k, v, cos, sin, place, k_cache, v_cache, token, part - query_tiles, k_row, k_head, v_row, v_head,
+                groups, dim, wide, block, pairs, step, tile, span, pair_span, wide_span,
+            )  # fmt: skip
     else:
-        head = (part - query_tiles) * tile + tl.arange(0, tile)
-        ok = head < groups
-        place = slot.to(tl.int64)
-        row = (place // block * groups + head) * block + place % block
-        if pairs > 0:
-            a, b, first, second, turned = _rotated(
-                k, token * k_row + head * k_head, ok, cos + token * pairs, sin + token * pairs, pairs, step, pair_span
-            )
-            target = k_cache + (row * dim)[:, None]
-            # rounded to the type of k first, as `rotate` does
-            tl.store(target + first[None, :], a.to(k.dtype.element_ty).to(k_cache.dtype.element_ty), mask=turned)
-            tl.store(target + second[None, :], b.to(k.dtype.element_ty).to(k_cache.dtype.element_ty), mask=turned)
-        if 2 * pairs < dim:
-            at = 2 * pairs + tl.arange(0, span)
-            rest = ok[:, None] & (at < dim)[None, :]
-            x = tl.load(k + (token * k_row + head * k_head)[:, None] + at[None, :], mask=rest)
-            tl.store(k_cache + (row * dim)[:, None] + at[None, :], x.to(k_cache.dtype.element_ty), mask=rest)
-        at = tl.arange(0, wide_span)
-        both = ok[:, None] & (at < wide)[None, :]
-        x = tl.load(v + (token * v_row + head * v_head)[:, None] + at[None, :], mask=both)
-        tl.store(v_cache + (row * wide)[:, None] + at[None, :], x.to(v_cache.dtype.element_ty), mask=both)
+        _keep(
+            k, v, cos, sin, place, k_cache, v_cache, token, part, k_row, k_head, v_row, v_head, groups, dim, wide,
+            block, pairs, step, tile, span, pair_span, wide_span,
+        )  # fmt: skip

@@ -14,7 +14,7 @@ from compiler.kernels import library
 from compiler.kernels.build import ARCHITECTURES, SHARED, build
 from compiler.kernels.rows import gemm
 from tests.golden_errors import check_raises
-from tests.kernels.cases import attention
+from tests.kernels.cases import FEATURES, attention
 from tests.kernels.test_rows import SEGMENT
 
 VIEWS = {
@@ -76,6 +76,15 @@ def test_each_architecture(architecture: int) -> None:
     assert small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
     assert small.threads == 128
     assert large.shared <= SHARED[architecture]  # the tiles that are best on sm_90 do not fit everywhere
+
+
+def test_every_feature_compiles() -> None:
+    """What the interpreter runs, the compiler may refuse: branches that are not taken are compiled too."""
+    plain = attention(dtype="f16", pairs=0)
+    every = attention(FEATURES, dtype="bf16", causal=False, pairs=0, dim=80, wide=48, heads=6, groups=2)
+    launches = [lib.append(plain), lib.append(attention(style="interleaved", pairs=5)), lib.append(every)]
+    launches += [lib.prefill(every), lib.decode(every, 1), lib.decode(every, 4)]
+    assert all(made.cubin[:4] == b"\x7fELF" for made in build(launches, 90))
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
