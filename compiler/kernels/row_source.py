@@ -104,7 +104,7 @@ class RowSource:
         dtype = value.type.dtype
         if dtype not in _ROUND:
             raise RefusedError(f"rows of {dtype}")
-        name = f"v{len(self.names)}"
+        name = f"v{len(self.lines)}"  # of its line: a value that is defined in parts has several
         self.lines.append(f"{name} = ({text}){_ROUND[dtype] if rounded else ''}")
         self.names[value.name] = name
 
@@ -113,8 +113,9 @@ class RowSource:
         columns = self.columns(result)
         _, ok = self.span(columns)
         if equation.op == "layer_norm":
-            self.lines.append(f"c = tl.where({ok}, {x} - tl.sum({x}, 0) / {columns}, 0.0)")
-            x = "c"
+            centred = f"c{len(self.lines)}"
+            self.lines.append(f"{centred} = tl.where({ok}, {x} - tl.sum({x}, 0) / {columns}, 0.0)")
+            x = centred
         scale = f"tl.rsqrt(tl.sum({x} * {x}, 0) / {columns} + {equation.attr['eps']!r})"
         self._define(result, f"{x} * {scale}", rounded=True)
         for arg, sign in zip(equation.args[1:], "*+"):  # noqa: B905 - the bias may be left out

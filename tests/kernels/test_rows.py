@@ -13,7 +13,10 @@ from compiler.ir.verify import verify
 from compiler.kernels.build import load
 from compiler.kernels.row_source import RefusedError
 from compiler.kernels.rows import program_of
+from compiler.lower.tensorrt.cut import cut
 from tests.conformance.tolerances import tolerance
+from tests.golden_errors import ROOT
+from tests.tensorrt.models import tiny
 
 SEGMENT = """graph segment(%a: f16[T,2,16], %x: f16[T,32], %o: f16[32,32], %norm: f16[32], %up: f16[96,32]) {
   dim T in 1..8..64
@@ -66,7 +69,10 @@ def execute(
 
 
 def check(text: str, dtype: str = "f16", rows: int = 16, tokens: int = 5) -> None:
-    graph = parse(text.replace("f16", dtype))
+    check_graph(parse(text.replace("f16", dtype)), dtype, rows, tokens)
+
+
+def check_graph(graph: Graph, dtype: str, rows: int, tokens: int) -> None:
     verify(graph)
     generator = torch.Generator().manual_seed(5)
     sizes = {"T": tokens, "N": 3}
@@ -74,7 +80,7 @@ def check(text: str, dtype: str = "f16", rows: int = 16, tokens: int = 5) -> Non
     for value in graph.inputs:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
         if value.type.dtype == "i32":
-            inputs[value.name] = torch.tensor([4, 0, 2], dtype=torch.int32)
+            inputs[value.name] = torch.tensor([4, 0, 2, 1, 3], dtype=torch.int32)[: shape[0]]
         else:
             scale = shape[-1] ** -0.5 if len(shape) == 2 and isinstance(value.type.shape[0], int) else 1.0
             inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
@@ -89,6 +95,31 @@ def check(text: str, dtype: str = "f16", rows: int = 16, tokens: int = 5) -> Non
 @pytest.mark.parametrize("text", [SEGMENT, GATED], ids=["attention out", "gate, bias, rows, head"])
 def test_segments(text: str, dtype: str) -> None:
     check(text, dtype)
+
+
+def test_several_norms_in_one_group() -> None:
+    check("""graph segment(%x: f16[T,24], %w: f16[24], %b: f16[24], %g: f16[24]) {
+      dim T in 1..8..64
+      %first: f16[T,24] = layer_norm(%x, %w, %b) {eps = 1e-05}
+      %second: f16[T,24] = rms_norm(%first, %g) {eps = 1e-05}
+      %sum: f16[T,24] = add(%first, %second)
+      %third: f16[T,24] = layer_norm(%sum, %g, %b) {eps = 1e-05}
+      return first = %first, second = %second, sum = %sum, third = %third
+    }""")
+
+
+@pytest.mark.parametrize("name", ["bloom", "chatglm", "gemma2", "gptj", "phi"])
+def test_segments_of_models(name: str) -> None:
+    """Every segment that has a program: other norms, biases, activations and wirings than above."""
+    made = 0
+    for segment in cut(tiny(ROOT / "specs" / "models" / f"{name}.yaml", "fp16").graph).segments.values():
+        try:
+            program_of(segment.graph, 16)
+        except RefusedError:
+            continue
+        check_graph(segment.graph, "f16", 16, 5)
+        made += 1
+    assert made
 
 
 def test_more_rows_than_a_tile_has() -> None:
