@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from specs.errors import SpecRTError
+from specs.weight_source import E2M1
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ RANGE: dict[str, tuple[float, float]] = {
 }
 # The exponent of the largest power of two in a format: what a shared power-of-two scale is chosen by.
 LARGEST_EXPONENT = {"f8e4m3": 8, "f4e2m1": 2}
-# The magnitudes of E2M1 by code; the fourth bit is the sign.
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 HALF_BYTES = frozenset({"i4", "u4", "f4e2m1"})
 
 
@@ -72,7 +71,7 @@ def codes(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
     if dtype != "f4e2m1":
         return values.view(torch.uint8) & 15
-    table = torch.tensor(E2M1)
+    table = torch.tensor(E2M1[:8])  # the fourth bit is the sign
     exact = values.float()
     sign = torch.signbit(exact).to(torch.uint8) << 3
     return torch.searchsorted(table, exact.abs()).to(torch.uint8) | sign
@@ -87,8 +86,7 @@ def from_codes(bits: torch.Tensor, dtype: str) -> torch.Tensor:
         return bits
     if dtype == "i4":
         return ((bits << 4).view(torch.int8)) >> 4
-    table = torch.tensor([*E2M1, *(-value for value in E2M1)])
-    return table[bits.long()].to(torch.float8_e4m3fn)
+    return torch.tensor(E2M1)[bits.long()].to(torch.float8_e4m3fn)
 
 
 def pack(values: torch.Tensor, dtype: str) -> torch.Tensor:
