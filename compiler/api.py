@@ -233,16 +233,22 @@ def settled(prepared: Prepared, progress: Progress | None = None) -> Prepared:
 
 def compile_prepared(prepared: Prepared, progress: Progress | None = None) -> Path:
     """Give a prepared model its weights, lower it and write the bundle; see `compile`."""
+    prepared = settled(prepared, progress)
+    asked = prepared.request
+    # random weights of a GPU are made there: a 70B model needs no file of 140 GB
+    on_device = asked.on_gpu and asked.weights == "random" and asked.options().weights == "inputs"
+    return compile_with(prepared, None if on_device else weights_of(prepared, progress), progress)
+
+
+def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress | None = None) -> Path:
+    """The same with weights from elsewhere, by name; None: a GPU makes random ones when the bundle is loaded."""
     from compiler.bundle import new_bundle, write_manifest
     from compiler.lower import lower
     from compiler.quantization.model import forget_calibration
 
-    prepared = settled(prepared, progress)
     asked = prepared.request
     out = asked.out or default_out(prepared)
     options = asked.options() if asked.on_gpu else None
-    on_device = options is not None and asked.weights == "random" and options.weights == "inputs"
-    weights = None if on_device else weights_of(prepared, progress)
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(
