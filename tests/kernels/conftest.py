@@ -1,14 +1,11 @@
-"""The kernels run in Triton's interpreter here; it must be chosen before they are imported."""
+"""The kernels run in Triton's interpreter here (tests/conftest.py chooses it)."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
