@@ -34,7 +34,7 @@ _SPELLINGS = {  # names in config.json (transformers activations.py), which `act
     "gelu_python": "gelu",
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
 }
-Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu", "relu2"), _SPELLINGS)]
+Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"), _SPELLINGS)]
 Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
 RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
 Stored = Annotated[StrExpr, Options(("f32", "f16"))]

@@ -112,6 +112,7 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("silu", {}),
     "relu": ("relu", {}),
     "relu2": ("relu", {}),  # then squared
+    "tanh": ("tanh", {}),
     "gelu": ("gelu", {"approximate": False}),
     "gelu_tanh": ("gelu", {"approximate": True}),
 }

@@ -117,8 +117,12 @@ def test_explain_gives_the_reason_of_a_refusal(tmp_path: Path, cli: Cli, monkeyp
     from compiler.passes import pipelines
 
     monkeypatch.setattr(pipelines, "decoder", lambda *_: (*pipelines.FUSION, *pipelines.JOIN_PRODUCTS))
-    text = SPEC.read_text(encoding="utf-8").replace("{kind: gated_mlp, act: silu", "{kind: mlp, act: gelu")
-    text = text.replace('mlp.gate: "model.layers.{i}.mlp.gate_proj", ', "").replace("5_475_584", "4_394_240")
+    text = SPEC.read_text(encoding="utf-8").replace("{kind: gated_mlp, act: activation", "{kind: mlp, act: activation")
+    text = (
+        text.replace('mlp.gate: "model.layers.{i}.mlp.gate_proj", ', "")
+        .replace("5_475_584", "4_394_240")
+        .replace("| 'silu'", "| 'gelu'")
+    )
     path = tmp_path / "other.yaml"
     path.write_text(text, encoding="utf-8")
     done = cli("explain", path, "--size", "demo")

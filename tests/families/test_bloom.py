@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+import compiler
 from compiler.frontend.attention import alibi_slopes
+from specs.errors import SpecRTError
 from tests.families.harness import (
     check_decoder,
     check_golden_ir,
@@ -60,3 +62,14 @@ def test_slopes() -> None:
 
 def test_golden() -> None:
     check_golden_ir("bloom", "bloom", "7b1")
+
+
+def test_cut_products_are_refused(tmp_path: Path) -> None:
+    """transformers then leaves two biases out, which training did not; one piece is right."""
+    config = transformers.BloomConfig(**{**BASE, "n_layer": 1, "slow_but_exact": True})
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path)
+    compiler.prepare(tmp_path)
+    write_config(tmp_path, pretraining_tp=2)
+    with pytest.raises(SpecRTError, match="slow_but_exact") as caught:
+        compiler.prepare(tmp_path)
+    assert caught.value.code == "SPEC-047"

@@ -133,6 +133,20 @@ def test_other_files(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "kind", ["BertForTokenClassification", "BertForNextSentencePrediction", "RobertaForTokenClassification"]
+)
+def test_heads_told_from_tensors(kind: str, tmp_path: Path) -> None:
+    """The config names no head, and leaves out what the reference takes as given."""
+    head = getattr(transformers, kind)
+    shape = {**SHAPE, "layer_norm_eps": 1e-12, "num_labels": 3} if "Token" in kind else SHAPE
+    model = save_random(head(head.config_class(**shape)), tmp_path / "model")
+    absent = ("architectures", "type_vocab_size", "pad_token_id", *(["layer_norm_eps"] if "Token" in kind else []))
+    write_config(tmp_path / "model", **dict.fromkeys(absent))
+    rows, types = rows_and_types(2)
+    check_rows(compiler.compile(tmp_path / "model", out=tmp_path / "bundle"), model, rows, types)
+
+
+@pytest.mark.parametrize(
     ("change", "code"),
     [
         ({"is_decoder": True}, "SPEC-042"),

@@ -42,3 +42,33 @@ def test_refused(spec: str, config: str, flag: dict[str, Any], code: str) -> Non
     with pytest.raises(SpecRTError) as caught:
         resolve_config(loaded, {**content, **flag}, Where("config.json"))
     assert caught.value.code == code
+
+
+# What a file without the key means is not what the class takes: kept from shapes, or not seen within the context.
+OTHERWISE = {
+    "rope_parameters", "layer_types", "num_key_value_heads", "max_window_layers", "q_lora_rank", "n_shared_experts",
+}  # fmt: skip
+CLASSES = {
+    "bert": "Bert", "bloom": "Bloom", "deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "falcon": "Falcon",
+    "gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3Text", "glm": "Glm", "glm4": "Glm4", "gpt2": "GPT2",
+    "gpt_bigcode": "GPTBigCode", "gpt_neox": "GPTNeoX", "gpt_oss": "GptOss", "gptj": "GPTJ", "llama": "Llama",
+    "mistral": "Mistral", "mixtral": "Mixtral", "mpt": "Mpt", "nemotron": "Nemotron", "opt": "OPT", "phi": "Phi",
+    "phi3": "Phi3", "qwen2": "Qwen2", "qwen2_moe": "Qwen2Moe", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe",
+    "roberta": "Roberta", "starcoder2": "Starcoder2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", CLASSES)
+def test_an_absent_key_is_what_the_reference_takes(spec: str) -> None:
+    """Or it is an error."""
+    loaded = load_spec(ROOT / "specs" / "models" / f"{spec}.yaml")
+    content = getattr(transformers, f"{CLASSES[spec]}Config")().to_dict()
+    full = resolve_config(loaded, content, Where("config.json"))
+    wrong = []
+    for key in content.keys() - OTHERWISE - {"model_type", "sliding_window"}:
+        try:
+            found = resolve_config(loaded, {k: v for k, v in content.items() if k != key}, Where("config.json"))
+        except SpecRTError:
+            continue
+        wrong += [(key, name) for name, value in full.items() if found[name] != value and found[name] != "gelu_tanh"]
+    assert not wrong

@@ -47,6 +47,13 @@ def test_hub_spelling(tmp_path: Path) -> None:
     check_decoder(folder, logits_of(model), 300)
 
 
+def test_width_that_its_config_does_not_have(tmp_path: Path) -> None:
+    """transformers makes MLPs of four times the width whatever `expansion_ratio` says; the tensors tell."""
+    config = transformers.MptConfig(**{**BASE, "n_layers": 1, "expansion_ratio": 2})
+    model = save_random(transformers.MptForCausalLM(config), tmp_path / "model")
+    check_decoder(tmp_path / "model", logits_of(model), 300, lengths=(1, 9), new=4)
+
+
 @pytest.mark.parametrize("largest", [8, 16])
 def test_slopes(largest: int) -> None:
     """The reference orders them otherwise and comes to the same, for every number of heads."""

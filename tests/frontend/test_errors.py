@@ -19,9 +19,9 @@ EDITS = {
         "- x = x + norm_2(x)\n  - x = head(norm_f(x))\n  - repeat layers:\n      - logits = mlp(x)",
     ),
     "SPEC-069": (
-        "{kind: gated_mlp, act: silu, bias: mlp_bias}",
+        "{kind: gated_mlp, act: activation, bias: mlp_bias}",
         "{kind: moe, experts: 8, top_k: 2, router: {score: sigmoid, groups: 3, top_groups: 2}, "
-        "expert: {kind: gated, act: silu}, bias: mlp_bias}",
+        "expert: {kind: gated, act: activation}, bias: mlp_bias}",
     ),
     "SPEC-064": ("parameters: 5_475_584", "parameters: 5_475_585"),
 }

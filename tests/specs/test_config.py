@@ -151,7 +151,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_scaling": {"type": "linear", "factor": 2.0},
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
-    "SPEC-042-wrong-activation": {"hidden_act": "gelu"},
     "SPEC-042-partial-rotary": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     },
