@@ -117,13 +117,13 @@ class _Mapper:
         for entry, template in found:
             names = _expand(template, decl)
             if names[0] in self.checkpoint.tensors:
-                return self._stack(decl, entry, names) if "{e}" in template else self._one(decl, entry, names[0])
+                if "{e}" in template:
+                    return self._stack(decl, entry, names)
+                return replace(self._one(decl, entry, names[0]), copies=self._tied_copies(decl))
         entry, template = found[0]
         names = _expand(template, decl)
-        info = self._tied_copy(decl)
-        if info is not None:
-            return self._one(decl, entry, info.name)
-        return self._absent(decl, names)
+        copies = self._tied_copies(decl)  # files that store a tied weight once may store it under the other name
+        return self._one(decl, entry, copies[0].name) if copies else self._absent(decl, names)
 
     def _absent(self, decl: WeightDecl, names: list[str]) -> WeightSource:
         self.missing += [(decl, name) for name in names]
@@ -154,14 +154,11 @@ class _Mapper:
             self._book(decl, entry, info)
         return WeightSource(infos[0], select, decl.shape, infos)
 
-    def _tied_copy(self, decl: WeightDecl) -> TensorInfo | None:
-        """Files that store a tied weight once may store it under the other name."""
-        for part, target in self.tied.items():
-            if target == decl.leaf and decl.suffix == "weight":
-                for template in self._weights_of(part):
-                    if template in self.checkpoint.tensors:
-                        return self.checkpoint.tensors[template]
-        return None
+    def _tied_copies(self, decl: WeightDecl) -> tuple[TensorInfo, ...]:
+        """Tensors of the parts that use this weight."""
+        users = [part for part, target in self.tied.items() if target == decl.leaf and decl.suffix == "weight"]
+        names = [name for part in users for name in self._weights_of(part)]
+        return tuple(self.checkpoint.tensors[name] for name in names if name in self.checkpoint.tensors)
 
     def _weights_of(self, leaf: str) -> list[str]:
         return [name for entry in self.entries.get(leaf, ()) for name in _templates(entry.source, "weight")]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specs.checkpoint import TensorInfo
+from specs.errors import SpecRTError, Where
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class Select:
 @dataclass(frozen=True)
 class WeightSource:
     """Where one weight comes from: `tensor`, or a `stack` of tensors, one for each index of the first axis; with
-    `scales` the tensor is MXFP4 blocks.
+    `scales` the tensor is MXFP4 blocks. `copies` must hold the same numbers.
     """
 
     tensor: TensorInfo
@@ -44,9 +45,13 @@ class WeightSource:
     shape: tuple[int, ...]
     stack: tuple[TensorInfo, ...] = ()
     scales: TensorInfo | None = None
+    copies: tuple[TensorInfo, ...] = ()
 
     def read(self) -> torch.Tensor:
-        """The weight in the file's dtype and our shape, contiguous; only its file's pages are touched."""
+        """The weight in the file's dtype and our shape, contiguous; only its file's pages are touched.
+
+        Raises CKPT-019 where a copy differs.
+        """
         import torch
 
         if self.stack:
@@ -57,6 +62,15 @@ class WeightSource:
                 out[number] = take(_stored(info), self.select, self.shape[1:])
             return out
         stored = _stored(self.tensor)
+        for copy in self.copies:
+            other = _stored(copy)
+            if stored.shape != other.shape or not bool((stored == other).all()):
+                raise SpecRTError(
+                    "CKPT-019",
+                    f"`{self.tensor.name}` and `{copy.name}` differ, but config.json says that they are one weight",
+                    where=Where(str(copy.file)),
+                    hint="if each is its own, set the flag to false there, mostly `tie_word_embeddings: false`",
+                )
         if self.scales is not None:
             stored = decode_mxfp4(stored, _stored(self.scales))
         return take(stored, self.select, self.shape)

@@ -14,6 +14,7 @@ from tests.families.harness import (
     check_golden_ir,
     check_transformers,
     logits_of,
+    rename_tensors,
     save_random,
 )
 from tests.golden_errors import check_raises
@@ -55,6 +56,18 @@ def test_agrees(tmp_path: Path) -> None:
     )  # fmt: skip
     model = save_random(transformers.LlamaForCausalLM(config), tmp_path / "model")
     check_decoder(tmp_path / "model", logits_of(model), 320)
+
+
+def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
+    """transformers 5 then does not tie, 4 did and left the head out."""
+    folder = tmp_path / "model"
+    config = transformers.LlamaConfig(**BASE, tie_word_embeddings=True)
+    model = save_random(transformers.LlamaForCausalLM(config), folder)
+    embedding = model.model.embed_tokens.weight.detach()
+    rename_tensors(folder, str, **{"lm_head.weight": embedding})
+    check_decoder(folder, logits_of(model), 150, lengths=(1, 9), new=4)
+    rename_tensors(folder, str, **{"lm_head.weight": embedding * 2})
+    check_raises("CKPT-019", compiler.compile, folder, out=tmp_path / "bundle")
 
 
 def test_golden() -> None:
