@@ -16,6 +16,7 @@ import compiler
 from compiler.ir.parser import parse
 from compiler.ir.types import Sym
 from compiler.kernels import library
+from compiler.lower.segments import digest
 from compiler.lower.tensorrt import dialects, plans
 from compiler.lower.tensorrt.build import build_segment, configure, import_tensorrt
 from compiler.lower.tensorrt.dialects import dialect
@@ -138,6 +139,16 @@ def test_the_timing_cache_grows_and_is_shared(bundle: Path, tmp_path: Path, monk
     given = [config._state["timing_cache"] for _, config in builds]
     assert given == [(b"", False), (b"timing cache", False), (b"timing cache", False)]
     assert (plans.cache_folder() / "timing" / "tensorrt-8.6.0-NVIDIA_H200.cache").read_bytes() == b"timing cache"
+
+
+def test_an_engine_of_a_model_with_other_names_is_not_taken() -> None:
+    """Seen on a GPU: two families' first segments computed the same, with ports of other names."""
+    one = SEGMENT
+    other = parse(str(one).replace("%x", "%norm_in.2").replace("out =", "result ="))
+    options = read_options({"toolchain": "tensorrt-8.6"})
+    keys = [plans._key(digest(graph), graph, "8.6.0", GPU, PROFILES, options) for graph in (one, other)]
+    assert digest(one) == digest(other)
+    assert keys[0] != keys[1]
 
 
 SEGMENT = parse("""graph segment(%x: f16[T,8], %w: f16[6,8]) {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.ir.core import Graph
 from compiler.ir.parser import parse
 from compiler.ir.types import Sym
 from compiler.lower.tensorrt.build import LOG, build_segment, import_tensorrt
@@ -152,9 +153,9 @@ def _plan(
     target = here / f"{Path(file).stem}.plan"
     if _whole(target):
         return Plan(target, target.stat().st_size, 0.0, True)
-    text = (bundle / file).read_text(encoding="utf-8")
+    graph = parse((bundle / file).read_text(encoding="utf-8"))
     start = time.perf_counter()
-    kept = cache_folder() / "plans" / f"{_key(Path(file).stem, trt.__version__, gpu, profiles, options)}.plan"
+    kept = cache_folder() / "plans" / f"{_key(Path(file).stem, graph, trt.__version__, gpu, profiles, options)}.plan"
     baked = options.weights == "baked"  # then the plan holds weights, and is nobody else's
     cached = not baked and _whole(kept)
     if cached:
@@ -163,7 +164,7 @@ def _plan(
         timing = cache_folder() / "timing" / f"{tag(trt.__version__, gpu)}.cache"
         known = timing.read_bytes() if timing.is_file() else b""
         arrays = stored_arrays(bundle, plan["weights"]) if baked else None
-        data, grown = build_segment(trt, parse(text), profiles, options, timing=known, baked=arrays)
+        data, grown = build_segment(trt, graph, profiles, options, timing=known, baked=arrays)
         _write(timing, grown)
     seconds = time.perf_counter() - start
     note = {
@@ -176,8 +177,13 @@ def _plan(
     return Plan(target, len(data), seconds, cached)
 
 
-def _key(digest: str, version: str, gpu: str, profiles: tuple[tuple[Sym, ...], ...], options: BuildOptions) -> str:
-    text = json.dumps([digest, version, gpu, [[str(sym) for sym in dims] for dims in profiles], options.as_dict()])
+def _key(
+    digest: str, graph: Graph, version: str, gpu: str, profiles: tuple[tuple[Sym, ...], ...], options: BuildOptions
+) -> str:
+    # the digest knows no names, and an engine is bound by those of its ports: another model's may be called otherwise
+    ports = [[value.name for value in graph.inputs], [port for port, _ in graph.outputs]]
+    ranges = [[str(sym) for sym in dims] for dims in profiles]
+    text = json.dumps([digest, ports, version, gpu, ranges, options.as_dict()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
