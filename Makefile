@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 VENV   ?= .venv
 PROMPT ?= def read(self
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= --numprocesses auto
 BENCH_ARGS  ?=
 
 # The first interpreter that runs, is new enough and can make a virtual environment (Debian splits ensurepip off).
