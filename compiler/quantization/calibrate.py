@@ -28,6 +28,7 @@ from compiler.quantization.rounding import Quantized, round_weight
 from compiler.quantization.second_order import round_second_order
 from compiler.quantization.smoothing import clipped, smoothing
 from compiler.quantization.statistics import Inputs, gather
+from runtime.derive import Rules
 from specs.errors import SpecRTError
 
 Weights = Callable[[str], Tensor]
@@ -43,14 +44,17 @@ def calibrate(
     windows: NDArray[np.int64],
     folder: Path,
     progress: Progress | None = None,
+    rules: Rules | None = None,
 ) -> Weights:
     """Every calibrated tensor by name: codes, scales, zeros, smoothing factors and static scales.
 
-    `graph` is the float graph over tokens [B,S]; `folder` is filled, or read where an earlier run filled it.
-    Raises SpecRTError PREC-013 where the graph has an input that does not follow from tokens alone.
+    `graph` is the float graph over tokens [B,S]; `folder` is filled, or read where an earlier run filled it;
+    `rules` say how further inputs follow from a window's tokens.
+    Raises SpecRTError PREC-013 where the graph has an input that does not follow from tokens, RUN-017 where a window
+    lacks a token that a rule looks for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lockstep = _Lockstep(graph, plan, weights, folder, progress)
+    lockstep = _Lockstep(graph, plan, weights, folder, progress, rules or {})
     with torch.no_grad():
         lockstep.run(windows)
     return _reader(folder)
@@ -72,8 +76,15 @@ def _reader(folder: Path) -> Weights:
 
 class _Lockstep:
     def __init__(
-        self, graph: Graph, plan: QuantizationPlan, weights: Weights, folder: Path, progress: Progress | None
+        self,
+        graph: Graph,
+        plan: QuantizationPlan,
+        weights: Weights,
+        folder: Path,
+        progress: Progress | None,
+        rules: Rules,
     ) -> None:
+        self.rules = rules
         self.graph, self.plan, self.weights, self.folder, self.progress = graph, plan, weights, folder, progress
         self.effective: dict[str, Tensor] = {}  # rounded weights of products still to come
         self.runners: list[Runner] = []
@@ -84,7 +95,7 @@ class _Lockstep:
         for start in range(0, len(windows), BATCH):
             runner = Runner(self.weights, {}, None)
             self.runners.append(runner)
-            scopes.append(_inputs(self.graph, runner, windows[start : start + BATCH]))
+            scopes.append(_inputs(self.graph, runner, windows[start : start + BATCH], self.rules))
         self.block(self.graph.equations, scopes, None, ())
 
     def block(
@@ -213,12 +224,15 @@ def _full(template: str, index: int | None) -> str:
     return template if index is None else expand(template, index)
 
 
-def _inputs(graph: Graph, runner: Runner, batch: NDArray[np.int64]) -> Scope:
+def _inputs(graph: Graph, runner: Runner, batch: NDArray[np.int64], rules: Rules) -> Scope:
+    count, length = batch.shape
     given: dict[str, Any] = {
         "tokens": batch,
-        "positions": np.broadcast_to(np.arange(batch.shape[1]), batch.shape),
+        "positions": np.broadcast_to(np.arange(length), batch.shape),
+        "rows": np.broadcast_to(np.arange(count)[:, None], batch.shape),
         "token_types": np.zeros_like(batch),
     }
+    given |= {name: [rule.apply(name, row) for row in batch.tolist()] for name, rule in rules.items()}
     scope: Scope = {}
     for value in graph.inputs:
         if value.name not in given:

@@ -30,10 +30,12 @@ def low_bit_weights(prepared: Prepared, base: Weights, progress: Progress | None
 
 
 def _calibrated(prepared: Prepared, base: Weights, needing: str, progress: Progress | None) -> Weights:
+    from compiler.api import derive_of
     from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
     from compiler.quantization.calibrate import calibrate
     from compiler.quantization.tokens import digest, windows
+    from runtime.derive import read_rules
 
     asked, plan = prepared.request, prepared.precision.plan
     assert plan is not None
@@ -49,7 +51,8 @@ def _calibrated(prepared: Prepared, base: Weights, needing: str, progress: Progr
     tokens = windows(asked.calibration, max(count.windows for count in counts), length, vocab, tokenizer, asked.seed)
     graph, _ = run_passes(prepared.built.graph, pipelines.FUSION)
     told = f"{graph}{plan.recipe.model_dump()}{plan.linears}{digest(tokens)}{_identity(prepared)}"
-    return calibrate(graph, plan, base, tokens, _folder(prepared, told), progress)
+    rules = read_rules(derive_of(prepared))
+    return calibrate(graph, plan, base, tokens, _folder(prepared, told), progress, rules)
 
 
 def _identity(prepared: Prepared) -> str:

@@ -16,6 +16,7 @@ from compiler.validate.metrics import agreement
 from compiler.validate.trace import trace
 
 LENGTHS = (24, 9, 40)  # of the rows of random ids where no text is given
+WINDOWS = 16  # of random ids that a random model is calibrated on
 SHOWN = 160  # values of a profile at most: every so many of the longer ones
 
 
@@ -44,10 +45,14 @@ def rows_for(prepared: Prepared, seed: int = 0) -> list[list[int]]:
     longest = min(prepared.limits.sequence, int(config.get("context") or prepared.limits.sequence))
     rows = reference.random_rows(int(config["vocab"]), [min(length, longest) for length in LENGTHS], seed)
     for row in rows:
-        # the rule listed last comes first in the prompt, as a blank does before the text that fills it
-        marks = [rule.first[0] for rule in reversed(list(rules_of(prepared).values())) if rule.first]
-        row[len(row) // 2 : len(row) // 2 + len(marks)] = marks
+        _mark(row, prepared)
     return rows
+
+
+def _mark(row: list[int], prepared: Prepared) -> None:
+    """Put the ids that rules look for into the middle; the rule listed last comes first, as a blank before its text."""
+    marks = [rule.first[0] for rule in reversed(list(rules_of(prepared).values())) if rule.first]
+    row[len(row) // 2 : len(row) // 2 + len(marks)] = marks
 
 
 def rules_of(prepared: Prepared) -> Mapping[str, Any]:
@@ -80,8 +85,8 @@ def emulate(
         try:
             with tempfile.TemporaryDirectory(prefix="specrt-validate-") as folder:
                 options = subject.options() | {"precision": precision, "out": Path(folder) / "bundle"}
-                if subject.calibration is not None:
-                    options["calibration"] = subject.calibration
+                if subject.rows is None or subject.calibration is not None:
+                    options["calibration"] = subject.calibration or _random_ids(plain, Path(folder), subject.seed)
                 bundle = compile_prepared(prepare(subject.source, **options))
                 model = runtime.load(bundle, verify=False, threads=threads)
                 results = [model.forward([row])[0] for row in rows]
@@ -92,6 +97,17 @@ def emulate(
             yield precision, {"error": error.as_dict()}
         else:
             yield precision, {**numbers, "profile": profile}
+
+
+def _random_ids(plain: Prepared, folder: Path, seed: int) -> Path:
+    """Something to calibrate a random model on: other ids than those that it is judged on, marked in each window."""
+    length = min(512, plain.limits.sequence)  # as recipes cut it
+    windows = reference.random_rows(int(plain.source.config["vocab"]), [length] * WINDOWS, seed + 1)
+    for window in windows:
+        _mark(window, plain)
+    path = folder / "ids.npy"
+    np.save(path, np.array(windows))
+    return path
 
 
 def _numbers(
