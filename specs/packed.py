@@ -115,7 +115,7 @@ def _merged(tensors: Infos, method: _Method, where: Where) -> Infos:
     """Tensors with each quantized module's parts replaced by its weight."""
     modules = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] == method.marker}
     found: Infos = {}
-    parts: dict[str, dict[str, TensorInfo]] = {module: {} for module in modules}
+    parts: dict[str, dict[str, TensorInfo]] = {module: {} for module in sorted(modules)}
     for name, info in tensors.items():
         module, _, part = name.rpartition(".")
         if part in _RANGES:
