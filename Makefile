@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench report clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -47,6 +47,9 @@ test: lint  ## lint, then the tests
 bench: $(STAMP)  ## speed beside transformers and llama.cpp (builds llama.cpp: minutes, and needs a C++ compiler)
 	@$(PIP) --editable '.[bench]'
 	$(BIN)/python bench/cpu.py $(BENCH_ARGS)
+
+report: $(STAMP)  ## the project's own precision report, into docs/evidence (minutes)
+	$(BIN)/python tools/own_report.py
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
