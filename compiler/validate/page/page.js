@@ -185,8 +185,9 @@ function profile(steps) {
   return el("figure", { class: "chart" }, chart);
 }
 function label(_, x, y, text, anchor = "start") { return draw("text", { x, y, "text-anchor": anchor }, document.createTextNode(text)); }
+const FLOOR = 1e-8; // below is the rounding of float32 itself
 function pareto() {
-  const points = Object.entries(data.numbers).map(([key, n]) => ({ key, x: n.bits_per_weight, y: n.mean_kl })).filter((p) => p.x && p.y > 0);
+  const points = Object.entries(data.numbers).map(([key, n]) => ({ key, x: n.bits_per_weight, y: n.mean_kl > 0 ? Math.max(n.mean_kl, FLOOR) : n.mean_kl })).filter((p) => p.x && p.y > 0);
   if (!points.length) { $("pareto").replaceChildren(el("p", {}, "No cell has both numbers.")); return; }
   const width = 900, height = 380, chart = svg(width, height, "mean KL divergence against bits of a stored weight");
   const x = scale([0, ...points.map((p) => p.x)], 70, width - 20), y = scale(points.map((p) => p.y), height - 44, 14, true);
