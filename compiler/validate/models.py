@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from compiler.api import request
 from compiler.validate.emulate import Subject
 from compiler.validate.matrix import Model
+from specs.deployment import is_deployment
 from specs.errors import SpecRTError
 from specs.matrix import Matrix
 from specs.schema import load_spec
@@ -32,10 +34,12 @@ def models_of_matrix(matrix: Matrix) -> list[Model]:
 
 
 def model_of(source: Path, size: str | None, text: Path | None, calibration: Path | None) -> Model:
-    """A spec in a size (else its tiny one), or a checkpoint folder, judged on `text` where given.
+    """A spec in a size (else its tiny one), a checkpoint folder or a deployment's model, judged on `text` where given.
 
     Raises SpecRTError VAL-005 for a spec without that size, VAL-006 for text that gives no rows.
     """
+    if source.is_file() and is_deployment(source):
+        return _of_deployment(source, text, calibration)
     if source.is_file():
         chosen = size or "tiny"
         if chosen not in load_spec(source).sizes:
@@ -46,6 +50,18 @@ def model_of(source: Path, size: str | None, text: Path | None, calibration: Pat
     rows = None if text is None else rows_of(text, source)
     name = source.resolve().name
     return Model(name, name, Subject(source, rows=rows, calibration=calibration), None)
+
+
+def _of_deployment(source: Path, text: Path | None, calibration: Path | None) -> Model:
+    """What the file names, judged on the text of its gates and calibrated on its data where nothing else is given."""
+    asked = request(source)
+    text = text or (None if asked.gates is None else asked.gates.text)
+    folder = asked.checkpoint or asked.source
+    rows = None if text is None else rows_of(text, folder)
+    subject = Subject(
+        asked.source, asked.size, asked.checkpoint, rows, calibration or asked.calibration, asked.seed
+    )  # fmt: skip
+    return Model(source.stem, source.stem, subject, asked.size)
 
 
 def _of_spec(path: Path, size: str) -> Model:

@@ -72,3 +72,20 @@ def test_rows_of_text_and_ids(tmp_path: Path) -> None:
     spec = tmp_path / "small.yaml"  # of its own: the sizes of a shipped spec may grow
     spec.write_text(re.sub(r"^  (7b|13b|70b|8b|\d.*|demo):.*\n", "", SPEC.read_text(encoding="utf-8"), flags=re.M))
     check_raises("VAL-005", model_of, spec, "8x", None, None)
+
+
+def test_a_deployment_names_model_text_and_calibration(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("And God said, Let there be light. " * 40)
+    path = tmp_path / "serve.yaml"
+    path.write_text(
+        f"deployment: 1\ncheckpoint: {DEMO}\nprecision: fp32\ncalibration: {DEMO}/calibration-tokens.npy\n"
+        "gates: {mean_kl: 0.1, text: text.txt}\n"
+    )
+    model = model_of(path, None, None, None)
+    assert (model.name, model.subject.source, model.subject.size) == ("serve", DEMO, None)
+    assert model.subject.calibration == DEMO / "calibration-tokens.npy"
+    assert model.subject.rows == rows_of(tmp_path / "text.txt", DEMO)
+    path.write_text(f"deployment: 1\nmodel: {SPEC}\nsize: tiny\nweights: random\n")
+    random = model_of(path, None, None, None)
+    assert (random.subject.source, random.subject.size, random.subject.rows) == (SPEC, "tiny", None)
+    assert dict(emulate(random.subject, ["fp32"]))["fp32"]["top1"] == 1.0

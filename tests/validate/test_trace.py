@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import compiler
-from compiler.api import weights_of
+from compiler.api import compile_with, weights_of
 from compiler.validate.trace import Trace, trace
 from tests.golden_errors import ROOT, check_raises
 
@@ -50,6 +51,18 @@ def test_a_planted_fault_is_located(fault: str, tmp_path: Path) -> None:
     assert first is not None
     assert first.value == value
     assert first.place.startswith(str(ROOT / "specs" / "models" / "llama.yaml:"))
+
+
+def test_a_wrong_scale_of_a_group_is_located(tmp_path: Path) -> None:
+    prepared = compiler.prepare(DEMO, precision="w4a16", out=tmp_path / "b")
+    right = weights_of(prepared)
+
+    def wrong(name: str) -> torch.Tensor:
+        return right(name) * 4 if name == "layers.3.mlp.up.weight.scale" else right(name)
+
+    first = traced(compile_with(prepared, wrong)).first
+    assert first is not None
+    assert first.value == "mlp.up[3]"
 
 
 def test_inputs_that_a_prompt_does_not_give(tmp_path: Path) -> None:
