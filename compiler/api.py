@@ -42,6 +42,10 @@ class Request:
     out: Path | None = None
     toolchain: str | None = None  # of a GPU; None: the installed TensorRT's, else the default
     build: tuple[tuple[str, Any], ...] = ()  # further options of its builder
+    calibration: Path | None = None
+    layers: tuple[LayerPrecision, ...] = ()
+    gates: Gates | None = None
+    card: Mapping[str, Any] | None = None  # how its gates were reached, for the passport
 
     @property
     def on_gpu(self) -> bool:
@@ -54,11 +58,6 @@ class Request:
         from compiler.lower.tensorrt.options import read_options
 
         return read_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()})
-
-    calibration: Path | None = None
-    layers: tuple[LayerPrecision, ...] = ()
-    gates: Gates | None = None
-    card: Mapping[str, Any] | None = None  # how its gates were reached, for the passport
 
 
 @dataclass(frozen=True)

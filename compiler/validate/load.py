@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 
 from compiler.ir.core import Graph, walk
 from compiler.ir.types import DTYPES
+from compiler.passes.quantization_plan import leaf_of, matches
 from compiler.sizes import cache_bytes_per_token, counted
 from compiler.validate.fit import Load
 from specs.precision import Recipe
 
 BASE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
-_LAYER = re.compile(r"^\w+\.(?:\d+|\{[^}]*\})\.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def weights_in(graph: Graph) -> Iterator[Weight]:
     for equation, count in counted(graph.equations):
         if equation.op != "weight":
             continue
-        name, value = _LAYER.sub("", str(equation.attr["name"])), equation.result
+        name, value = leaf_of(str(equation.attr["name"])), equation.result
         by = readers.get(value.name, [])
         multiplied = value.type.rank > 1 and any(op != "gather" for op in by)
         yield Weight(name, value.type.static_shape(), count, multiplied, chosen.get(value.name, 1.0))
@@ -59,8 +57,7 @@ def weights_in(graph: Graph) -> Iterator[Weight]:
 def bits(weight: Weight, recipe: Recipe, base: str) -> float:
     """Bits that a number of a weight takes, its share of scales and zero points included."""
     plain, store = 8.0 * BASE_BYTES[base], recipe.weights
-    leaf = weight.name.removesuffix(".weight")
-    excluded = any(fnmatchcase(leaf, pattern) for item in recipe.exclude for pattern in item.linears)
+    excluded = any(matches(weight.name, item.linears) for item in recipe.exclude)
     if store is None or not weight.multiplied or excluded:
         return plain
     inputs, outputs = weight.shape[-1], prod(weight.shape[:-1])
