@@ -9,6 +9,7 @@ from compiler.passes.fuse_gated_mlp import FUSE_GATED_MLP
 from compiler.passes.fuse_norm import FUSE_NORM
 from compiler.passes.fuse_qkv import FUSE_QKV
 from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.join_codes import JOIN_CODES
 from compiler.passes.pack_tokens import PACK_TOKENS
 from compiler.passes.peel_last import PEEL_LAST
 from compiler.passes.runner import Pass
@@ -21,18 +22,23 @@ SERVING = (INSERT_KV_CACHE, PACK_TOKENS, SELECT_ROWS)
 JOIN_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
 
 
-def pipeline(role: str, precision: str, target: str) -> tuple[Pass, ...]:
-    """The passes of a role (decoder, encoder) for a target; raises SpecRTError PASS-002 for an unknown precision."""
-    join = () if target == "cpu" else JOIN_PRODUCTS
-    return decoder(precision, join) if role == "decoder" else encoder(precision, join)
+def pipeline(role: str, precision: str, target: str, quantize: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+    """The passes of a role (decoder, encoder) for a target; raises SpecRTError PASS-002 for an unknown precision.
+
+    `quantize` names weights one by one: products are joined behind it.
+    """
+    on_gpu = target != "cpu"
+    first = decoder(precision, peel=on_gpu) if role == "decoder" else encoder(precision)
+    joined = (*JOIN_PRODUCTS, JOIN_CODES) if quantize else JOIN_PRODUCTS
+    return (*first, *quantize, *(joined if on_gpu else ()))
 
 
-def decoder(precision: str, join: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
-    """Tokens in, logits out, with a paged cache; `join` for targets where each product costs a launch."""
-    serving = (*SERVING[:-1], PEEL_LAST, SERVING[-1]) if join else SERVING
-    return (*FUSION, *join, *serving, FOLD_CONSTANTS, assign_precision(precision))
+def decoder(precision: str, peel: bool = False) -> tuple[Pass, ...]:
+    """Tokens in, logits out, with a paged cache; `peel`: of the last layer only the rows that are wanted go on."""
+    serving = (*SERVING[:-1], PEEL_LAST, SERVING[-1]) if peel else SERVING
+    return (*FUSION, *serving, FOLD_CONSTANTS, assign_precision(precision))
 
 
-def encoder(precision: str, join: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+def encoder(precision: str) -> tuple[Pass, ...]:
     """All tokens at once, rows padded."""
-    return (*FUSION, *join, FOLD_CONSTANTS, assign_precision(precision))
+    return (*FUSION, FOLD_CONSTANTS, assign_precision(precision))

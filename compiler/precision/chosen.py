@@ -49,9 +49,9 @@ class Chosen:
     def passes(self, role: str) -> tuple[Pass, ...]:
         """The whole pipeline for a role. 16-bit floats of the IR are computed in; where only stored, they are cast."""
         stored_only = self.base == "fp16" and self.target == "cpu"
-        pipeline = pipelines.pipeline(role, "fp32" if stored_only else self.base, self.target)
-        if self.recipe.weights is not None or self.overrides:
-            pipeline = (*pipeline, quantize(self.recipe, self.overrides, self.plans.append))
+        quantized = self.recipe.weights is not None or self.overrides
+        change = (quantize(self.recipe, self.overrides, self.plans.append),) if quantized else ()
+        pipeline = pipelines.pipeline(role, "fp32" if stored_only else self.base, self.target, change)
         return (*pipeline, STORE_HALVES) if stored_only else pipeline
 
     def needing_data(self) -> str | None:

@@ -116,7 +116,7 @@ def test_explain_counts_every_layer(demo: compiler.Prepared) -> None:
 def test_explain_gives_the_reason_of_a_refusal(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from compiler.passes import pipelines
 
-    monkeypatch.setattr(pipelines, "decoder", lambda *_: (*pipelines.FUSION, *pipelines.JOIN_PRODUCTS))
+    monkeypatch.setattr(pipelines, "decoder", lambda *_, **__: (*pipelines.FUSION, *pipelines.JOIN_PRODUCTS))
     text = SPEC.read_text(encoding="utf-8").replace("{kind: gated_mlp, act: activation", "{kind: mlp, act: activation")
     text = (
         text.replace('mlp.gate: "model.layers.{i}.mlp.gate_proj", ', "")

@@ -1,0 +1,80 @@
+"""Joined weights keep their codes: a concatenation of dequantized weights becomes one dequantize of joined codes.
+
+    concat(dequantize(a, s), dequantize(b, t)) {axis = -2}  ->  dequantize(concat(a, b), concat(s, t))
+
+The passes that join products see to it that only weights of one kind meet (linears.py). A scale for a whole weight
+becomes one for each of its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.ir.core import Arg, AttrValue, Equation, Graph, Value
+from compiler.ir.ops import REGISTRY
+from compiler.passes.rewrite import Names, beside, remove_dead
+from compiler.passes.runner import Log, Pass
+
+RULE = "join_codes"
+
+
+class RowScales:
+    """Makes equations beside a dequantize; `out` collects them."""
+
+    def __init__(self, names: Names, out: list[Equation], near: Equation) -> None:
+        self.names, self.out, self.near = names, out, near
+
+    def emit(self, op: str, *args: Arg, to: str, **attrs: AttrValue) -> Value:
+        """One more equation, named beside the dequantize."""
+        (kind,) = REGISTRY[op].infer_types(args, attrs, None)
+        value = Value(self.names.unique(beside(self.near.result.name, to)), kind)
+        self.out.append(Equation(op, args, (value,), tuple(attrs.items()), None, self.near.where))
+        return value
+
+    def by_row(self, codes: Value, scale: Value) -> Value:
+        """A scale [rows, K] of codes [rows, M]; from [1, 1] by adding zeros of that shape: the IR repeats nothing."""
+        if scale.type.shape[0] == codes.type.shape[0]:
+            return scale
+        column = self.emit("slice", codes, to="column", axis=-1, start=0, stop=1)
+        wide = self.emit("cast", column, to="column", dtype=scale.type.dtype)
+        return self.emit("add", self.emit("sub", wide, wide, to="nothing"), scale, to="scales")
+
+
+def _join(graph: Graph, log: Log) -> Graph:
+    names = Names(graph)
+    equations = _block(graph.equations, names, log)
+    return remove_dead(replace(graph, equations=equations)) if log.hits else graph
+
+
+def _block(equations: tuple[Equation, ...], names: Names, log: Log) -> tuple[Equation, ...]:
+    made = {equation.results[0].name: equation for equation in equations}
+    out: list[Equation] = []
+    for equation in equations:
+        if equation.body is not None:
+            inner = _block(equation.body.equations, names, log)
+            out.append(replace(equation, body=replace(equation.body, equations=inner)))
+            continue
+        parts = [made.get(value.name) for value in equation.values] if equation.op == "concat" else []
+        whole = [part for part in parts if part is not None and part.op == "dequantize"]
+        if whole and len(whole) == len(parts):
+            out += _joined(equation, whole, names)
+            log.hit(RULE, equation.result.name, equation.where)
+        else:
+            out.append(equation)
+    return tuple(out)
+
+
+def _joined(equation: Equation, parts: list[Equation], names: Names) -> list[Equation]:
+    out: list[Equation] = []
+    codes = [part.values[0] for part in parts]
+    scales = [RowScales(names, out, part).by_row(part.values[0], part.values[1]) for part in parts]
+    columns = [codes, scales, *([[part.values[2] for part in parts]] if len(parts[0].values) == 3 else [])]
+    near = RowScales(names, out, equation)
+    args = tuple(
+        near.emit("concat", *column, to=to, axis=-2)
+        for column, to in zip(columns, ("codes", "scale", "zero"), strict=False)
+    )
+    return [*out, replace(equation, op="dequantize", args=args, attrs=parts[0].attrs)]
+
+
+JOIN_CODES = Pass("join_codes", _join)
