@@ -1,21 +1,17 @@
 """The GPU runtime on a real GPU: right first, then as fast as what. Needs TensorRT, cuda-bindings, numpy; no PyTorch.
 
-    python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where transformers is: what `check` compares with
-    python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching
-    python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    first token, tokens/s, GPU time of a decode step
-    python bench/gpu.py profile BUNDLE OUT.json TOKENS ...    milliseconds of TensorRT's layers
-
-Times are the host's, around whole requests, after a warm-up of every shape; medians of three where a run is short.
+python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where transformers is: what `check` compares with
+python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching
+python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    `specrt bench`, each workload once
+python bench/gpu.py profile BUNDLE OUT.json TOKENS ...    milliseconds of TensorRT's layers
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,34 +49,16 @@ def reference(checkpoint: Path, out: Path) -> None:
 
 
 def where() -> dict[str, Any]:
-    """The GPU, its driver and TensorRT."""
-    import tensorrt
-    from cuda.bindings import driver as cu
+    """The GPU, its driver, its bandwidth, TensorRT and the date."""
+    from compiler.benchmark import gpu
 
-    from runtime.cuda.driver import Device
-
-    device = Device()
-    found = {"gpu": device.name, "sm": device.capability, "tensorrt": tensorrt.__version__,
-             "cuda driver": cu.cuDriverGetVersion()[1], "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-    device.close()
-    return found
-
-
-def built(bundle: Path) -> dict[str, Any]:
-    """Builds what is missing: seconds and bytes of all engines."""
-    from compiler.lower.tensorrt.plans import build_bundle
-
-    start = time.perf_counter()
-    plans = build_bundle(bundle)
-    return {
-        "seconds": round(time.perf_counter() - start, 2), "bytes": sum(plan.bytes for plan in plans),
-        "each": [round(plan.seconds, 2) for plan in plans],
-    }  # fmt: skip
+    return {**gpu(), "date": time.strftime("%Y-%m-%d")}
 
 
 def check(bundle: Path, expected: Path, out: Path) -> None:
     """Compare with the reference; all numbers go to OUT."""
     import runtime
+    from compiler.benchmark import built
 
     arrays = np.load(expected)
     count = sum(name.startswith("p") for name in arrays)
@@ -120,68 +98,14 @@ def arriving(model: Any, prompts: Sequence[list[int]], expected: Sequence[list[i
 
 
 def speed(bundle: Path, out: Path, workloads: Sequence[str]) -> None:
-    """Time the workloads; OUT is written after each."""
-    import runtime
+    """`specrt bench` with one run of each, for long workloads; OUT is written after each."""
+    from compiler.benchmark import benchmark, read_workload
 
-    result: dict[str, Any] = {**where(), "bundle": bundle.name, "build": built(bundle), "again": built(bundle)}
-    start = time.perf_counter()
-    with runtime.load(bundle, verify=False) as model:
-        result["load seconds"] = round(time.perf_counter() - start, 2)
-        result["cache tokens"] = model.executable.blocks * model.executable.block_size
-        engine, generator = model.engine, np.random.default_rng(1)
+    def told(record: dict[str, Any]) -> None:
+        out.write_text(json.dumps(record, indent=1))
+        print(json.dumps((record["workloads"] or record["first_token"])[-1]), flush=True)
 
-        def prompts(count: int, length: int) -> list[list[int]]:
-            return generator.integers(0, model.vocab, (count, length)).tolist()  # type: ignore[no-any-return]
-
-        def once(count: int, length: int, new: int) -> float:
-            start = time.perf_counter()
-            for prompt in prompts(count, length):
-                engine.submit(prompt, max_new_tokens=new)
-            while engine.busy:
-                engine.step()
-            return time.perf_counter() - start
-
-        def save() -> None:
-            out.write_text(json.dumps(result, indent=1))
-
-        for length in (128, 2048):
-            for _ in range(2):
-                once(1, length, 1)
-            result[f"first token {length}, ms"] = 1e3 * statistics.median(once(1, length, 1) for _ in range(5))
-            print(f"first token of {length}: {result[f'first token {length}, ms']:.2f} ms", flush=True)
-        for workload in workloads:
-            length, new, count = map(int, workload.split("x"))
-            once(count, length, 4)  # graphs and shapes
-            seconds = once(count, length, new)
-            result[workload] = {"tokens/s": count * new / seconds, "seconds": seconds}
-            with timed_graphs(model) as steps:
-                once(count, length, new)
-            found = steps()
-            if found:
-                decode = {"first": found[0], "median": statistics.median(found), "last": found[-1]}
-                result[workload]["ms of a decode step on the GPU"] = decode
-            print(f"{workload}: {count * new / seconds:.0f} tokens/s; {result[workload]}", flush=True)
-            save()
-        result["choices"] = model.executable.graphs.choices  # type: ignore[attr-defined]
-        save()
-
-
-@contextmanager
-def timed_graphs(model: Any) -> Iterator[Callable[[], list[float]]]:
-    """Milliseconds on the GPU of every graph that is started in the block."""
-    device, found = model.executable._device, []
-    replay = device.replay
-
-    def measured(graph: Any) -> None:
-        start = device.event()
-        replay(graph)
-        found.append((start, device.event()))
-
-    device.replay = measured
-    try:
-        yield lambda: [round(device.milliseconds(*pair), 4) for pair in found]
-    finally:
-        device.replay = replay
+    benchmark(bundle, [read_workload(text) for text in workloads], runs=1, told=told)
 
 
 def profile(bundle: Path, out: Path, sizes: Sequence[str]) -> None:
@@ -189,6 +113,7 @@ def profile(bundle: Path, out: Path, sizes: Sequence[str]) -> None:
     import tensorrt
 
     import runtime
+    from compiler.benchmark import built
 
     class Times(tensorrt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:

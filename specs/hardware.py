@@ -55,6 +55,7 @@ class Board(Node):
     int8: Float | None = None
     fp4: Float | None = None
     source: Text = Field(description="where the numbers come from")
+    device: Text | None = Field(None, description="the name that its driver gives")
 
 
 class Gpu(Node):
@@ -123,6 +124,15 @@ def _gpu(path: Path) -> Gpu:
             "PREC-002", f"`{path.name}` must be of schema {VERSION} and say `sm: {path.stem[2:]}`", where=gpu.where
         )
     return gpu
+
+
+def part_of_device(name: str) -> tuple[str, Board] | None:
+    """The part whose driver gives this name; None where no file has it."""
+    for known in gpu_names():
+        for part, board in load_gpu(known).parts.items():
+            if board.device == name:
+                return part, board
+    return None
 
 
 def gpu_names() -> tuple[str, ...]:

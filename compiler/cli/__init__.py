@@ -1,8 +1,8 @@
 """The command line: `specrt`, and `compile`, which is `specrt compile` by itself.
 
 Commands only render: what they show comes from `compiler.api`, `compiler.explain`, `compiler.sizes`, `compiler.stages`,
-`compiler.draw`, `compiler.doctor`, `compiler.infer` and `runtime`. docs/cli.md documents exit codes and the keys of
-`--json`.
+`compiler.draw`, `compiler.doctor`, `compiler.infer`, `compiler.benchmark` and `runtime`. docs/cli.md documents exit
+codes and the keys of `--json`.
 """
 
 from __future__ import annotations

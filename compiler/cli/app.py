@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import specs
+from compiler.cli.bench import bench_command
 from compiler.cli.build import build_command
 from compiler.cli.compile import compile_command
 from compiler.cli.diff import diff_command
@@ -56,6 +57,7 @@ def _specrt(
 app.command("compile", epilog=_EPILOG)(compile_command)
 app.command("build", epilog=_EPILOG)(build_command)
 app.command("run", epilog=_EPILOG)(run_command)
+app.command("bench", epilog=_EPILOG)(bench_command)
 app.command("inspect", epilog=_EPILOG)(inspect_command)
 app.command("explain", epilog=_EPILOG)(explain_command)
 app.command("infer", epilog=_EPILOG)(infer_command)

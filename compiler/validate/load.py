@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from compiler.ir.core import Graph, walk
+from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.types import DTYPES
 from compiler.passes.quantization_plan import leaf_of, matches
 from compiler.sizes import cache_bytes_per_token, counted
@@ -14,6 +14,7 @@ from compiler.validate.fit import Load
 from specs.precision import Recipe
 
 BASE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+_KEEPS = ("dequantize", "cast", "concat")  # of a weight, what is still the weight
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Weight:
     count: int
     multiplied: bool  # by a product, whole at every step
     active: float  # share of it that a token uses: below 1 for experts
+    dtype: str  # as the graph has it
 
     @property
     def numbers(self) -> int:
@@ -34,24 +36,32 @@ class Weight:
 
 def weights_in(graph: Graph) -> Iterator[Weight]:
     """The weights of a graph; one that several operations read counts once."""
-    readers: dict[str, list[str]] = {}
-    chosen: dict[str, float] = {}
+    readers: dict[str, list[tuple[Equation, int]]] = {}
     for equation in walk(graph.equations):
         for place, value in enumerate(equation.values):
-            readers.setdefault(value.name, []).append(
-                "gather" if equation.op == "gather" and place == 0 else equation.op
-            )
-            if (picked := equation.attr.get("top_k")) is not None and value.type.rank == 3:
-                experts = value.type.shape[0]
-                if isinstance(picked, int) and isinstance(experts, int):
-                    chosen[value.name] = picked / experts
+            readers.setdefault(value.name, []).append((equation, place))
+
+    def active(value: Value) -> float:
+        """The greatest share that a reader takes for a token, also through what only unpacks it."""
+        shares = [0.0]
+        for equation, place in readers.get(value.name, ()):
+            if equation.op == "gather_matmul" and place == 1:
+                chosen, experts = equation.values[2].type.shape[-1], value.type.shape[0]
+                assert isinstance(chosen, int)
+                assert isinstance(experts, int)
+                shares.append(chosen / experts)
+            else:
+                shares.append(active(equation.result) if equation.op in _KEEPS else 1.0)
+        return max(shares)
+
     for equation, count in counted(graph.equations):
         if equation.op != "weight":
             continue
         name, value = leaf_of(str(equation.attr["name"])), equation.result
-        by = readers.get(value.name, [])
-        multiplied = value.type.rank > 1 and any(op != "gather" for op in by)
-        yield Weight(name, value.type.static_shape(), count, multiplied, chosen.get(value.name, 1.0))
+        multiplied = value.type.rank > 1 and any(
+            reader.op != "gather" or place > 0 for reader, place in readers.get(value.name, ())
+        )
+        yield Weight(name, value.type.static_shape(), count, multiplied, active(value), value.type.dtype)
 
 
 def bits(weight: Weight, recipe: Recipe, base: str) -> float:

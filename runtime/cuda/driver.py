@@ -56,6 +56,12 @@ class Device:
         """Bytes that can be allocated now."""
         return int(check(cu.cuMemGetInfo())[0])
 
+    @property
+    def used_memory(self) -> int:
+        """Bytes that this and all other processes hold on the GPU."""
+        free, total = check(cu.cuMemGetInfo())
+        return int(total) - int(free)
+
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def allocate(self, size: int) -> int:

@@ -114,6 +114,11 @@ class CUDAExecutable:
         self._ways = Ways(plain, few)
         device.wait()
 
+    @property
+    def device(self) -> Device:
+        """The GPU that it runs on."""
+        return self._device
+
     # -- what the scheduler uses ----------------------------------------------------------------------------------
 
     @property
