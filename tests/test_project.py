@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compiler.lower": ("specs", "compiler.ir", "compiler.passes", "compiler.kernels"),
     "compiler.cli": ("specs", "compiler", "runtime"),
     "compiler.validate": ("specs", "compiler", "runtime"),
+    "compiler.benchmark": ("specs", "compiler", "runtime"),
     "compiler.quantization": ("specs", "compiler", "runtime.derive"),
     "compiler": ("specs", "compiler"),
 }
