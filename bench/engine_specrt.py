@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 import compiler
 import runtime
@@ -16,9 +19,15 @@ class Engine:
     """A compiled bundle; the same object compiles it, in a process of its own."""
 
     def compile(self, checkpoint: str, dtype: str, out: str) -> dict[str, Any]:
-        """Write the bundle."""
+        """Write the bundle; with low-bit weights the head has 8 bits, as llama.cpp's files have it."""
+        stated: dict[str, Any] = {"deployment": 1, "checkpoint": checkpoint, "precision": dtype}
+        tied = json.loads((Path(checkpoint) / "config.json").read_text())["tie_word_embeddings"]
+        if dtype.startswith("w") and not tied:
+            stated["layers"] = [{"linears": "head", "precision": "w8a16"}]
+        deployment = Path(f"{out}.yaml")
+        deployment.write_text(yaml.safe_dump(stated))
         begin = time.perf_counter()
-        compiler.compile(checkpoint, precision=dtype, out=out)
+        compiler.compile(deployment, out=out)
         return {"compile_s": time.perf_counter() - begin}
 
     def load(self, artifact: str, threads: int, batch: int, tokens: int, **_: object) -> dict[str, Any]:

@@ -20,7 +20,10 @@ class Engine:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         begin = time.perf_counter()
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        if dtype not in kinds:
+            raise ValueError(f"{dtype}: not on a CPU")
+        kind = kinds[dtype]
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=kind).eval()
         return {"load_s": time.perf_counter() - begin}
 
