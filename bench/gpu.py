@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from gpu_build import build
+from gpu_serving import COUNT, arrivals, memcheck, soak
 
 PROMPTS = (1, 7, 40, 130, 300)  # tokens
 NEW = 48
@@ -80,6 +82,7 @@ def check(bundle: Path, expected: Path, out: Path) -> None:
         )
         result["arriving over time equal"] = arriving(model, prompts, together)
         result["choices"] = model.executable.graphs.choices  # type: ignore[attr-defined]
+    result["bytes not given back"] = not_given_back(bundle)
     out.write_text(json.dumps(result, indent=1))
     print(json.dumps({key: value for key, value in result.items() if key != "choices"}))
 
@@ -95,6 +98,22 @@ def arriving(model: Any, prompts: Sequence[list[int]], expected: Sequence[list[i
     while engine.busy:
         engine.step()
     return all(request.new == expected[i % len(prompts)] for i, request in enumerate(requests))
+
+
+def not_given_back(bundle: Path) -> int:
+    """Bytes that three times loading and closing leave in use on the GPU."""
+    import runtime
+    from runtime.cuda.driver import Device
+
+    device = Device()
+    runtime.load(bundle, cache_tokens=1024).close()  # loads what the driver keeps
+    before = device.used_memory
+    for _ in range(3):
+        runtime.load(bundle, cache_tokens=1024).close()
+    device.use()
+    left = device.used_memory - before
+    device.close()
+    return left
 
 
 def speed(bundle: Path, out: Path, workloads: Sequence[str]) -> None:
@@ -149,13 +168,16 @@ def profile(bundle: Path, out: Path, sizes: Sequence[str]) -> None:
             out.write_text(json.dumps(result, indent=1))
 
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "reference": lambda checkpoint, out: reference(Path(checkpoint), Path(out)),
+    "check": lambda bundle, expected, out: check(Path(bundle), Path(expected), Path(out)),
+    "speed": lambda bundle, out, *workloads: speed(Path(bundle), Path(out), workloads or WORKLOADS),
+    "profile": lambda bundle, out, *sizes: profile(Path(bundle), Path(out), sizes),
+    "arrivals": lambda bundle, out, count=COUNT: arrivals(Path(bundle), Path(out), int(count)),
+    "soak": lambda bundle, out, seconds: soak(Path(bundle), Path(out), float(seconds)),
+    "memcheck": lambda bundle, out: memcheck(Path(bundle), Path(out)),
+    "build": lambda bundle, out: build(Path(bundle), Path(out)),
+}
+
 if __name__ == "__main__":
-    command, *rest = sys.argv[1:]
-    if command == "reference":
-        reference(Path(rest[0]), Path(rest[1]))
-    elif command == "check":
-        check(Path(rest[0]), Path(rest[1]), Path(rest[2]))
-    elif command == "profile":
-        profile(Path(rest[0]), Path(rest[1]), rest[2:])
-    else:
-        speed(Path(rest[0]), Path(rest[1]), rest[2:] or WORKLOADS)
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

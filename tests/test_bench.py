@@ -14,8 +14,10 @@ from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
+import gpu_serving
 import report
 import shapes
+from tests.runtime.fake import decoder, dense_greedy
 from worker import EngineError, Worker
 
 ENGINE = """
@@ -92,3 +94,22 @@ def test_ratios_in_the_table() -> None:
     assert "| **specrt / peer** | 2.00x | 2.00x | 2.00x |" in table
     assert "| specrt | 200 (100-300) | 200 (100-300) | 200 (100-300) | 10% / 1% |" in table
     assert "other is left out: it has no wheel" in table
+
+
+def test_requests_that_arrive_over_time_are_each_measured_from_their_arrival() -> None:
+    model, executable = decoder()
+    asked = [gpu_serving.Asked([one, one + 1], 3 + one % 2) for one in range(9)]
+    arrivals = [0.01 * number for number in range(9)]
+    ids, waits = gpu_serving._over_time(model, asked, arrivals)
+    assert ids == [dense_greedy(one.prompt, one.new) for one in asked] == gpu_serving._together(model, asked)
+    assert all(0 < wait < 5 for wait in waits)
+    assert len(executable.shapes) > 9  # nothing waited for the last to arrive
+
+
+def test_mixed_requests_are_short_and_long() -> None:
+    asked = gpu_serving.mixed(100, 200)
+    lengths = [len(one.prompt) for one in asked]
+    assert min(lengths) < 4
+    assert max(lengths) > 200
+    assert {8, gpu_serving.MOST_NEW} <= {one.new for one in gpu_serving.mixed(100, 2000)}
+    assert asked == gpu_serving.mixed(100, 200)
