@@ -10,13 +10,16 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter (Triton 3.9) holds bf16 as its bits and multiplies those; widen them first."""
+    """The interpreter (Triton 3.9) holds bf16 as its bits and multiplies those; widen them first, E4M3 as it does."""
     from triton import language
     from triton.runtime import interpreter
 
     def wide(handle: Any) -> Any:
         if handle.dtype.scalar == language.bfloat16:
             return (handle.data.astype(np.uint32) << 16).view(np.float32)
+        if handle.dtype.scalar == language.float8e4nv:
+            found = interpreter._convert_float(handle.data, handle.dtype.scalar, language.float16, None)
+            return found.view(np.float16)
         return handle.data
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:  # noqa: ARG001

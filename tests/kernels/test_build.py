@@ -12,6 +12,7 @@ import pytest
 from compiler.kernels import attention as lib
 from compiler.kernels import library
 from compiler.kernels.build import ARCHITECTURES, SHARED, build
+from compiler.kernels.products import LEAST_FP8, MANY, Product, product
 from compiler.kernels.rows import gemm
 from tests.golden_errors import check_raises
 from tests.kernels.cases import FEATURES, attention
@@ -76,6 +77,17 @@ def test_each_architecture(architecture: int) -> None:
     assert small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
     assert small.threads == 128
     assert large.shared <= SHARED[architecture]  # the tiles that are best on sm_90 do not fit everywhere
+
+
+@pytest.mark.parametrize("architecture", [80, 89, 120])
+def test_products_of_each_architecture(architecture: int) -> None:
+    """One of each kernel in its largest tiles: they must fit the shared memory, E4M3 where it is."""
+    sizes = {"outs": 4096, "ins": 4096, "out": "f16", "scale": "f16"}
+    kinds = [Product(x="f16", w="i4", group=128, **sizes), Product(x="i8", w="i8", x_scale="row", **sizes)]
+    kinds += [Product(x="f8e4m3", w="f8e4m3", x_scale="row", **sizes)] if architecture >= LEAST_FP8 else []
+    for made in build([product(p, MANY, architecture) for p in kinds], architecture):
+        assert made.cubin[:4] == b"\x7fELF"
+        assert made.shared <= SHARED[architecture]
 
 
 def test_every_feature_compiles() -> None:
