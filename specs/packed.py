@@ -39,16 +39,16 @@ class Packed:
     parts: tuple[tuple[str, TensorInfo], ...]
     bits: int = 8
     zero_offset: int = 0
-    block: tuple[int, ...] = ()
+    block: tuple[int, ...] = ()  # outputs and inputs that share a scale, where that is stated
+    group: int = 0  # inputs that share a scale, where that is stated
+    symmetric: bool = False  # every zero point is the middle of the range
+    permuted: bool = False  # inputs were put into groups by their size (act-order)
 
 
 @dataclass(frozen=True)
 class _Method:
-    layout: str
     marker: str  # the part that tells a quantized module
-    bits: int = 8
-    zero_offset: int = 0
-    block: tuple[int, ...] = ()  # outputs and inputs that share a scale, where that is stated
+    packed: Packed  # without parts
 
 
 def unpacked(config: dict[str, Any], further: Mapping[str, Any], tensors: Infos, where: Where) -> tuple[Any, Infos]:
@@ -73,21 +73,26 @@ def _method(method: str, stated: Mapping[str, Any], further: Mapping[str, Any], 
     if method == "awq":
         if stated.get("bits", stated.get("w_bit", 4)) != 4 or str(stated.get("version", "gemm")).lower() != "gemm":
             raise refuse(f"awq in its version `{stated.get('version')}`", "4 bits in version gemm are read")
-        return _Method("awq", "qweight", 4)
+        return _Method("qweight", Packed("awq", (), 4, group=_number(stated, "group_size", "q_group_size")))
     if method == "gptq":
         bits = stated.get("bits")
         if bits not in (2, 4, 8):
             raise refuse(f"gptq with {bits} bits", "2, 4 and 8 bits are read")
-        return _Method("gptq", "qweight", int(bits), 0 if stated.get("checkpoint_format") == "gptq_v2" else 1)
+        moved = bool(stated.get("desc_act")) and not stated.get("static_groups")
+        offset = 0 if stated.get("checkpoint_format") == "gptq_v2" else 1
+        size, even = _number(stated, "group_size"), bool(stated.get("sym"))
+        return _Method(
+            "qweight", Packed("gptq", (), int(bits), offset, group=size, symmetric=even, permuted=moved)
+        )
     if method == "compressed-tensors":
         return _compressed(stated, refuse)
     if method == "fp8":
         block = tuple(int(size) for size in stated.get("weight_block_size") or ())
-        return _Method("scaled", "weight_scale_inv" if block else "weight_scale", block=block)
+        return _Method("weight_scale_inv" if block else "weight_scale", Packed("scaled", (), block=block))
     if method == "modelopt":
         algorithm = str({**stated, **further.get("quantization", {})}.get("quant_algo"))
         if algorithm in ("FP8", "NVFP4"):
-            return _Method("scaled" if algorithm == "FP8" else "nvfp4", "weight_scale")
+            return _Method("weight_scale", Packed("scaled" if algorithm == "FP8" else "nvfp4", ()))
         raise refuse(f"modelopt's `{algorithm}`", "FP8 and NVFP4 are read")
     if method == "bitsandbytes":
         hint = (
@@ -98,15 +103,19 @@ def _method(method: str, stated: Mapping[str, Any], further: Mapping[str, Any], 
     raise refuse(f"`{method}`", f"read are {known}; or take the checkpoint that it was made from")
 
 
+def _number(stated: Mapping[str, Any], *names: str) -> int:
+    return next((int(stated[name]) for name in names if isinstance(stated.get(name), int)), 0)
+
+
 def _compressed(stated: Mapping[str, Any], refuse: Any) -> _Method:
     form = stated.get("format")
     bits = {
         int(group["weights"]["num_bits"]) for group in stated.get("config_groups", {}).values() if group.get("weights")
     }
     if form in ("int-quantized", "float-quantized", "naive-quantized") and bits <= {8}:
-        return _Method("scaled", "weight_scale")
+        return _Method("weight_scale", Packed("scaled", ()))
     if form == "pack-quantized" and len(bits) == 1 and bits <= {4, 8}:
-        return _Method("packed", "weight_packed", bits.pop())
+        return _Method("weight_packed", Packed("packed", (), bits.pop()))
     hint = "int-quantized, float-quantized and pack-quantized with 4 or 8 bits are read"
     raise refuse(f"compressed-tensors in its format `{form}`, {', '.join(map(str, sorted(bits)))} bits", hint)
 
@@ -139,11 +148,12 @@ _NEEDED = {
 
 
 def _weight(module: str, parts: Mapping[str, TensorInfo], method: _Method, where: Where) -> TensorInfo:
-    lacking = [part for part in _NEEDED[method.layout] if part not in parts]
+    layout = method.packed.layout
+    lacking = [part for part in _NEEDED[layout] if part not in parts]
     if lacking:
         raise SpecRTError("CKPT-031", f"the quantized module `{module}` lacks `{module}.{lacking[0]}`", where=where)
-    count = 32 // method.bits
-    first = parts[_NEEDED[method.layout][0]]
+    count = 32 // method.packed.bits
+    first = parts[_NEEDED[layout][0]]
     rows, columns = first.shape
     shape = {
         "awq": (columns * count, rows),
@@ -151,6 +161,6 @@ def _weight(module: str, parts: Mapping[str, TensorInfo], method: _Method, where
         "scaled": (rows, columns),
         "packed": (rows, columns * count),
         "nvfp4": (rows, columns * 2),
-    }[method.layout]
-    packed = Packed(method.layout, tuple(sorted(parts.items())), method.bits, method.zero_offset, method.block)
+    }[layout]
+    packed = replace(method.packed, parts=tuple(sorted(parts.items())))
     return replace(first, name=f"{module}.weight", dtype="F32", shape=shape, packed=packed)

@@ -181,7 +181,8 @@ class _Mapper:
                 where=Where(str(info.file)),
                 hint="this looks like a quantized checkpoint; use the one it was made from",
             )
-        transpose = entry.source.transpose and scales is None and decl.suffix == "weight" and len(info.shape) > 1
+        plain = scales is None and info.packed is None  # a low-bit layout is [out, in] whatever it was made from
+        transpose = entry.source.transpose and plain and decl.suffix == "weight" and len(info.shape) > 1
         shape = _swapped(info.shape) if transpose else info.shape
         if scales is not None:
             shape = self._unpacked(decl, info, scales)
