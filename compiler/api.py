@@ -19,8 +19,10 @@ from specs.errors import SpecRTError
 if TYPE_CHECKING:
     from compiler.lower.tensorrt.options import BuildOptions
     from compiler.passes.runner import PassReport
+    from compiler.quantization.stored_codes import Stored
     from compiler.validate.gates import Gates
     from compiler.weights import Weights
+    from specs.weight_source import WeightSource
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SEQUENCE = 2048  # tokens, where neither the caller nor the model states a longest sequence
@@ -34,7 +36,7 @@ class Request:
     checkpoint: Path | None = None
     size: str | None = None
     target: str = "cpu"
-    precision: str = "fp32"
+    precision: str | None = None  # a low-bit checkpoint's own, else fp32
     max_batch: int = 8
     max_sequence: int | None = None
     weights: str = "checkpoint"
@@ -135,8 +137,10 @@ def _check_gpu(request: Request) -> None:
     """Raise SpecRTError PREC-010 where the GPU or the toolchain lacks the precision, or the toolchain the GPU."""
     from compiler.precision.decide import decide, require
     from specs.hardware import load_gpu, load_toolchain
-    from specs.precision import load_recipe
+    from specs.precision import STORED, load_recipe
 
+    if request.precision in (None, STORED):  # the checkpoint tells
+        return
     toolchain = load_toolchain(request.options().toolchain)
     require(decide(load_recipe(request.precision), toolchain, load_gpu(request.target)))
 
@@ -160,7 +164,6 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         seconds[name], clock = time.perf_counter() - clock, time.perf_counter()
 
     toolchain = asked.options().toolchain if asked.on_gpu else "openvino"
-    precision = choose(asked.target, toolchain, asked.precision, asked.layers)
     found = resolve(asked.source, asked.checkpoint, asked.size)
     longest = asked.max_sequence or found.config.get("context") or DEFAULT_SEQUENCE
     limits = Limits(asked.max_batch, int(longest))
@@ -170,10 +173,29 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         message = f"size `{asked.size}` states {found.parameters} parameters, its shapes have {built.parameters}"
         raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
+    precision = choose(asked.target, toolchain, asked.precision, asked.layers, _stored(asked, found, built))
     role = role_of(found)
     graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
     lap("passes")
     return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)
+
+
+def _stored(asked: Request, found: Source, built: Built) -> Stored | None:
+    """The checkpoint's own low-bit weights, where they are asked for or nothing is."""
+    from compiler.quantization.stored_codes import stored_in
+    from specs.precision import STORED
+
+    checkpoint = found.checkpoint
+    if checkpoint is None or asked.weights == "random" or asked.precision not in (None, STORED):
+        return None
+    return stored_in(_sources(found, built), checkpoint) if checkpoint.low_bit else None
+
+
+def _sources(source: Source, built: Built) -> dict[str, WeightSource]:
+    from specs.weight_map import map_weights
+
+    assert source.checkpoint is not None
+    return map_weights(source.spec, source.config, built.weights, source.checkpoint)
 
 
 def role_of(source: Source) -> str:
@@ -205,7 +227,8 @@ def compile(  # noqa: A001 (the public name)
     """Compile a spec (with `checkpoint`), a checkpoint folder or a deployment spec into a bundle; gives its path.
 
     `target` is cpu, or a GPU as sm90 with a `toolchain` as tensorrt-10.8; `precision` a recipe's
-    name (specs/precisions) or file, fp32 where nothing says otherwise; `calibration` a .npy file of token ids or a
+    name (specs/precisions) or file, or checkpoint: its own low-bit weights as they are, which a low-bit checkpoint
+    gets where nothing says otherwise, others get fp32; `calibration` a .npy file of token ids or a
     text file; `weights` checkpoint or random.
     Raises SpecRTError for every mistake in what was given; nothing is left behind then.
     """
@@ -277,7 +300,6 @@ def weights_of(prepared: Prepared, progress: Progress | None = None) -> Weights:
 def float_weights(prepared: Prepared) -> Weights:
     """The weights as the checkpoint has them."""
     from compiler.weights import checkpoint_weights, random_weights
-    from specs.weight_map import map_weights
 
     asked, source = prepared.request, prepared.source
     if asked.weights == "random":
@@ -285,7 +307,7 @@ def float_weights(prepared: Prepared) -> Weights:
     if source.checkpoint is None:
         message = f"no checkpoint to take the weights of `{source.label}` from"
         raise SpecRTError("CKPT-020", message, hint="name a checkpoint folder, or give `--weights random`")
-    return checkpoint_weights(map_weights(source.spec, source.config, prepared.built.weights, source.checkpoint))
+    return checkpoint_weights(_sources(source, prepared.built))
 
 
 def _copy_tokenizer(source: Source, work: Path) -> bool:

@@ -15,6 +15,7 @@ from specs.packed import Packed, unpacked
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BLOCKS, SCALES = "_blocks", "_scales"  # the two tensors of an MXFP4 weight
 MAX_HEADER = 100_000_000
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -62,6 +63,11 @@ class Checkpoint:
     def config_where(self) -> Where:
         """The file of the configuration, for messages."""
         return Where(str(self.dir / self.config_name))
+
+    @property
+    def low_bit(self) -> bool:
+        """Whether weights are stored in a low-bit layout."""
+        return any(info.packed is not None or name.endswith(BLOCKS) for name, info in self.tensors.items())
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:

@@ -85,7 +85,10 @@ class Deployment(Node):
     target: Text | None = Field(None, description="cpu, or a GPU's architecture: sm90")
     toolchain: Text | None = Field(None, description="tensorrt-8.6, tensorrt-10.8, ...; left out: the installed one")
     build: Build | None = None
-    precision: Text | None = Field(None, description="a recipe's name, or a recipe file")
+    precision: Text | None = Field(
+        None,
+        description="a recipe's name, a recipe file, or checkpoint: low-bit weights as they are; left out: so, or fp32",
+    )
     layers: Annotated[tuple[Layers, ...], Sequence] = Field((), description="linears with a precision of their own")
     gates: Gates | None = None
     calibration: Text | None = Field(None, description="a .npy file of token ids, or a text file")

@@ -81,9 +81,7 @@ def _method(method: str, stated: Mapping[str, Any], further: Mapping[str, Any], 
         moved = bool(stated.get("desc_act")) and not stated.get("static_groups")
         offset = 0 if stated.get("checkpoint_format") == "gptq_v2" else 1
         size, even = _number(stated, "group_size"), bool(stated.get("sym"))
-        return _Method(
-            "qweight", Packed("gptq", (), int(bits), offset, group=size, symmetric=even, permuted=moved)
-        )
+        return _Method("qweight", Packed("gptq", (), int(bits), offset, group=size, symmetric=even, permuted=moved))
     if method == "compressed-tensors":
         return _compressed(stated, refuse)
     if method == "fp8":

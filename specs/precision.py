@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from specs.errors import SpecRTError
+from specs.errors import SpecRTError, Where
 from specs.fields import Float, Numbers, Sequence, Texts, Word
 from specs.node import Bool, Int, Node, Text
 from specs.yaml_loader import load_yaml
@@ -177,6 +177,22 @@ def _check(recipe: Recipe) -> None:
         problem = f"{needs} needs `calibration`"
     if problem is not None:
         raise SpecRTError("PREC-002", problem, where=where)
+
+
+STORED = "checkpoint"
+"""The precision that keeps a checkpoint's own low-bit weights as they are."""
+
+
+def stored_recipe(dtype: str, where: Where) -> Recipe:
+    """The recipe of weights whose codes a checkpoint holds: nothing is rounded, activations stay wide."""
+    weights = Weights.model_construct(type=dtype, per="row", where=where)
+    text = "the checkpoint's own numbers; float32 sums in another order, as tests/families"
+    bound = Bound.model_construct(mean_kl=1e-6, relative=1e-4, source=text, where=where)
+    return Recipe.model_construct(
+        precision=VERSION, name=STORED, source={"code": where.file}, base=("bf16", "fp16", "fp32"), weights=weights,
+        instead=("w8a16", "w4a16", "fp16") if dtype not in ("i4", "u4") else ("w4a16", "w8a16", "fp16"), bound=bound,
+        where=where,
+    )  # fmt: skip
 
 
 def needs_calibration(recipe: Recipe) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from specs.checkpoint import Checkpoint, TensorInfo
+from specs.checkpoint import BLOCKS, SCALES, Checkpoint, TensorInfo
 from specs.errors import SpecRTError, Where
 from specs.layouts import parse_layout
 from specs.names import nearest
@@ -25,7 +25,6 @@ __all__ = ["Select", "WeightDecl", "WeightSource", "map_weights", "take"]
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_LISTED = 8
-BLOCKS, SCALES = "_blocks", "_scales"  # the two tensors of an MXFP4 weight
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,15 @@ class WeightSource:
         import torch
 
         if self.stack:
-            first = take(_stored(self.stack[0]), self.select, self.shape[1:])
+            first = take(stored_tensor(self.stack[0]), self.select, self.shape[1:])
             out = torch.empty(self.shape, dtype=first.dtype)
             out[0] = first
             for number, info in enumerate(self.stack[1:], 1):
-                out[number] = take(_stored(info), self.select, self.shape[1:])
+                out[number] = take(stored_tensor(info), self.select, self.shape[1:])
             return out
-        stored = _stored(self.tensor)
+        stored = stored_tensor(self.tensor)
         for copy in self.copies:
-            other = _stored(copy)
+            other = stored_tensor(copy)
             if stored.shape != other.shape or not bool((stored == other).all()):
                 raise SpecRTError(
                     "CKPT-019",
@@ -72,15 +72,16 @@ class WeightSource:
                     hint="if each is its own, set the flag to false there, mostly `tie_word_embeddings: false`",
                 )
         if self.scales is not None:
-            stored = decode_mxfp4(stored, _stored(self.scales))
+            stored = decode_mxfp4(stored, stored_tensor(self.scales))
         return take(stored, self.select, self.shape)
 
 
-def _stored(info: TensorInfo) -> torch.Tensor:
+def stored_tensor(info: TensorInfo) -> torch.Tensor:
+    """A tensor as its file has it, or the numbers of a low-bit module."""
     if info.packed is not None:
         from specs.unpack import unpack
 
-        return unpack(info.packed, _stored)
+        return unpack(info.packed, stored_tensor)
     if not info.in_place:
         from safetensors import safe_open
 
@@ -103,6 +104,16 @@ def take(stored: torch.Tensor, select: Select, shape: tuple[int, ...]) -> torch.
     if not select.whole:
         stored = stored.reshape(select.outer, select.axis, select.inner, -1)[:, select.start : select.stop]
     return stored.reshape(shape).contiguous()
+
+
+def mxfp4_codes(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as codes [..., 32 G], values of E2M1 held in E4M3, and E8M0 scales [..., G]."""
+    import torch
+
+    from specs.unpack import e2m1
+
+    codes = torch.stack((blocks & 15, blocks >> 4), -1).reshape(*blocks.shape[:-2], -1)
+    return e2m1(codes), scales.view(torch.float8_e8m0fnu)
 
 
 def decode_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,11 @@ Toolchain = Annotated[
     typer.Option(help="TensorRT for a GPU, as tensorrt-10.8.", show_default="the installed, else tensorrt-8.6"),
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="A recipe of specs/precisions, or a recipe file.", show_default="fp32")
+    str | None,
+    typer.Option(
+        help="A recipe of specs/precisions, a recipe file, or checkpoint: low-bit weights as they are stored.",
+        show_default="checkpoint if that is low-bit, else fp32",
+    ),
 ]
 MaxBatch = Annotated[int | None, typer.Option(min=1, help="Sequences served at once.", show_default="8")]
 MaxSequence = Annotated[

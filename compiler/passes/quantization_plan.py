@@ -30,6 +30,7 @@ class Storage:
     block: tuple[int, ...]
     zero: bool
     outer: bool
+    permuted: bool = False  # inputs are put in the order of their groups first
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class QuantizationPlan:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def plan_quantization(graph: Graph, recipe: Recipe, overrides: Sequence[Override] = ()) -> QuantizationPlan:
-    """The plan for a graph; raises SpecRTError PREC-011 where an override names no linear."""
+def plan_quantization(
+    graph: Graph, recipe: Recipe, overrides: Sequence[Override] = (), stored: Mapping[str, Linear | str] | None = None
+) -> QuantizationPlan:
+    """The plan for a graph; `stored`: linears as the checkpoint has them, in place of the recipe.
+
+    Raises SpecRTError PREC-011 where an override names no linear.
+    """
     plan = QuantizationPlan(recipe, tuple(overrides))
     used: set[int] = set()
     for name, equation, weight in linears_of(graph):
@@ -72,6 +78,13 @@ def plan_quantization(graph: Graph, recipe: Recipe, overrides: Sequence[Override
                 plan.kept[name] = why
             continue
         reason = _refusal(graph, equation, weight)
+        if index is None and stored is not None:
+            own = reason or stored.get(name, "the checkpoint has it in the base precision")
+            if isinstance(own, Linear):
+                plan.linears[name] = own
+            else:
+                plan.kept[name] = own
+            continue
         storage = storage_of(chosen, weight.type.static_shape()) if reason is None else None
         if isinstance(storage, Storage):
             plan.linears[name] = Linear(name, storage, chosen)

@@ -1,6 +1,7 @@
 """Rewrites the products that a plan names: codes and scales in place of a weight, rounding of the input before it.
 
     %w.codes, %w.scale [, %w.zero] [, %w.outer]: weights      %w = dequantize(codes, scale, ...)
+    x by the order of the codes' columns where a checkpoint has groups of inputs that do not lie together
     x * smooth where the recipe smooths; folded into the norm that makes x if nothing else reads that
     x = dequantize(quantize(x, s), s) with s = row_scale(x) or, static, a weight
 
@@ -29,12 +30,18 @@ LEAST_E4M3 = 2.0**-9
 
 
 def quantize(
-    recipe: Recipe, overrides: Sequence[Override] = (), planned: Callable[[QuantizationPlan], None] | None = None
+    recipe: Recipe,
+    overrides: Sequence[Override] = (),
+    planned: Callable[[QuantizationPlan], None] | None = None,
+    stored: Mapping[str, Linear | str] | None = None,
 ) -> Pass:
-    """The pass that plans for the graph it gets, tells `planned`, and carries the plan out."""
+    """The pass that plans for the graph it gets, tells `planned`, and carries the plan out.
+
+    `stored`: linears as the checkpoint has them, which take the place of the recipe's.
+    """
 
     def apply(graph: Graph, log: Log) -> Graph:
-        plan = plan_quantization(graph, recipe, overrides)
+        plan = plan_quantization(graph, recipe, overrides, stored)
         if planned is not None:
             planned(plan)
         for name, why in plan.kept.items():
@@ -195,8 +202,21 @@ class _Rewriting:
         outer = self.stored(f"{name}.outer", "f32", 1) if store.outer else None
         attrs: dict[str, AttrValue] = {"dtype": weight.type.dtype, **({"block": store.block} if store.block else {})}
         wide = self.emit("dequantize", codes, scale, zero, outer, to=weight.name, attrs=attrs)
-        self.out.append(replace(equation, args=(self.input(x, linear.recipe), wide)))
+        rows = self.input(x, linear.recipe)
+        if store.permuted:
+            rows = self.permuted(rows, name)
+        self.out.append(replace(equation, args=(rows, wide)))
         self.parent.log.hit(linear.recipe.name, equation.result.name, equation.where)
+
+    def permuted(self, x: Value, name: str) -> Value:
+        """x with its last dim in the order in which the codes of a weight have theirs."""
+        order = self.stored(f"{name}.order", "i32", int(str(x.type.shape[-1])))
+        rank = x.type.rank
+        first: dict[str, AttrValue] = {"axes": (-1, *range(-rank, -1))}
+        back: dict[str, AttrValue] = {"axes": (*range(1 - rank, 0), -rank)}
+        columns = self.emit("transpose", x, to=beside(x.name, "columns"), attrs=first)
+        ordered = self.emit("gather", columns, order, to=beside(x.name, "ordered"))
+        return self.emit("transpose", ordered, to=beside(x.name, "rows"), attrs=back)
 
     def input(self, x: Value, recipe: Recipe) -> Value:
         """The input of a product, smoothed and rounded as its recipe says, once for all products that share it."""

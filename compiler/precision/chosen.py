@@ -11,9 +11,10 @@ from compiler.passes.quantize import quantize
 from compiler.passes.runner import Pass
 from compiler.passes.store_halves import STORE_HALVES
 from compiler.precision.decide import Decision, decide, require
+from compiler.quantization.stored_codes import Stored
 from specs.errors import SpecRTError, Where
 from specs.hardware import load_gpu, load_toolchain
-from specs.precision import Recipe, load_recipe
+from specs.precision import STORED, Recipe, load_recipe, stored_recipe
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Chosen:
     recipe: Recipe
     decision: Decision
     overrides: tuple[Override, ...]
+    stored: Stored | None = None  # the checkpoint's own codes, where they are kept
     plans: list[QuantizationPlan] = field(default_factory=list, compare=False)
 
     @property
@@ -50,7 +52,8 @@ class Chosen:
         """The whole pipeline for a role. 16-bit floats of the IR are computed in; where only stored, they are cast."""
         stored_only = self.base == "fp16" and self.target == "cpu"
         quantized = self.recipe.weights is not None or self.overrides
-        change = (quantize(self.recipe, self.overrides, self.plans.append),) if quantized else ()
+        own = None if self.stored is None else self.stored.linears
+        change = (quantize(self.recipe, self.overrides, self.plans.append, own),) if quantized else ()
         pipeline = pipelines.pipeline(role, "fp32" if stored_only else self.base, self.target, change)
         return (*pipeline, STORE_HALVES) if stored_only else pipeline
 
@@ -63,11 +66,21 @@ class Chosen:
         return next((name for name, recipe in recipes.items() if recipe.calibration is not None), None)
 
 
-def choose(target: str, toolchain_name: str, precision: str, layers: Sequence[LayerPrecision] = ()) -> Chosen:
-    """The precision for a target, cpu or a GPU; raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015, PREC-016."""
-    recipe = load_recipe(precision)
+def choose(
+    target: str,
+    toolchain_name: str,
+    precision: str | None,
+    layers: Sequence[LayerPrecision] = (),
+    stored: Stored | None = None,
+) -> Chosen:
+    """The precision for a target, cpu or a GPU; None: as a low-bit checkpoint has its weights, else fp32.
+
+    Raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015 to PREC-017.
+    """
     toolchain, gpu = load_toolchain(toolchain_name), None if target == "cpu" else load_gpu(target)
-    decision = require(decide(recipe, toolchain, gpu))
+    recipes = _recipes(precision, stored)
+    decisions = [require(decide(recipe, toolchain, gpu)) for recipe in recipes]
+    recipe, decision = recipes[0], decisions[0]
     if gpu is not None and (recipe.weights is not None or layers or decision.base == "tf32"):
         raise SpecRTError(
             "PREC-016", f"{recipe.name} is decided for {decision.target} ({decision.how}), but not written by it yet",
@@ -83,4 +96,22 @@ def choose(target: str, toolchain_name: str, precision: str, layers: Sequence[La
         if other.weights is not None:
             require(decide(other, toolchain, gpu))
         overrides.append(Override(entry.linears, other if other.weights is not None else None, entry.where))
-    return Chosen(target, recipe, decision, tuple(overrides))
+    return Chosen(target, recipe, decision, tuple(overrides), stored if recipe.name == STORED else None)
+
+
+def _recipes(precision: str | None, stored: Stored | None) -> list[Recipe]:
+    """The recipe asked for; of a checkpoint's own codes one for each type of theirs."""
+    own = [] if stored is None else [stored_recipe(dtype, stored.where) for dtype in stored.types()]
+    if precision is None:
+        return own or [load_recipe("fp32")]
+    if precision != STORED:
+        return [load_recipe(precision)]
+    if not own:
+        reasons = {why for why in (stored.linears.values() if stored is not None else ()) if isinstance(why, str)}
+        told = next(iter(reasons), "its weights are floats")
+        raise SpecRTError(
+            "PREC-017",
+            f"there are no codes to keep in this checkpoint: {told}",
+            hint="leave `precision` out, or name a recipe: fp16, w8a16, w4a16_awq",
+        )
+    return own

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compiler.quantization.stored_codes import stored_codes
 from compiler.quantization.weights import quantized_weights
 from specs.errors import SpecRTError
+from specs.precision import STORED
 
 if TYPE_CHECKING:
     import torch
 
     from compiler.api import Prepared
+    from compiler.passes.quantization_plan import QuantizationPlan
 
 Weights = Callable[[str], "torch.Tensor"]
 Progress = Callable[[str, int, int], None]
@@ -25,11 +29,17 @@ def low_bit_weights(prepared: Prepared, base: Weights, progress: Progress | None
     plan = prepared.precision.plan
     if plan is None or not plan.linears:
         return base
-    needing = prepared.precision.needing_data()
-    return quantized_weights(base, plan.linears, _calibrated(prepared, base, needing, progress) if needing else None)
+    needing, stored = prepared.precision.needing_data(), prepared.precision.stored
+    own = {name: linear for name, linear in plan.linears.items() if linear.recipe.name == STORED}
+    rounded = {name: linear for name, linear in plan.linears.items() if name not in own}
+    plan = replace(plan, linears=rounded)
+    made = _calibrated(prepared, base, needing, plan, progress) if needing else None
+    return stored_codes(quantized_weights(base, rounded, made), own, stored.sources if stored else {})
 
 
-def _calibrated(prepared: Prepared, base: Weights, needing: str, progress: Progress | None) -> Weights:
+def _calibrated(
+    prepared: Prepared, base: Weights, needing: str, plan: QuantizationPlan, progress: Progress | None
+) -> Weights:
     from compiler.api import derive_of
     from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
@@ -37,8 +47,7 @@ def _calibrated(prepared: Prepared, base: Weights, needing: str, progress: Progr
     from compiler.quantization.tokens import digest, windows
     from runtime.derive import read_rules
 
-    asked, plan = prepared.request, prepared.precision.plan
-    assert plan is not None
+    asked = prepared.request
     if asked.calibration is None:
         raise SpecRTError(
             "PREC-012", f"{needing} looks at data, and no calibration file is given",

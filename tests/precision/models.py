@@ -37,7 +37,9 @@ def options(folder: Path, precision: str, **more: Any) -> dict[str, Any]:
 
 def quantized_graph(prepared: Prepared) -> Graph:
     """The graph over tokens [B,S] with the request's precision: what the interpreter can run without a cache."""
-    passes = (*pipelines.FUSION, quantize(prepared.precision.recipe, prepared.precision.overrides))
+    chosen = prepared.precision
+    own = None if chosen.stored is None else chosen.stored.linears
+    passes = (*pipelines.FUSION, quantize(chosen.recipe, chosen.overrides, stored=own))
     return run_passes(prepared.built.graph, passes)[0]
 
 
