@@ -1,9 +1,10 @@
 """Runs the cases of payload.py with the real TensorRT on a GPU: each layer's meaning, and each family's segments.
 
-python -m tests.tensorrt.on_gpu FOLDER [REPORT.json] [--only TEXT] [--level N]
+python -m tests.tensorrt.on_gpu FOLDER [REPORT.json] [--only TEXT] [--seconds N] [--limit N] [--jobs N] [--level N]
 
-Needs tensorrt, cuda-bindings, numpy, networkx, pydantic and pyyaml, no PyTorch. Exits
-with 1 where a case is outside of its bound.
+Needs tensorrt, cuda-bindings, numpy, networkx, pydantic and pyyaml, no PyTorch. Cases are built in processes beside
+each other, in the order of FOLDER, none is started after `--seconds`; one that fails, hangs or crashes is one row of
+the report. Exits with 1 where a case is outside of its bound or failed.
 """
 
 from __future__ import annotations
@@ -11,26 +12,30 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.ir.core import Graph
-from compiler.ir.parser import parse
-from compiler.ir.types import Sym
 from compiler.lower.tensorrt.build import build_segment, make_logger
-from compiler.lower.tensorrt.dialects import dialect
+from compiler.lower.tensorrt.dialects import DATA_TYPES, dialect
 from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.tensorrt.plans import find_device
-from specs.errors import SpecRTError
+from tests.tensorrt.case import Arrays, Case, joined, read, read_index
+from tests.tensorrt.jobs import Job, run_jobs
 
-Arrays = Mapping[str, "np.ndarray[Any, Any]"]
-_NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "bool": np.bool_}
+TOGETHER = 20  # operations in one network: a build costs a second whatever is in it
+_NUMPY = {
+    "f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "i8": np.int8, "bool": np.bool_,
+}  # fmt: skip
 
 
 class Device:
@@ -56,7 +61,9 @@ class Device:
 def run_engine(trt: Any, runtime: Any, plan: bytes, graph: Graph, inputs: Arrays, device: Device) -> dict[str, Any]:
     """The outputs of an engine on one set of inputs, in the profile that holds them."""
     engine = runtime.deserialize_cuda_engine(plan)
-    context = engine.create_execution_context()
+    context = None if engine is None else engine.create_execution_context()
+    if context is None:
+        raise RuntimeError("the plan can't be loaded, TensorRT's log says why")
     sizes = {
         dim: size
         for value in graph.inputs
@@ -84,7 +91,7 @@ def run_engine(trt: Any, runtime: Any, plan: bytes, graph: Graph, inputs: Arrays
             memory.append(device.call("cuMemAlloc", max(outputs[port].nbytes, 1)))
             context.set_tensor_address(port, int(memory[-1]))
             told = engine.get_tensor_dtype(port)
-            if trt.nptype(told) != outputs[port].dtype.type:
+            if told != getattr(trt.DataType, DATA_TYPES[value.type.dtype]):
                 raise RuntimeError(f"`{port}` is {told}, expected {value.type.dtype}")
         if not context.execute_async_v3(int(device.stream)):
             raise RuntimeError("TensorRT could not start it")
@@ -100,57 +107,102 @@ def run_engine(trt: Any, runtime: Any, plan: bytes, graph: Graph, inputs: Arrays
 def compare(got: Any, expected: Any, absolute: float, relative: float) -> tuple[float, bool]:
     """The largest difference, and whether all are within absolute + relative |expected|."""
     wide, wanted = got.astype(np.float64), expected.astype(np.float64)
-    difference = np.abs(wide - wanted)
-    fine = bool((difference <= absolute + relative * np.abs(wanted)).all())
+    with np.errstate(invalid="ignore"):
+        difference = np.where(wide == wanted, 0.0, np.abs(wide - wanted))
+        allowed = np.where(np.isfinite(wanted), absolute + relative * np.abs(wanted), 0.0)
+    fine = bool((difference <= allowed).all())  # false for what is no number
     return float(difference.max()) if difference.size else 0.0, fine
 
 
-def run_case(trt: Any, runtime: Any, folder: Path, number: int, case: Any, options: BuildOptions, device: Device,
-             timing: bytes) -> tuple[list[dict[str, Any]], bytes]:  # fmt: skip
-    """One row for each output of a case, and the timing cache grown by it."""
-    graph = parse((folder / f"{number}.ir").read_text(encoding="utf-8"))
-    arrays = dict(np.load(folder / f"{number}.npz"))
-    inputs = {name[3:]: array for name, array in arrays.items() if name.startswith("in/")}
-    names = (
-        case["name"].split(", ") if graph.name == "joined" else [f"{case['name']}/{port}" for port in case["bounds"]]
-    )
-    start = time.perf_counter()
-    try:
-        chosen: tuple[tuple[Sym, ...], ...] = profiles(graph.dims)
-        plan, timing = build_segment(trt, graph, chosen, options, timing=timing)
-        seconds = time.perf_counter() - start
-        outputs = run_engine(trt, runtime, plan, graph, inputs, device)
-    except (SpecRTError, RuntimeError) as error:
-        return [{"case": name, "ok": False, "reason": str(error)} for name in names], timing
-    rows = []
-    for name, (port, (absolute, relative)) in zip(names, case["bounds"].items(), strict=True):
-        off, ok = compare(outputs[port], arrays[f"out/{port}"], absolute, relative)
-        rows.append({"case": name, "ok": ok, "off": off, "absolute": absolute, "relative": relative,
-                     "build_seconds": round(seconds, 2), "plan_bytes": len(plan)})  # fmt: skip
-    return rows, timing
-
-
-def run(folder: Path, only: str = "", level: int = 1) -> dict[str, Any]:
-    """A report of all cases whose name holds `only`."""
+@cache
+def session() -> tuple[Any, Any, Device]:
+    """TensorRT, its runtime and the device, once in a process."""
     import tensorrt as trt
 
-    device = Device()
-    runtime = trt.Runtime(make_logger(trt))
-    options = BuildOptions(toolchain=dialect(trt.__version__).toolchain, level=level)
+    return trt, trt.Runtime(make_logger(trt)), Device()
+
+
+@dataclass
+class Check:
+    """Builds and runs the cases of a job as one network; cases are told by their numbers in `folder`."""
+
+    folder: Path
+    level: int
+    timing: bytes = b""
+
+    def __call__(self, job: Job) -> list[dict[str, Any]]:
+        """A row for each output; raises what went wrong with any of them."""
+        cases = [read(self.folder, number) for number in job]
+        whole = cases[0] if len(cases) == 1 else joined(cases)
+        trt, runtime, device = session()
+        options = BuildOptions(toolchain=dialect(trt.__version__).toolchain, level=self.level)
+        start = time.perf_counter()
+        plan, self.timing = build_segment(trt, whole.graph, profiles(whole.graph.dims), options, timing=self.timing)
+        seconds = time.perf_counter() - start
+        outputs = run_engine(trt, runtime, plan, whole.graph, whole.inputs, device)
+        rows = []
+        for name, port in zip(names(cases), whole.bounds, strict=True):
+            absolute, relative = whole.bounds[port]
+            off, ok = compare(outputs[port], whole.outputs[port], absolute, relative)
+            rows.append({
+                "case": name, "ok": ok, "off": off if np.isfinite(off) else str(off), "absolute": absolute,
+                "relative": relative, "build_seconds": round(seconds, 2), "together": len(job),
+                "plan_bytes": len(plan),
+            })  # fmt: skip
+        return rows
+
+
+def names(cases: Sequence[Case]) -> list[str]:
+    """A row's name for each output."""
+    return [case.name if len(case.bounds) == 1 else f"{case.name}/{port}" for case in cases for port in case.bounds]
+
+
+def jobs_of(folder: Path, only: str) -> Iterator[Job]:
+    """Cases in the order of the folder; operations of the same dims next to each other go into one network."""
+    group: list[int] = []
+    dims: Any = None
+    for number, entry in enumerate(read_index(folder)):
+        if only not in entry["name"]:
+            continue
+        here = read(folder, number).graph.dims if entry["kind"] == "operation" else None
+        if group and (here is None or here != dims or len(group) == TOGETHER):
+            yield tuple(group)
+            group = []
+        dims = here
+        if here is None:
+            yield (number,)
+        else:
+            group.append(number)
+    if group:
+        yield tuple(group)
+
+
+def run(folder: Path, only: str = "", *, level: int = 1, workers: int = 1, limit: float = 120.0,
+        seconds: float = float("inf")) -> dict[str, Any]:  # fmt: skip
+    """A report of all cases whose name holds `only`; `not_run` names those for which there was no time."""
+    from importlib.metadata import version
+
+    gpu, index = find_device().name, read_index(folder)
     rows: list[dict[str, Any]] = []
-    timing = b""
-    for number, case in enumerate(json.loads((folder / "index.json").read_text())):
-        if only in case["name"]:
-            found, timing = run_case(trt, runtime, folder, number, case, options, device, timing)
-            rows += found
-            for row in found:
-                if not row["ok"]:
-                    sys.stdout.write(f"WRONG {json.dumps(row)}\n")
-            sys.stdout.flush()
+    left: list[str] = []
+    start = time.monotonic()
+    jobs = list(jobs_of(folder, only))
+    for outcome in run_jobs(jobs, Check(folder, level), workers=workers, limit=limit, seconds=seconds):
+        told = [index[number]["name"] for number in outcome.job]
+        if not outcome.started:
+            left += told
+            continue
+        found = outcome.result or [{"case": name, "ok": False, "reason": outcome.reason} for name in told]
+        rows += found
+        for row in found:
+            if not row["ok"]:
+                sys.stdout.write(f"WRONG {json.dumps(row)[:1000]}\n")
+        sys.stdout.flush()
     return {
-        "tensorrt": trt.__version__, "gpu": find_device().name,
+        "tensorrt": version("tensorrt"), "gpu": gpu,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "level": level,
-        "cases": len(rows), "wrong": sum(not row["ok"] for row in rows), "rows": rows,
+        "seconds": round(time.monotonic() - start, 1), "cases": len(rows),
+        "wrong": sum(not row["ok"] for row in rows), "not_run": left, "rows": rows,
     }  # fmt: skip
 
 
@@ -159,13 +211,21 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("report", type=Path, nargs="?")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--level", type=int, default=1)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--level", type=int, default=1, help="of the builder")
+    parser.add_argument("--jobs", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for one network")
+    parser.add_argument("--seconds", type=float, default=170.0, help="nothing is started after so many")
     given = parser.parse_args()
-    report = run(given.folder, given.only, given.level)
+    report = run(
+        given.folder, given.only, level=given.level, workers=given.jobs, limit=given.limit, seconds=given.seconds
+    )
     if given.report is not None:
         given.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{report['cases']} outputs, {report['wrong']} outside of their bounds\n")
+    sys.stdout.write(
+        f"{report['cases']} outputs in {report['seconds']} s, {report['wrong']} outside of their bounds or failed, "
+        f"{len(report['not_run'])} cases not run\n"
+    )
     return 1 if report["wrong"] else 0
 
 

@@ -1,78 +1,53 @@
 """Makes what on_gpu.py runs: graphs as text, inputs and the interpreter's outputs as arrays. Needs PyTorch, no GPU.
 
-python -m tests.tensorrt.payload FOLDER [VERSION]
+python -m tests.tensorrt.payload FOLDER [--all] [--version 8.6]
+
+Every segment of every family in float32 or in float16, by turns; with --all in both.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from compiler.ir import Graph, Value
-from compiler.ir.core import substitute
+from compiler.ir import Graph
 from compiler.ir.interpreter import run
 from compiler.lower.tensorrt.cut import cut
 from compiler.lower.tensorrt.dialects import Dialect, dialect
 from tests.conformance.test_operations import PAIRS, feed, typed
 from tests.conformance.tolerances import tolerance
+from tests.tensorrt.case import Case, write
 from tests.tensorrt.driver import Values, packed, padded, run_plan, states_of
 from tests.tensorrt.models import SPECS, tiny
 from tests.tensorrt.test_operations import supported
 
-TOGETHER = 20  # operations in one network: a build costs a second whatever is in it
+PRECISIONS = ("fp32", "fp16")
 # A model's segments, relative to the largest number: what the issue asks of float32, and some roundings of float16.
 SEGMENT = {"fp32": 1e-3, "fp16": 16 * 2.0**-11}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One graph with what goes in and what must come out; `bounds` are absolute and relative, for each output."""
-
-    name: str
-    graph: Graph
-    inputs: Values
-    outputs: Values
-    bounds: Mapping[str, tuple[float, float]]
-
-
-def write(cases: Iterator[Case], folder: Path) -> int:
-    """Write cases as NUMBER.ir and NUMBER.npz with an index; gives how many."""
-    folder.mkdir(parents=True, exist_ok=True)
-    index = []
-    for number, case in enumerate(cases):
-        (folder / f"{number}.ir").write_text(str(case.graph), encoding="utf-8")
-        arrays = {f"in/{name}": _array(tensor) for name, tensor in case.inputs.items()}
-        arrays |= {f"out/{name}": _array(tensor) for name, tensor in case.outputs.items()}
-        np.savez(folder / f"{number}.npz", **arrays)
-        index.append({"name": case.name, "bounds": dict(case.bounds)})
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    return len(index)
+def cases(line: Dialect, *, everything: bool = False) -> Iterator[Case]:
+    """Every operation in every type of a version, then segments: one of each family, then the next of each."""
+    yield from sorted(operations(line), key=lambda case: str(case.graph.dims))  # those of equal dims go together
+    families = []
+    for number, path in enumerate(SPECS):
+        both = [list(segments(path, precision)) for precision in PRECISIONS]
+        turns = [pair if everything else pair[(number + index) % 2 :][:1] for index, pair in enumerate(_pairs(both))]
+        families.append([case for chosen in turns for case in chosen])
+    for one_of_each in zip_longest(*families):
+        yield from (case for case in one_of_each if case is not None)
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = tensor.contiguous().numpy()  # no bf16: 8.6 has none
-    return array
-
-
-def cases(line: Dialect) -> Iterator[Case]:
-    """Every operation in every type of a version, joined to networks, then every segment of every family."""
-    group: list[Case] = []
-    for case in operations(line):
-        if group and (len(group) == TOGETHER or group[0].graph.dims != case.graph.dims):
-            yield joined(group)
-            group = []
-        group.append(case)
-    yield joined(group)
-    for path in SPECS:
-        for precision in ("fp32", "fp16"):
-            yield from segments(path, precision)
+def _pairs(both: Sequence[Sequence[Case]]) -> Iterator[list[Case]]:
+    for pair in zip_longest(*both):  # a precision may cut a model otherwise
+        yield [case for case in pair if case is not None]
 
 
 def operations(line: Dialect) -> Iterator[Case]:
@@ -94,31 +69,7 @@ def operations(line: Dialect) -> Iterator[Case]:
         expected = run(segment.graph, given, {}.__getitem__)
         bound = tolerance(case.op, segment.graph.outputs[0][1].type.dtype if case.op == "cast" else dtype)
         bounds = dict.fromkeys(expected, (bound.absolute, bound.relative))
-        yield Case(f"{case.name}-{dtype}", segment.graph, given, expected, bounds)
-
-
-def joined(group: list[Case]) -> Case:
-    """Several cases side by side in one graph; output `y3` is the third's."""
-    inputs: dict[str, torch.Tensor] = {}
-    outputs: dict[str, torch.Tensor] = {}
-    bounds: dict[str, tuple[float, float]] = {}
-    values: list[Value] = []
-    equations = []
-    ports = []
-    for number, case in enumerate(group):
-        names = {value.name: f"c{number}.{value.name}" for value in case.graph.inputs}
-        names |= {eq.result.name: f"c{number}.{eq.result.name}" for eq in case.graph.equations}
-        known = {value.name: Value(names[value.name], value.type) for value in case.graph.inputs}
-        known |= {eq.result.name: Value(names[eq.result.name], eq.result.type) for eq in case.graph.equations}
-        values += [known[value.name] for value in case.graph.inputs]
-        equations += [replace(substitute(eq, known), results=(known[eq.result.name],)) for eq in case.graph.equations]
-        ((port, value),) = case.graph.outputs
-        ports.append((f"y{number}", known[value.name]))
-        inputs |= {names[name]: tensor for name, tensor in case.inputs.items()}
-        outputs[f"y{number}"] = case.outputs[port]
-        bounds[f"y{number}"] = case.bounds[port]
-    graph = Graph("joined", group[0].graph.dims, tuple(values), tuple(equations), tuple(ports))
-    return Case(", ".join(case.name for case in group), graph, inputs, outputs, bounds)
+        yield Case(f"{case.name}-{dtype}", "operation", segment.graph, arrays(given), arrays(expected), bounds)
 
 
 def segments(path: Path, precision: str) -> Iterator[Case]:
@@ -133,7 +84,8 @@ def segments(path: Path, precision: str) -> Iterator[Case]:
         sizes = {port: float(tensor.float().abs().max().clamp(min=1.0)) for port, tensor in outputs.items()}
         bounds = {port: (SEGMENT[precision] * size, 0.0) for port, size in sizes.items()}
         name = f"{model.name} {precision} segment {len(found)}"
-        found.setdefault(id(graph), Case(name, graph, dict(inputs), outputs, bounds))
+        if id(graph) not in found:
+            found[id(graph)] = Case(name, precision, graph, arrays(inputs), arrays(outputs), bounds)
         return outputs
 
     batch = packed(model.graph, [0, 0, 0], [5, 1, 9]) if model.role == "decoder" else padded(model.graph, [7, 3])
@@ -141,6 +93,22 @@ def segments(path: Path, precision: str) -> Iterator[Case]:
     yield from found.values()
 
 
+def arrays(tensors: Values) -> dict[str, np.ndarray[Any, Any]]:
+    """Tensors as arrays; no bf16: 8.6 has none."""
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def main() -> int:
+    """Write the cases."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--version", default="8.6")
+    given = parser.parse_args()
+    count = write(cases(dialect(given.version), everything=given.all), given.folder)
+    sys.stdout.write(f"{count} cases\n")
+    return 0
+
+
 if __name__ == "__main__":
-    line = dialect(sys.argv[2] if len(sys.argv) > 2 else "8.6")
-    sys.stdout.write(f"{write(cases(line), Path(sys.argv[1]))} cases\n")
+    raise SystemExit(main())

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,6 +244,13 @@ def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     check_raises("LOWER-036", plans.find_device)
+    driver = SimpleNamespace(cuInit=_without_a_driver)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=driver))
+    check_raises("LOWER-036-driver", plans.find_device)
+
+
+def _without_a_driver(_flags: int) -> None:
+    raise RuntimeError("`cuda` is a library of the driver, which is not found")
 
 
 def test_another_tensorrt_than_the_bundle_is_for(bundle: Path) -> None:

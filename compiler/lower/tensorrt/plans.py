@@ -68,7 +68,10 @@ def find_device() -> Device:
         from cuda.bindings import driver
     except ImportError as error:
         raise _no_device("cuda-python is not installed", "`pip install specrt[tensorrt]`") from error
-    code, *_ = driver.cuInit(0)
+    try:
+        code, *_ = driver.cuInit(0)
+    except RuntimeError as error:  # cuda-bindings finds no driver's library
+        raise _no_device(str(error), "install NVIDIA's driver, or build on a machine that has it") from error
     if int(code) == 0:
         code, device = driver.cuDeviceGet(0)
     if int(code) != 0:
