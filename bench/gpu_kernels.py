@@ -42,6 +42,7 @@ def cases() -> Iterator[tuple[str, Any, list[tuple[int, int]], int]]:
         yield f"{dtype} plain", attention(dtype=dtype), SEQUENCES, 1
         yield f"{dtype} all", attention(FEATURES, dtype=dtype), SEQUENCES, 4
     yield "f32 window", attention(("window",)), SEQUENCES, 4
+    yield "f32 biases in bfloat16", attention(("slopes",), bf16_bias=0.05), [(271, 1), (3, 1), (60, 4)], 4
     yield "f32 prefix", attention(("prefix",)), SEQUENCES, 1
     yield "f32 two sides", attention(causal=False), SEQUENCES, 1
     yield "f32 interleaved", attention(style="interleaved", pairs=12), SEQUENCES, 1

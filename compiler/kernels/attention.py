@@ -36,6 +36,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     slopes: bool = False
+    bf16_bias: float | None = None  # of slopes: the biases are computed in bfloat16, then times this
     prefix: bool = False
     sinks: bool = False
 
@@ -173,5 +174,6 @@ def _constants(attention: Attention) -> dict[str, Any]:
     return {
         "q_row": a.q[1], "q_head": a.q[2], "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide,
         "block": a.block, "scale": a.scale, "causal": a.causal, "window": a.window, "softcap": a.softcap,
+        "bf16_bias": a.bf16_bias,
         "dim_span": power(a.dim, 16), "wide_span": power(a.wide, 16),
     }  # fmt: skip

@@ -16,8 +16,8 @@ def decode(
     q, k_cache, v_cache, out, parts, tops, past_lens, block_ids, block_begins, prefix, sinks, slopes,
     q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
     wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
-    softcap: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr, dim_span: tl.constexpr,
-    wide_span: tl.constexpr,
+    softcap: tl.constexpr, bf16_bias: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr,
+    dim_span: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
     """Grid (B, K, splits): token b is the only new one of sequence b, past_lens[b] below 0 is padding.
 
@@ -57,7 +57,9 @@ def decode(
         first = index * tile
         k = rows_of(k_cache, block_ids, begin, first, group, context, groups, block, dim, tile, dim_span, True)
         keys = (first + tl.arange(0, tile))[None, :]
-        s = scores(x, k.to(x.dtype), past, keys, head, context, before, slopes, scale, causal, window, softcap, True)
+        s = scores(
+            x, k.to(x.dtype), past, keys, head, context, before, slopes, scale, causal, window, softcap, bf16_bias, True
+        )
         v = rows_of(v_cache, block_ids, begin, first, group, context, groups, block, wide, tile, wide_span, True)
         top, total, acc = update(s, v.to(x.dtype), top, total, acc)
     lane = row.to(tl.int64) * heads + head

@@ -12,15 +12,17 @@ from compiler.kernels.softmax import FAR, LOG2E, rows_of, scores, update
 def _span(
     q, at, head, top, total, out, low, high, k_cache, v_cache, block_ids, begin, context, before, slopes, group,
     groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr,
-    causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, tile: tl.constexpr, dim_span: tl.constexpr,
-    wide_span: tl.constexpr, masked: tl.constexpr,
+    causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr, tile: tl.constexpr,
+    dim_span: tl.constexpr, wide_span: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
     """Key tiles low..high-1 of one query tile."""
     for index in range(low, high):
         first = index * tile
         k = rows_of(k_cache, block_ids, begin, first, group, context, groups, block, dim, tile, dim_span, masked)
         keys = (first + tl.arange(0, tile))[None, :]
-        s = scores(q, k.to(q.dtype), at, keys, head, context, before, slopes, scale, causal, window, softcap, masked)
+        s = scores(
+            q, k.to(q.dtype), at, keys, head, context, before, slopes, scale, causal, window, softcap, bf16_bias, masked
+        )
         v = rows_of(v_cache, block_ids, begin, first, group, context, groups, block, wide, tile, wide_span, masked)
         top, total, out = update(s, v.to(q.dtype), top, total, out)
     return top, total, out
@@ -32,7 +34,8 @@ def prefill(
     prefix, sinks, slopes,
     q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
     wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
-    softcap: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr,
+    softcap: tl.constexpr, bf16_bias: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr, dim_span: tl.constexpr,
+    wide_span: tl.constexpr,
 ):  # fmt: skip
     """Grid (H, query tiles): tile i has the tokens tile_starts[i].. of sequence tile_rows[i]; out is [T, H, E].
 
@@ -87,15 +90,18 @@ def prefill(
     if window is not None:
         top, total, acc = _span(
             x, at, head_of, top, total, acc, low, clear_low, k_cache, v_cache, block_ids, begin, context, before,
-            slopes, group, groups, dim, wide, block, scale, causal, window, softcap, tile, dim_span, wide_span, True,
+            slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, tile, dim_span,
+            wide_span, True,
         )  # fmt: skip
     top, total, acc = _span(
         x, at, head_of, top, total, acc, clear_low, clear, k_cache, v_cache, block_ids, begin, context, before,
-        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, tile, dim_span, wide_span, False,
+        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, tile, dim_span, wide_span,
+        False,
     )  # fmt: skip
     top, total, acc = _span(
         x, at, head_of, top, total, acc, clear, high, k_cache, v_cache, block_ids, begin, context, before,
-        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, tile, dim_span, wide_span, True,
+        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, tile, dim_span, wide_span,
+        True,
     )  # fmt: skip
     y = (acc / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + (token[:, None] * heads + head) * wide + e[None, :], y, mask=ok[:, None] & (e < wide)[None, :])

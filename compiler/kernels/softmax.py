@@ -10,9 +10,17 @@ FAR = tl.constexpr(-1.0e38)  # a masked score; finite, so that a tile with nothi
 
 
 @triton.jit
+def rounded(x):
+    """float32 rounded to the nearest bfloat16, ties to even; by its bits, because the interpreter's cast truncates."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def scores(
     q, k, at, keys, head, context, prefix, slopes,
-    scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, masked: tl.constexpr,
+    scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr,
+    masked: tl.constexpr,
 ):  # fmt: skip
     """Scores [M, N] in log2 units: q [M, D] at positions `at` [M, 1], of heads `head` [M], over k [N, D] at `keys`."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -24,7 +32,11 @@ def scores(
     else:
         s = s * (scale * LOG2E)
     if slopes is not None:
-        s += (tl.load(slopes + head) * LOG2E)[:, None] * keys.to(tl.float32)
+        if bf16_bias is None:
+            s += (tl.load(slopes + head) * LOG2E)[:, None] * keys.to(tl.float32)
+        else:  # each factor and the product rounded, as the operation's body has it
+            bias = rounded(tl.load(slopes + head))[:, None] * rounded(keys.to(tl.float32))
+            s += rounded(bias) * (bf16_bias * LOG2E)
     if masked:
         see = keys < context
         if causal:

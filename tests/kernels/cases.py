@@ -66,7 +66,7 @@ class Case:
         return paged_attention(
             q, k, v, *self.wanted, values["past_lens"], values["seq_begins"], values["block_ids"],
             values["block_begins"], None, values["prefix"] if a.prefix else None, values["sinks"] if a.sinks else None,
-            scale=a.scale, causal=a.causal, window=a.window, softcap=a.softcap, slopes=slopes,
+            scale=a.scale, causal=a.causal, window=a.window, softcap=a.softcap, slopes=slopes, bf16_bias=a.bf16_bias,
         )  # fmt: skip
 
     def launches(self, splits: int) -> tuple[list[tuple[lib.Launch, tuple[int, int, int]]], dict[str, Any]]:

@@ -28,13 +28,16 @@ def check(a: lib.Attention, sequences: list[tuple[int, int]] = SEQUENCES, splits
     launches, values = case.launches(splits)
     for launch, grid in launches:
         run(launch, grid, values)
-    got = values["out"].double()
-    bound = tolerance("paged_attention", a.dtype)
+    compare(expected, values["out"].double(), a.dtype)
+    for wanted, found in zip(case.wanted, (case.k_cache, case.v_cache), strict=True):
+        torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+def compare(expected: torch.Tensor, got: torch.Tensor, dtype: str) -> None:
+    bound = tolerance("paged_attention", dtype)
     difference = (got - expected).abs()
     excess = difference - bound.absolute - bound.relative * expected.abs()
     assert excess.max() <= 0, f"off by {difference.max():.3g}, tolerance {bound}"
-    for wanted, found in zip(case.wanted, (case.k_cache, case.v_cache), strict=True):
-        torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 # all pairs: each kernel treats each feature in one place, and two can only meet in the mask or the running maximum
@@ -90,3 +93,17 @@ def test_windows_at_the_edges_of_tiles(window: int) -> None:
 
 def test_a_cache_of_another_type() -> None:
     check(attention(dtype="f32", cache_dtype="f16"), splits=2)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_linear_biases_rounded_to_bfloat16(dtype: str) -> None:
+    """From position 256 on neighbouring keys get one bias, which float32 would tell apart by up to half the slope."""
+    sequences = [(271, 1), (3, 1), (60, 4)]
+    check(attention(("slopes",), dtype=dtype, bf16_bias=0.05), sequences, splits=2)
+    check(attention(("slopes", "prefix", "window"), dtype=dtype, bf16_bias=0.05), [(270, 4)])
+    case, other = Case(attention(("slopes",), bf16_bias=0.05), sequences), Case(attention(("slopes",)), sequences)
+    launches, values = other.launches(1)
+    for launch, grid in launches:
+        run(launch, grid, values | {"slopes": 0.05 * values["slopes"]})
+    with pytest.raises(AssertionError, match="off by"):  # the rounding can be seen
+        compare(case.expected().double(), values["out"].double(), "f32")

@@ -13,6 +13,8 @@ from compiler.lower import Decompose, Emit, Unsupported
 from compiler.lower.tensorrt.capabilities import table, verdict
 from compiler.lower.tensorrt.cut import cut
 from compiler.lower.tensorrt.dialects import DIALECTS, TOOLCHAINS, Dialect, dialect
+from compiler.passes.pipelines import FUSION
+from compiler.passes.runner import run_passes
 from tests.conformance.cases import Case
 from tests.conformance.test_operations import PAIRS, feed, typed
 from tests.conformance.tolerances import tolerance
@@ -51,11 +53,15 @@ def test_versions_before_the_first_are_refused(version: str) -> None:
     check_raises("LOWER-030" if version == "8.5.3" else "LOWER-030-text", dialect, version)
 
 
-def test_a_bias_in_bfloat16_is_refused() -> None:
-    made = prepare(ROOT / "specs" / "models" / "falcon.yaml", size="rw-1b").graph
-    attention = next(equation for equation in walk(made.equations) if equation.op == "paged_attention")
+def test_a_bias_in_bfloat16_is_the_kernels_and_no_engines() -> None:
+    made = prepare(ROOT / "specs" / "models" / "falcon.yaml", size="rw-1b")
+    paged = next(equation for equation in walk(made.graph.equations) if equation.op == "paged_attention")
+    assert paged.attr["bf16_bias"] is not None
+    plain = run_passes(made.built.graph, FUSION)[0]
+    inside = next(equation for equation in walk(plain.equations) if equation.op == "attention")
     for version in DIALECTS:
-        assert isinstance(verdict(attention, version), Unsupported)
+        assert isinstance(verdict(paged, version), Emit)
+        assert isinstance(verdict(inside, version), Unsupported)
 
 
 VERSIONS = ("8.6.0", "10.0.1", "11.4.0")

@@ -12,7 +12,7 @@ from compiler.lower.tensorrt.dialects import Dialect
 
 FLOATS = ("f32", "f16", "bf16")
 INTEGERS = ("i32", "i64")
-NO_BF16_BIAS = Unsupported("the attention kernel and its emission add linear biases in float32, not in bfloat16")
+NO_BF16_BIAS = Unsupported("attention inside an engine adds linear biases in float32, not in bfloat16")
 STATE = Emit("not in an engine: memory that the runtime owns, read and written by the attention kernel")
 KERNEL = Emit("not in an engine: a kernel step between two, which appends to the paged cache and attends")
 WEIGHT = Emit("an input of the engine, bound at load; with `weights: baked` a constant")
@@ -123,7 +123,7 @@ def verdict(equation: Equation, dialect: Dialect) -> Verdict:
     """Emit, decompose or unsupported, for one equation."""
     rows = table(dialect)
     found = rows[equation.op][key_dtype(equation)]
-    if equation.attr.get("bf16_bias") is not None:
+    if equation.op == "attention" and equation.attr.get("bf16_bias") is not None:
         return NO_BF16_BIAS
     if equation.op == "cast" and not isinstance(found, Unsupported):
         to = rows["cast"][equation.results[0].type.dtype]
