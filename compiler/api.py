@@ -163,7 +163,8 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         nonlocal clock
         seconds[name], clock = time.perf_counter() - clock, time.perf_counter()
 
-    toolchain = asked.options().toolchain if asked.on_gpu else "openvino"
+    options = asked.options() if asked.on_gpu else None
+    toolchain, native = ("openvino", False) if options is None else (options.toolchain, options.native)
     found = resolve(asked.source, asked.checkpoint, asked.size)
     longest = asked.max_sequence or found.config.get("context") or DEFAULT_SEQUENCE
     limits = Limits(asked.max_batch, int(longest))
@@ -173,8 +174,13 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         message = f"size `{asked.size}` states {found.parameters} parameters, its shapes have {built.parameters}"
         raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
-    precision = choose(asked.target, toolchain, asked.precision, asked.layers, _stored(asked, found, built))
+    stored = _stored(asked, found, built)
+    precision = choose(asked.target, toolchain, asked.precision, asked.layers, stored, native=native)
     role = role_of(found)
+    if native:
+        from compiler.lower.tensorrt.native import check_native
+
+        check_native(role, found.label, bool(precision.recipe.weights or asked.layers), precision.recipe.where)
     graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
     lap("passes")
     return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)

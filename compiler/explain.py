@@ -134,7 +134,8 @@ def _role_fact(prepared: Prepared) -> Fact:
             "role", f"encoder, because {told}: every token sees every other, so there is no cache to go on from"
         )
     where = next((_place(part.where) for part in spec.parts.values() if isinstance(part, ATTENTIONS)), None)
-    return Fact("role", f"decoder, because {told}: it goes on token by token from a paged KV cache", where)
+    kind = "linear" if prepared.precision.native else "paged"
+    return Fact("role", f"decoder, because {told}: it goes on token by token from a {kind} KV cache", where)
 
 
 def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
@@ -207,6 +208,12 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
         pieces, plan = plan_of(prepared.graph, options)
     except SpecRTError as error:
         return (Fact("engines", error.message, _place(error.where)),)
+    if options.native:
+        text = (
+            f"{options.toolchain}: one engine, with TensorRT's own attention over a linear cache; "
+            f"{len(plan.profiles)} profiles; weights are {options.weights}"
+        )
+        return (Fact("engines", text),)
     kernels = sum(step.kind == "kernel" for step in plan.steps)
     engines = len(plan.steps) - kernels
     text = (

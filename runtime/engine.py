@@ -219,7 +219,9 @@ class Engine:
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting[0]
             need = self._blocks_for(len(request.tokens))
-            if self._running and self._allocator.free < need + len(self._running):
+            # a block for each that runs, to grow into; where one block holds the longest sequence, none grows
+            spare = len(self._running) if self._blocks_for(self.max_sequence) > 1 else 0
+            if self._running and self._allocator.free < need + spare:
                 return
             blocks = self._allocator.take(need)
             if blocks is None:

@@ -115,6 +115,8 @@ def _program(plan: Mapping[str, Any]) -> Program:
         layers = tuple(CacheLayer(**layer) for layer in plan["cache"]["layers"])
         if unknown := {layer.dtype for layer in layers} - set(BYTES):
             raise ValueError(f"cache of unknown type {', '.join(sorted(unknown))}")
+        if (kind := plan["cache"].get("kind", "paged")) != "paged":
+            raise ValueError(f"this runtime has no `{kind}` cache yet")
         cache = CacheLayout(int(plan["cache"]["block_size"]), layers)
     return Program(
         inputs=_ports(plan["inputs"]),

@@ -49,6 +49,11 @@ class Build(Node):
     weights: Text | None = Field(
         None, description="inputs: one engine for all equal layers; baked: engines that stand alone; left out: inputs"
     )
+    attention: Text | None = Field(
+        None,
+        description="kernels: ours, between engines, over a paged cache; native: TensorRT's layers, a decoder in one "
+        "engine with a linear cache, from tensorrt-10.16 on; left out: kernels",
+    )
 
     def given(self) -> tuple[tuple[str, object], ...]:
         """The keys that are there, with their values."""

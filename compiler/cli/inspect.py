@@ -271,7 +271,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
             if layers
             else ""
         )
+        linear = cache.get("kind") == "linear"
+        each = "one row for each sequence, of" if linear else "in blocks of"
         console.print(
-            f"[bold]cache[/] {plural(len(layers), 'layer')} in blocks of {cache['block_size']} tokens{one}",
+            f"[bold]cache[/] {plural(len(layers), 'layer')} {each} {cache['block_size']} tokens{one}",
             soft_wrap=True,
         )

@@ -21,6 +21,7 @@ KINDS = {
     "gather_matmul": "product",
     "attention": "attention",
     "paged_attention": "attention",
+    "cached_attention": "attention",
     "softmax": "attention",
     "rms_norm": "norm",
     "layer_norm": "norm",

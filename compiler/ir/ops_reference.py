@@ -24,6 +24,7 @@ _TITLES = {
     "norm": "Norms",
     "routing": "Routing to experts",
     "attention": "Positions and attention",
+    "cache": "Linear cache",
     "quantize": "Low-bit formats",
 }
 _HEAD = """# Operations of the IR

@@ -49,10 +49,11 @@ class CacheLayer:
 
 @dataclass(frozen=True)
 class Cache:
-    """The paged KV cache; blocks hold `block_size` tokens."""
+    """The KV cache; blocks hold `block_size` tokens. In a `linear` one a block is a sequence's whole row of places."""
 
     block_size: int
     layers: tuple[CacheLayer, ...]
+    kind: str = "paged"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Plan:
         """The content of plan.json."""
         cache = None
         if self.cache is not None:
-            cache = {"block_size": self.cache.block_size, "layers": [vars(layer) for layer in self.cache.layers]}
+            layers = [vars(layer) for layer in self.cache.layers]
+            cache = {"kind": self.cache.kind, "block_size": self.cache.block_size, "layers": layers}
         return {
             "dims": _ranges(self.dims),
             "inputs": [_port(value.name, value) for value in self.inputs],
@@ -120,17 +122,21 @@ def cache_of(graph: Graph) -> Cache | None:
         equation.result.name: str(equation.attr["name"]) for equation in walk(graph.equations) if equation.op == "state"
     }
     layers: list[CacheLayer] = []
-    block = 0
+    block, kind = 0, "paged"
+    updated = {eq.result.name: eq.values[0] for eq in walk(graph.equations) if eq.op == "update_cache"}
     for top in graph.equations:
-        attentions = [equation for equation in walk((top,)) if equation.op == "paged_attention"]
+        attentions = [equation for equation in walk((top,)) if equation.op in ("paged_attention", "cached_attention")]
         for index in range(rounds(top)):
             for equation in attentions:
-                k, v = equation.values[3:5]
+                if equation.op == "cached_attention":
+                    kind, k, v = "linear", *(updated[value.name] for value in equation.values[1:3])
+                else:
+                    k, v = equation.values[3:5]
                 heads, block, dim = (int(size) for size in k.type.shape[1:])
                 wide = int(v.type.shape[3])
                 k_name, v_name = (stored_name(names[value.name], index) for value in (k, v))
                 layers.append(CacheLayer(k_name, v_name, heads, dim, wide, k.type.dtype))
-    return Cache(block, tuple(layers)) if layers else None
+    return Cache(block, tuple(layers), kind) if layers else None
 
 
 def rounds(equation: Equation) -> int:

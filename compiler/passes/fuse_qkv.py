@@ -11,13 +11,14 @@ from compiler.passes.rewrite import Rule, Seed, always, rewrite
 from compiler.passes.runner import Pass
 
 # Operations between a product and the attention that reads it, by the operand that comes from the product.
-_BETWEEN = {"reshape": 0, "rotate": 0, "rms_norm": 0, "layer_norm": 0, "cast": 0, "maximum": 0, "minimum": 0}
+_BETWEEN = {"reshape": 0, "rotate": 0, "rms_norm": 0, "layer_norm": 0, "cast": 0, "maximum": 0, "minimum": 0,
+            "update_cache": 1}  # fmt: skip
 
 
 def _seeds(scope: Scope) -> Iterator[Seed]:
     """Each attention's query, key and value products, found by going back from its operands."""
     for equation in scope.equations:
-        if equation.op not in ("attention", "paged_attention"):
+        if equation.op not in ("attention", "paged_attention", "cached_attention"):
             continue
         roots: dict[str, Value] = {}
         reason = None

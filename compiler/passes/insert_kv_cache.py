@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.names import is_template
-from compiler.ir.types import Sym, TensorType
+from compiler.ir.types import Dim, Shape, Sym, TensorType
 from compiler.passes.fuse_attention import over_tokens
 from compiler.passes.pattern import Scope
 from compiler.passes.rewrite import Names, beside, remove_dead
@@ -28,17 +28,19 @@ METADATA = (
 _NEW_DIMS = ("B1", "P", "C")
 
 
-def _insert(graph: Graph, log: Log) -> Graph:
+def insert(graph: Graph, log: Log, kind: type[Inserter]) -> Graph:
+    """The graph with a cache of a kind for every attention, or as it is where one can't have it."""
+    rule = kind.rule
     attentions = [equation for equation in walk(graph.equations) if equation.op == "attention"]
-    reason = _graph_reason(graph)
+    reason = _graph_reason(graph, kind)
     for equation in attentions:
         why = reason or _reason(equation)
         if why is not None:
-            log.refuse(RULE, equation.result.name, equation.where, why)
+            log.refuse(rule, equation.result.name, equation.where, why)
     for equation in walk(graph.equations):
         if equation.op == "softmax" and over_tokens(equation):
             why = "attention that is not fused can't read a cache"
-            log.refuse(RULE, equation.result.name, equation.where, why)
+            log.refuse(rule, equation.result.name, equation.where, why)
     if not attentions:
         return graph
     if log.refusals:
@@ -46,14 +48,14 @@ def _insert(graph: Graph, log: Log) -> Graph:
         for equation in attentions:
             if equation.result.name not in refused:
                 why = f"another attention of this graph has no cache (%{log.refusals[0].at})"
-                log.refuse(RULE, equation.result.name, equation.where, why)
+                log.refuse(rule, equation.result.name, equation.where, why)
         return graph
-    return _Inserter(graph, log).run()
+    return kind(graph, log).run()
 
 
-def _graph_reason(graph: Graph) -> str | None:
+def _graph_reason(graph: Graph, kind: type[Inserter]) -> str | None:
     names = {value.name for value in graph.inputs} | {sym.name for sym in graph.dims}
-    taken = [name for name in (*(value.name for value in METADATA), *_NEW_DIMS) if name in names]
+    taken = [name for name in (*(value.name for value in kind.metadata), *kind.new_dims) if name in names]
     if taken:
         return f"the graph already has `{taken[0]}`"
     tokens = next((value for value in graph.inputs if value.name == "tokens"), None)
@@ -72,7 +74,13 @@ def _reason(equation: Equation) -> str | None:
     return None
 
 
-class _Inserter:
+class Inserter:
+    """Puts a paged cache into a graph; a sibling says what its own cache needs instead."""
+
+    rule = RULE
+    metadata: tuple[Value, ...] = METADATA
+    new_dims: tuple[str, ...] = _NEW_DIMS
+
     def __init__(self, graph: Graph, log: Log) -> None:
         self.graph, self.log = graph, log
         self.names = Names(graph)
@@ -93,12 +101,13 @@ class _Inserter:
         graph = replace(
             self.graph,
             dims=(*self.graph.dims, *self.dims()),
-            inputs=(*self.graph.inputs, *METADATA),
+            inputs=(*self.graph.inputs, *self.metadata),
             equations=tuple(equations),
         )
         return remove_dead(graph)
 
     def dims(self) -> tuple[Sym, ...]:
+        """What the metadata and the caches have beside the dims of the graph."""
         batch, length = self.graph.dim("B"), self.graph.dim("S")
         blocks = [rows * -(-tokens // BLOCK) for rows, tokens in ((batch.opt, length.opt), (batch.hi, length.hi))]
         return (
@@ -107,26 +116,32 @@ class _Inserter:
             Sym("C", 1, *blocks),
         )
 
+    def cache_shape(self, heads: Dim, dim: Dim) -> Shape:
+        """The shape of the cache of so many heads."""
+        return ("C", heads, BLOCK, dim)
+
     def equation(self, equation: Equation, scope: Scope, *, inside: bool) -> list[Equation]:
         if equation.op != "attention":
             return [equation]
-        q, k, v, _, *rest = equation.args
-        assert isinstance(k, Value)  # the type rule of attention
-        assert isinstance(v, Value)
+        self.log.hit(self.rule, equation.result.name, equation.where)
+        states = self.states(equation, scope, inside=inside)
+        return [*states, *self.attention(equation, [state.result for state in states])]
+
+    def states(self, equation: Equation, scope: Scope, *, inside: bool) -> list[Equation]:
+        """The caches of the keys and the values of an attention."""
         prefix = cache_prefix(equation, scope, inside=inside)
-        new: list[Equation] = []
-        caches = []
-        for operand, letter in ((k, "k"), (v, "v")):
-            *_, heads, dim = operand.type.shape
-            kind = TensorType("f32", ("C", heads, BLOCK, dim))
+        states = []
+        for operand, letter in zip(equation.values[1:3], "kv", strict=True):
+            kind = TensorType("f32", self.cache_shape(*operand.type.shape[-2:]))
             cache = Value(self.names.unique(beside(equation.result.name, f"{letter}_cache")), kind)
-            name = self.unique_state(prefix, letter)
-            new.append(Equation("state", (), (cache,), (("name", name),), None, equation.where))
-            caches.append(cache)
-        args = (q, k, v, *caches, *METADATA, *rest)
-        new.append(replace(equation, op="paged_attention", args=args))
-        self.log.hit(RULE, equation.result.name, equation.where)
-        return new
+            attrs = (("name", self.unique_state(prefix, letter)),)
+            states.append(Equation("state", (), (cache,), attrs, None, equation.where))
+        return states
+
+    def attention(self, equation: Equation, caches: list[Value]) -> list[Equation]:
+        """What an attention becomes, over its caches."""
+        q, k, v, _, *rest = equation.args
+        return [replace(equation, op="paged_attention", args=(q, k, v, *caches, *self.metadata, *rest))]
 
     def unique_state(self, prefix: str, letter: str) -> str:
         name, number = f"{prefix}.{letter}", 1
@@ -173,4 +188,4 @@ def _common(paths: list[list[str]]) -> str:
     return ".".join(shared)
 
 
-INSERT_KV_CACHE = Pass("insert_kv_cache", _insert, required=True)
+INSERT_KV_CACHE = Pass("insert_kv_cache", lambda graph, log: insert(graph, log, Inserter), required=True)

@@ -9,33 +9,40 @@ from compiler.passes.fuse_gated_mlp import FUSE_GATED_MLP
 from compiler.passes.fuse_norm import FUSE_NORM
 from compiler.passes.fuse_qkv import FUSE_QKV
 from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.insert_linear_cache import INSERT_LINEAR_CACHE
 from compiler.passes.join_codes import JOIN_CODES
 from compiler.passes.pack_tokens import PACK_TOKENS
 from compiler.passes.peel_last import PEEL_LAST
 from compiler.passes.runner import Pass
-from compiler.passes.select_rows import SELECT_ROWS
+from compiler.passes.select_rows import SELECT_PADDED_ROWS, SELECT_ROWS
 
 # Fusion first: folding merges equal equations, also halves of two norms on one value, which then match no more.
 FUSION = (FUSE_NORM, FUSE_ATTENTION)
 SERVING = (INSERT_KV_CACHE, PACK_TOKENS, SELECT_ROWS)
+NATIVE = (INSERT_LINEAR_CACHE, SELECT_PADDED_ROWS)  # for TensorRT's own attention and cache layers
 # For targets where each product costs a launch. On the CPU they gain nothing (docs/decisions.md).
 JOIN_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
 
 
-def pipeline(role: str, precision: str, target: str, quantize: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
+def pipeline(
+    role: str, precision: str, target: str, quantize: tuple[Pass, ...] = (), *, native: bool = False
+) -> tuple[Pass, ...]:
     """The passes of a role (decoder, encoder) for a target; raises SpecRTError PASS-002 for an unknown precision.
 
     `quantize` names weights one by one: products are joined behind it.
     """
     on_gpu = target != "cpu"
-    first = decoder(precision, peel=on_gpu) if role == "decoder" else encoder(precision)
+    serving = NATIVE if native else SERVING
+    first = decoder(precision, on_gpu, serving) if role == "decoder" else encoder(precision)
     joined = (*JOIN_PRODUCTS, JOIN_CODES) if quantize else JOIN_PRODUCTS
     return (*first, *quantize, *(joined if on_gpu else ()))
 
 
-def decoder(precision: str, peel: bool = False) -> tuple[Pass, ...]:
-    """Tokens in, logits out, with a paged cache; `peel`: of the last layer only the rows that are wanted go on."""
-    serving = (*SERVING[:-1], PEEL_LAST, SERVING[-1]) if peel else SERVING
+def decoder(precision: str, peel: bool = False, serving: tuple[Pass, ...] = SERVING) -> tuple[Pass, ...]:
+    """Tokens in, logits out, with a cache, by default a paged one; `peel`: of the last layer only the rows that are
+    wanted go on.
+    """
+    serving = (*serving[:-1], PEEL_LAST, serving[-1]) if peel else serving
     return (*FUSION, *serving, FOLD_CONSTANTS, assign_precision(precision))
 
 

@@ -35,6 +35,7 @@ class Chosen:
     decision: Decision
     overrides: tuple[Override, ...]
     stored: Stored | None = None  # the checkpoint's own codes, where they are kept
+    native: bool = False  # TensorRT's own attention and cache layers
     plans: list[QuantizationPlan] = field(default_factory=list, compare=False)
 
     @property
@@ -54,7 +55,8 @@ class Chosen:
         quantized = self.recipe.weights is not None or self.overrides
         own = None if self.stored is None else self.stored.linears
         change = (quantize(self.recipe, self.overrides, self.plans.append, own),) if quantized else ()
-        pipeline = pipelines.pipeline(role, "fp32" if stored_only else self.base, self.target, change)
+        base = "fp32" if stored_only else self.base
+        pipeline = pipelines.pipeline(role, base, self.target, change, native=self.native)
         return (*pipeline, STORE_HALVES) if stored_only else pipeline
 
     def needing_data(self) -> str | None:
@@ -72,6 +74,8 @@ def choose(
     precision: str | None,
     layers: Sequence[LayerPrecision] = (),
     stored: Stored | None = None,
+    *,
+    native: bool = False,
 ) -> Chosen:
     """The precision for a target, cpu or a GPU; None: as a low-bit checkpoint has its weights, else fp32.
 
@@ -96,7 +100,7 @@ def choose(
         if other.weights is not None:
             require(decide(other, toolchain, gpu))
         overrides.append(Override(entry.linears, other if other.weights is not None else None, entry.where))
-    return Chosen(target, recipe, decision, tuple(overrides), stored if recipe.name == STORED else None)
+    return Chosen(target, recipe, decision, tuple(overrides), stored if recipe.name == STORED else None, native)
 
 
 def _recipes(precision: str | None, stored: Stored | None) -> list[Recipe]:

@@ -64,6 +64,25 @@ def _attention(variant: str, attrs: str, heads: int = 4, groups: int = 2, dim: i
     )
 
 
+def _cached(variant: str, attrs: str, heads: int = 4, groups: int = 2, wide: int = 16) -> Case:
+    """Attention over a linear cache that is an input, all of it written: 5 places before the tokens, 5 of them."""
+    operands, extra = "%q, %k, %v, %at", ""
+    if "prefix" in variant or "sinks" in variant:
+        operands += ", %prefix" if "prefix" in variant else ", _"
+        extra += ", %prefix: i32[B]" if "prefix" in variant else ""
+    if "sinks" in variant:
+        operands += ", %sinks"
+        extra += f", %sinks: {{F}}[{heads}]"
+    shapes = f"%q: {{F}}[B,S,{heads},16], %k: {{F}}[B,{groups},11,16], %v: {{F}}[B,{groups},11,{wide}]"
+    return Case(
+        f"cached_attention-{variant}",
+        f"{shapes}, %at: i32[B,S]{extra}",
+        f"%y: {{F}}[B,S,{heads},{wide}] = cached_attention({operands}) {{{attrs}}}",
+        "y",
+        ranges={"prefix": (2, 3), "at": (4, 9)},
+    )
+
+
 SLOPES = "slopes = (0.5, 0.25, 0.125, 0.0625)"
 _NORM = "%x: {F}[B,S,48]"
 
@@ -131,6 +150,8 @@ CASES: tuple[Case, ...] = (
     Case("gather", "%i: i32[B,S]", '%w: {F}[11,6] = weight() {name = "w"} %y: {F}[B,S,6] = gather(%w, %i)', "y",
          ranges={"i": (0, 10)}),
     Case("gather-rows", "%x: {F}[S,6], %i: i32[B]", "%y: {F}[B,6] = gather(%x, %i)", "y", ranges={"i": (0, 4)}),
+    Case("gather-padded", "%x: {F}[B,S,6], %i: i32[B]", "%y: {F}[B,6] = gather(%x, %i) {dims = 2}", "y",
+         ranges={"i": (0, 14)}),
     Case("mean", "%x: {F}[B,S,48]", "%y: {F}[B,S,1] = mean(%x)", "y"),
     Case("sum", "%x: {F}[B,S,48]", "%y: {F}[B,S,1] = sum(%x)", "y"),
     Case("softmax", "%x: {F}[B,S,48]", "%y: {F}[B,S,48] = softmax(%x)", "y"),
@@ -184,6 +205,18 @@ CASES: tuple[Case, ...] = (
     _attention("slopes", f"scale = 0.25, causal = true, {SLOPES}"),
     _attention("sinks", "scale = 0.25, causal = true"),
     _attention("prefix-sinks", f"scale = 0.5, causal = true, window = 4, softcap = 3.0, {SLOPES}", wide=8),
+    Case("update_cache", "%c: {F}[B,2,11,16], %x: {F}[B,S,2,16], %past: i32[B]",
+         "%y: {F}[B,2,11,16] = update_cache(%c, %x, %past)", "y", ranges={"past": (0, 5)}),
+    _cached("causal", "scale = 0.25", groups=4),
+    _cached("odd-scale", "scale = 0.3"),
+    _cached("window", "scale = 0.25, window = 3", groups=1),
+    _cached("prefix", "scale = 0.25, window = 4"),
+    _cached("softcap", "scale = 0.25, softcap = 2.0"),
+    _cached("slopes", f"scale = 0.25, {SLOPES}"),
+    _cached("sinks", "scale = 0.25, window = 3"),
+    _cached("sinks-slopes", f"scale = 0.25, {SLOPES}"),
+    _cached("narrow", "scale = 0.25", wide=8),
+    _cached("prefix-sinks", f"scale = 0.5, window = 4, softcap = 3.0, {SLOPES}", groups=4, wide=8),
     _stored("rows", "[8,1]", "f32"),
     _stored("whole", "[1]", "f16"),
     _stored("groups", "[8,4]", "f16", attrs=", block = (1, 16)"),

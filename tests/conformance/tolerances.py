@@ -20,11 +20,11 @@ class Tolerance:
 EXACT = Tolerance(0.0, 0.0, "moves or compares elements, or integers: no rounding")
 _GROUPS: dict[str, tuple[str, ...]] = {
     "moved": ("where", "relu", "maximum", "minimum", "gather", "reshape", "transpose", "concat", "slice", "weight",
-              "const", "repeat", "compare", "and", "or", "top_k", "take"),
+              "const", "repeat", "compare", "and", "or", "top_k", "take", "update_cache"),
     "rounded": ("add", "sub", "mul", "div", "cast", "row_scale", "quantize"),
     "function": ("exp", "rsqrt", "cos", "sin", "tanh", "erf", "sigmoid", "silu", "gelu"),
     "reduced": ("matmul", "gather_matmul", "mean", "sum", "softmax", "rms_norm", "layer_norm", "rotate", "dequantize"),
-    "attention": ("attention", "paged_attention"),
+    "attention": ("attention", "paged_attention", "cached_attention"),
 }  # fmt: skip
 # Each bound is a small multiple of u; values of the cases are of size 1 to 10, reductions have at most 48 terms.
 _FLOAT: dict[str, tuple[float, float, str]] = {

@@ -73,6 +73,8 @@ _MEANINGS: list[tuple[str, tuple[Any, ...], dict[str, Any], Callable[..., Any]]]
     ("matmul", (X, randn(8, 4)), {}, np.matmul),
     ("matmul", (X, Y), {"transpose_b": True}, lambda x, y: x @ y.T),
     ("gather", (X, torch.tensor([[2, 0], [1, 1]], dtype=torch.int32)), {}, lambda x, i: x[i.astype(int)]),
+    ("gather", (torch.stack((X, -X)), torch.tensor([4, 0], dtype=torch.int32)), {"dims": 2},
+     lambda x, i: x.reshape(-1, x.shape[-1])[i.astype(int)]),
     ("mean", (X,), {}, lambda x: x.mean(-1, keepdims=True)),
     ("sum", (X,), {}, lambda x: x.sum(-1, keepdims=True)),
     ("softmax", (X,), {}, softmax),
@@ -241,8 +243,34 @@ def test_paged_attention(name: str) -> None:
     assert (caches[0][[0, 2]] == 7).all()  # blocks of nobody are left alone
 
 
+@pytest.mark.parametrize("name", [name for name in ATTENTIONS if not name.startswith("full")])
+def test_cached_attention(name: str) -> None:
+    """Two sequences in one linear cache of 9 places, the second three tokens behind."""
+    (q, k, v), prefix, sinks, options = attention_inputs(ATTENTIONS[name])
+    caches = [torch.full((2, 2, 9, size), 7.0) for size in (6, 5)]
+    options = {key: value for key, value in options.items() if key != "causal"}
+    out: list[list[torch.Tensor]] = [[], []]
+    for starts, count in (((0, 0), 4), ((4, 1), 3)):
+        rows = [torch.stack([x[row, start : start + count] for row, start in enumerate(starts)]) for x in (q, k, v)]
+        past = torch.tensor(starts, dtype=torch.int32)
+        keys, values = (
+            REGISTRY["update_cache"].body(cache, x, past) for cache, x in zip(caches, rows[1:], strict=True)
+        )
+        at = past[:, None] + torch.arange(count)
+        got = REGISTRY["cached_attention"].body(rows[0], keys, values, at, prefix, sinks, scale=0.4, **options)
+        for row in range(2):
+            out[row].append(got[row])
+    for row, length in ((0, 7), (1, 4)):
+        one = [x[row, :length].double().numpy() for x in (q, k, v)]
+        want = attention_by_loops(*one, 0.4, ATTENTIONS[name])
+        found = torch.cat(out[row]) if row == 0 else torch.cat((out[1][0][:1], out[1][1]))
+        np.testing.assert_allclose(found.numpy(), want, atol=TOLERANCE)
+    assert (caches[0][:, :, 7:] == 7).all()  # what was not written
+
+
 def test_every_operation_has_a_test_of_its_meaning() -> None:
     here = {row[0] for row in _MEANINGS} | {"attention", "paged_attention", "weight", "const", "state", "repeat"}
+    here |= {"update_cache", "cached_attention"}
     here |= {"quantize", "dequantize", "row_scale"}  # test_formats.py
     assert here == set(REGISTRY)
 

@@ -8,6 +8,7 @@ from compiler.passes.fuse_attention import FUSE_ATTENTION
 from compiler.passes.fuse_norm import FUSE_NORM
 from compiler.passes.fuse_qkv import FUSE_QKV
 from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.insert_linear_cache import INSERT_LINEAR_CACHE
 from compiler.passes.pack_tokens import PACK_TOKENS
 from compiler.passes.select_rows import SELECT_ROWS
 from tests.passes.cases_fusion import PLAIN, Case
@@ -52,6 +53,13 @@ INSERT_KV_CACHE_CASES: dict[str, Case] = {
     ),
 }
 
+INSERT_LINEAR_CACHE_CASES: dict[str, Case] = {
+    "decoder": fused,
+    "prefix_alibi": lambda: fused(attention="mask: prefix, position: {kind: alibi, scaled: false}"),
+    "refused_encoder": lambda: fused(attention=f"mask: full, {PLAIN}"),
+    "refused_name_taken": INSERT_KV_CACHE_CASES["refused_name_taken"],
+}
+
 PACK_TOKENS_CASES: dict[str, Case] = {
     "decoder": cached,
     "prefix": lambda: cached(attention=f"mask: prefix, position: {ROPE}"),
@@ -87,6 +95,11 @@ SELECT_ROWS_CASES: dict[str, Case] = {
     "refused_not_packed": cached,
     "refused_no_logits": lambda: edited(packed(), ("return logits =", "return hidden =")),
     "refused_twice": lambda: after(packed(), SELECT_ROWS),
+}
+
+SELECT_PADDED_ROWS_CASES: dict[str, Case] = {
+    "padded": lambda: after(fused(), INSERT_LINEAR_CACHE),
+    "refused_packed": packed,
 }
 
 

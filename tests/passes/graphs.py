@@ -202,7 +202,7 @@ def paged_states(graph: Graph, blocks: int) -> dict[str, torch.Tensor]:
         for equation in walk((top,)):
             if equation.op == "state":
                 name, kind = str(equation.attr["name"]), equation.result.type
-                shape = [blocks if dim == "C" else int(dim) for dim in kind.shape]
+                shape = [blocks if isinstance(dim, str) else dim for dim in kind.shape]  # of a linear cache: rows
                 for index in range(rounds if is_template(name) else 1):
                     states[expand(name, index)] = torch.full(shape, 7.0, dtype=torch_dtype(kind.dtype))
     return states

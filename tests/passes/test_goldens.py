@@ -86,7 +86,7 @@ def test_every_rule_has_a_golden_that_fires_and_one_that_is_refused() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in GOLDENS.glob("*/*.ir"))
     fired, refused = (set(re.findall(rf"^// {word} (\w+) at ", text, re.MULTILINE)) for word in ("hit", "refused"))
     rules = {rule.name for module in (fuse_norm, fuse_gated_mlp, fuse_qkv) for rule in module.RULES}
-    rules |= {fuse_attention.ATTENTION.name, "paged_attention", "pack_tokens", "select_rows"}
+    rules |= {fuse_attention.ATTENTION.name, "paged_attention", "cached_attention", "pack_tokens", "select_rows"}
     assert rules <= fired
     assert rules <= refused
     assert {"constant", "literal", "identity", "chain", "equal", "dead", "bf16_weight", "bf16_state", "cast"} <= fired

@@ -46,8 +46,8 @@ class Tiny:
         return noise * 0.3 + (1.0 if name.endswith(".weight") else 0.0)
 
 
-def tiny(path: Path, precision: str = "fp32") -> Tiny:
-    """The first size of a spec scaled down, after the passes for a GPU."""
+def tiny(path: Path, precision: str = "fp32", *, native: bool = False) -> Tiny:
+    """The first size of a spec scaled down, after the passes for a GPU; `native` for TensorRT's attention and cache."""
     spec = load_spec(path)
     name, size = next(iter(spec.sizes.items()))
     config = resolve_size(replace_size(spec, name, scaled(dict(size.values))), name)
@@ -57,7 +57,7 @@ def tiny(path: Path, precision: str = "fp32") -> Tiny:
     from compiler.source import Source
 
     role = role_of(Source(spec, config, None, spec.name, None))
-    graph, _ = run_passes(built.graph, pipeline(role, precision, "sm90"))
+    graph, _ = run_passes(built.graph, pipeline(role, precision, "sm90", native=native))
     return Tiny(spec.name, role, built, graph, tuple(built.weights))
 
 

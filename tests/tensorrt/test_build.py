@@ -228,6 +228,8 @@ def test_a_failed_build_says_why_and_where(
         ("-weights", {"weights": "both"}),
         ("-workspace", {"workspace_mib": 0}),
         ("-version", {"hardware": "same_capability"}),
+        ("-attention", {"attention": "flash"}),
+        ("-native", {"attention": "native", "toolchain": "tensorrt-10.8"}),
         ("-streaming", {"weight_streaming": True, "weights": "baked"}),
         ("-streaming-inputs", {"weight_streaming": True, "toolchain": "tensorrt-10.8"}),
     ],

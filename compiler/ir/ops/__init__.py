@@ -1,6 +1,6 @@
 """Every operation of the IR. `REGISTRY[name]` has the type rule, the documentation and the meaning."""
 
-from compiler.ir.ops import attention, elementwise, linear, movement, norm, quantize, routing, structure
+from compiler.ir.ops import attention, cache, elementwise, linear, movement, norm, quantize, routing, structure
 from compiler.ir.ops.registry import REGISTRY, Attribute, Op, Operand, TypeRuleError
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Operand",
     "TypeRuleError",
     "attention",
+    "cache",
     "elementwise",
     "linear",
     "movement",

@@ -16,7 +16,7 @@ def _check_rotate(x: TensorType, cos: TensorType, sin: TensorType, *, style: str
         raise TypeRuleError(f"can't rotate {pairs} pairs of {dim} dims")
 
 
-def _check_heads(
+def check_heads(
     q: TensorType,
     k: TensorType,
     *_: Any,
@@ -24,6 +24,7 @@ def _check_heads(
     bf16_bias: float | None = None,
     **__: Any,
 ) -> None:
+    """What q[..,H,D], k[..,K,D] and the attributes of an attention must agree on; raises TypeRuleError."""
     heads, groups = q.shape[-2], k.shape[-2]
     if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups:
         raise TypeRuleError(f"{heads} query heads do not share {groups} key heads evenly")
@@ -111,7 +112,7 @@ def attend(
 
 @op(
     "q: F[B,S,H,D], k: F[B,S,K,D], v: F[B,S,K,E], positions: i32[B,S], prefix?: i32[B], sinks?: F[H] -> F[B,S,H,E]",
-    check=_check_heads,
+    check=check_heads,
 )
 def attention(
     q: Any,
@@ -144,7 +145,7 @@ def attention(
     "q: F[*N,H,D], k: F[*N,K,D], v: F[*N,K,E], k_cache: T[C,K,W,D], v_cache: T[C,K,W,E], past_lens: i32[B], "
     "seq_begins: i32[Z], block_ids: i32[P], block_begins: i32[Z], max_context: i32[], prefix?: i32[B], sinks?: F[H] "
     "-> F[*N,H,E]",
-    check=_check_heads,
+    check=check_heads,
     effect=True,
 )
 def paged_attention(

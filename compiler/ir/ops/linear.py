@@ -25,16 +25,16 @@ def matmul(a: Any, b: Any, *, transpose_b: bool = False) -> Any:
     return a @ (b.transpose(-1, -2) if transpose_b else b)
 
 
-def _gather(table: TensorType, index: TensorType) -> tuple[TensorType, ...]:
-    if index.dtype not in INTEGERS or table.rank < 1:
-        raise TypeRuleError(f"`gather` takes a table and integers, got {table} and {index}")
-    return (TensorType(table.dtype, (*index.shape, *table.shape[1:])),)
+def _gather(table: TensorType, index: TensorType, *, dims: int = 1) -> tuple[TensorType, ...]:
+    if index.dtype not in INTEGERS or not 1 <= dims <= table.rank:
+        raise TypeRuleError(f"`gather` takes a table of {dims} dims or more and integers, got {table} and {index}")
+    return (TensorType(table.dtype, (*index.shape, *table.shape[dims:])),)
 
 
 @op("table: T[V,*M], index: I[*N] -> T[*N,*M]", infer=_gather)
-def gather(table: Any, index: Any) -> Any:
-    """The rows of `table` that `index` names; indices are in [0, V)."""
-    return table[index.long()]
+def gather(table: Any, index: Any, *, dims: int = 1) -> Any:
+    """The rows of `table` that `index` names; indices are in [0, V), V the product of the first `dims` dims."""
+    return table.flatten(0, dims - 1)[index.long()]
 
 
 def _reduce(x: TensorType) -> tuple[TensorType, ...]:

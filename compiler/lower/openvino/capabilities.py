@@ -24,6 +24,7 @@ NO_INT64 = Unsupported("the CPU plugin narrows 64-bit integers to 32 bits")
 NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so overflow would differ")
 NO_BOOL = Unsupported("no arithmetic on bool")
 NO_STATE = Unsupported("the paged cache holds float32 or bfloat16, as the engine computes")
+NO_LINEAR = Unsupported("the CPU has a paged cache and packed tokens; a linear cache is for TensorRT's own layers")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
 _NO_ARITHMETIC: dict[str, Verdict] = {
@@ -103,6 +104,8 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": {**_float(Emit()), "f16": NO_STATE},  # by its features: PAGED_NATIVE
+    "update_cache": _row(NO_LINEAR, *DTYPES),
+    "cached_attention": _float(NO_LINEAR),
     "weight": {**_any(_WEIGHT), **_row(_WEIGHT, "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0")},
     "quantize": _float(_QUANTIZE),
     "dequantize": {

@@ -101,6 +101,9 @@ def matmul(e: Emitter, equation: Equation) -> ov.Output:
 def gather(e: Emitter, equation: Equation) -> ov.Output:
     table, index = e.scope[operand(equation, 0).name], e.node(equation.args[1])
     rows = e.constant(table) if isinstance(table, Stored) else table
+    if equation.attr.get("dims", 1) != 1:
+        tail = (int(str(dim)) for dim in equation.result.type.shape[len(equation.values[1].type.shape) :])
+        rows = ops.reshape(rows, axes(-1, *tail), False).output(0)
     return e.widened(ops.gather(rows, index, np.int64(0)).output(0), equation.result.type)
 
 

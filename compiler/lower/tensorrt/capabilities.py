@@ -19,6 +19,7 @@ WEIGHT = Emit("an input of the engine, bound at load; with `weights: baked` a co
 NO_FLOAT8 = Unsupported("8-bit floats occur behind a quantize operation only, which has rules of its own")
 NO_INT8 = Unsupported("8-bit integers occur behind a quantize operation only")
 NO_UINT8 = Unsupported("UINT8 is a type of inputs and outputs only")
+NO_LAYER = Unsupported("TensorRT has layers for a linear cache from 10.16 on")
 NO_STORED = Unsupported("a type of stored codes and scales only, which need an operation that unpacks them")
 NO_QUANTIZED = Unsupported("quantized products are not lowered to TensorRT yet")
 NO_BOOL = Unsupported("no arithmetic on bool")
@@ -51,6 +52,7 @@ def _any(verdict: Verdict) -> dict[str, Verdict]:
 _RMS = Decompose("x / sqrt(mean(x^2) + eps), in float32, rounded to the operand's type, times weight")
 _LAYER = Decompose("(x - mean) / sqrt(var + eps), in float32, rounded to the operand's type, times weight, plus bias")
 _ATTENTION = Decompose("products, mask and softmax, the scores in float32")
+_OVER_CACHE = Decompose("products, mask and softmax over the whole cache in float32: softcap, or values of other width")
 _EXPERTS = Decompose("every row times every expert, then the chosen: right, and as slow as if all were chosen")
 _PAIRS = Decompose("slices, products with cos and sin in float32, concatenation")
 
@@ -91,6 +93,8 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": _float(KERNEL),
+    "update_cache": {**_any(Unsupported("a cache holds floats")), **_row(Emit("in place"), *FLOATS)},
+    "cached_attention": _float(Emit("its own layer; what a query sees, linear biases and sinks as a mask")),
     "top_k": _float(Emit("which of equals comes first is TensorRT's choice")),
     "take": _any(Emit()),
     "gather_matmul": _float(_EXPERTS),
@@ -112,6 +116,9 @@ def table(dialect: Dialect) -> Mapping[str, Mapping[str, Verdict]]:
         found["gelu"] = _float(Decompose("by erf or tanh, in float32, rounded to the operand's type"))
     if dialect.normalization is None:
         found["layer_norm"] = _float(_LAYER)
+    if dialect.attention is None:
+        for op in ("update_cache", "cached_attention"):
+            found[op].update(_row(NO_LAYER, *FLOATS))
     for row in found.values():
         for dtype, verdict in row.items():
             if not isinstance(verdict, Unsupported) and dtype not in dialect.dtypes:
@@ -123,9 +130,17 @@ def verdict(equation: Equation, dialect: Dialect) -> Verdict:
     """Emit, decompose or unsupported, for one equation."""
     rows = table(dialect)
     found = rows[equation.op][key_dtype(equation)]
-    if equation.op == "attention" and equation.attr.get("bf16_bias") is not None:
+    if equation.op in ("attention", "cached_attention") and equation.attr.get("bf16_bias") is not None:
         return NO_BF16_BIAS
+    if equation.op == "cached_attention" and isinstance(found, Emit) and by_products(equation):
+        return _OVER_CACHE
     if equation.op == "cast" and not isinstance(found, Unsupported):
         to = rows["cast"][equation.results[0].type.dtype]
         return to if isinstance(to, Unsupported) else found
     return found
+
+
+def by_products(equation: Equation) -> bool:
+    """Whether an attention over a linear cache asks for what TensorRT's layer has not: it is written as products."""
+    _, k, v = equation.values[:3]
+    return equation.attr.get("softcap") is not None or k.type.shape != v.type.shape

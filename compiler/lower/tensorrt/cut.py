@@ -83,7 +83,7 @@ def _values(graph: Graph, steps: list[Step]) -> tuple[Value, ...]:
     names: dict[str, None] = dict.fromkeys(value.name for value in graph.inputs)
     for step in steps:
         for name in (*step.inputs.values(), *step.outputs.values()):
-            if not name.startswith("weight:"):
+            if ":" not in name:  # no weight and no cache
                 names[name] = None
     names.update((value.name, None) for _, value in graph.outputs)
     return tuple(known[name] for name in names)

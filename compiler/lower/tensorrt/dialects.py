@@ -28,7 +28,7 @@ class Dialect:
     gelu: bool  # activation GELU_ERF and GELU_TANH
     normalization: str | None  # the method for layer norm
     rotary: bool  # add_rotary_embedding
-    native: bool  # packed attention over a cache inside the engine
+    attention: str | None  # the method for attention; from it on there is add_kv_cache_update too
     hardware: tuple[str, ...]  # levels of HardwareCompatibilityLevel beside NONE
     gpus: tuple[int, int]  # oldest and newest compute capability that its library runs on
 
@@ -45,11 +45,13 @@ _AMPERE = ("AMPERE_PLUS",)
 _BOTH = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
 # 8.6 has add_normalization too; there the norm is written out, with float32 statistics in a float16 network.
 DIALECTS = (
-    Dialect("8.6", False, ("EXPLICIT_BATCH",), _8, "i32", False, None, False, False, _AMPERE, (70, 90)),
-    Dialect("10.0", True, _STRONG, _10, "i64", True, "add_normalization", False, False, _AMPERE, (70, 90)),
-    Dialect("10.8", True, _STRONG, _10, "i64", True, "add_normalization", False, False, _AMPERE, (75, 120)),
-    Dialect("10.16", True, _STRONG, _10, "i64", True, "add_normalization_v2", True, False, _BOTH, (75, 120)),
-    Dialect("11.4", True, _STRONG, _10, "i64", True, "add_normalization_v2", True, True, _BOTH, (75, 120)),
+    Dialect("8.6", False, ("EXPLICIT_BATCH",), _8, "i32", False, None, False, None, _AMPERE, (70, 90)),
+    Dialect("10.0", True, _STRONG, _10, "i64", True, "add_normalization", False, None, _AMPERE, (70, 90)),
+    Dialect("10.8", True, _STRONG, _10, "i64", True, "add_normalization", False, None, _AMPERE, (75, 120)),
+    Dialect("10.16", True, _STRONG, _10, "i64", True, "add_normalization_v2", True, "add_attention", _BOTH, (75, 120)),
+    Dialect(
+        "11.4", True, _STRONG, _10, "i64", True, "add_normalization_v2", True, "add_attention_v2", _BOTH, (75, 120)
+    ),
 )
 TOOLCHAINS = tuple(item.toolchain for item in DIALECTS)
 DEFAULT = "tensorrt-8.6"  # where TensorRT is not installed and nothing is said: the line that was executed for real

@@ -15,6 +15,7 @@ from compiler.lower.plan import Plan, StoredWeight, cache_of
 from compiler.lower.tensorrt.capabilities import verdict
 from compiler.lower.tensorrt.cut import Cut, cut
 from compiler.lower.tensorrt.dialects import dialect
+from compiler.lower.tensorrt.native import native_profiles
 from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.weights_file import write_weights
@@ -39,16 +40,17 @@ def bounded(graph: Graph) -> Graph:
     """
     sizes = {sym.name: sym.hi for sym in graph.dims}
     most = STEP_TOKENS
-    if {value.name for value in graph.inputs} - PACKED and "B" in sizes and "T" in sizes:
-        most = max(most, sizes["T"] // sizes["B"] + FULL_TOKENS)
-    return replace(graph, dims=tuple(_bounded(sym, most) for sym in graph.dims))
+    if {value.name for value in graph.inputs} - PACKED and "B" in sizes:
+        most = max(most, sizes["T"] // sizes["B"] + FULL_TOKENS if "T" in sizes else sizes["S"])
+    tokens = ("T", "S") if "N" in sizes else ("T",)  # S of a decoder; an encoder takes its rows whole
+    return replace(graph, dims=tuple(_bounded(sym, most, tokens) for sym in graph.dims))
 
 
-def _bounded(sym: Sym, most: int) -> Sym:
-    if sym.name not in ("T", "N"):
+def _bounded(sym: Sym, most: int, tokens: tuple[str, ...]) -> Sym:
+    if sym.name not in (*tokens, "N"):
         return sym
     high = min(sym.hi, most)
-    best = max(sym.opt, FULL_TOKENS) if sym.name == "T" else sym.opt
+    best = max(sym.opt, FULL_TOKENS) if sym.name in tokens else sym.opt
     return Sym(sym.name, sym.lo, min(best, high), high)
 
 
@@ -61,7 +63,7 @@ def plan_of(graph: Graph, options: BuildOptions) -> tuple[Cut, Plan]:
     weights = {name: StoredWeight(tensor.type, None) for name, tensor in pieces.tensors.items()}
     plan = Plan(
         graph.dims, graph.inputs, pieces.steps, pieces.graph.outputs, cache_of(graph), pieces.values, weights,
-        profiles(graph.dims), options.as_dict(),
+        native_profiles(graph.dims) if options.native else profiles(graph.dims), options.as_dict(),
     )  # fmt: skip
     return pieces, plan
 

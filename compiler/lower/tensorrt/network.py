@@ -7,7 +7,7 @@ from typing import Any
 
 from compiler.ir.core import Graph, Value
 from compiler.ir.types import Sym
-from compiler.lower.tensorrt import attention, operations, routing  # noqa: F401 (they register how operations are written)
+from compiler.lower.tensorrt import attention, cached, operations, routing  # noqa: F401 (they register how operations are written)
 from compiler.lower.tensorrt.dialects import Dialect
 from compiler.lower.tensorrt.emitter import Baked, Emitter
 

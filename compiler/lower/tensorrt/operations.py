@@ -115,8 +115,11 @@ def matmul(e: Emitter, equation: Equation) -> Tensor:
 
 @emits("gather")
 def gather(e: Emitter, equation: Equation) -> Tensor:
-    table, index = (e.scope[value.name] for value in equation.values)
-    return e.out(e.network.add_gather(table, index, 0), equation.result.type.dtype)
+    (table, index), kind = equation.values, equation.result.type
+    rows, tail = e.scope[table.name], kind.shape[index.type.rank :]
+    if equation.attr.get("dims", 1) != 1:
+        rows = e.reshape(rows, table.type.shape, ("rows", *tail), kind.dtype, "flat")
+    return e.out(e.network.add_gather(rows, e.scope[index.name], 0), kind.dtype)
 
 
 @emits("mean", "sum")

@@ -11,6 +11,7 @@ from specs.errors import SpecRTError
 
 HARDWARE = {"this": "NONE", "ampere_plus": "AMPERE_PLUS", "same_capability": "SAME_COMPUTE_CAPABILITY"}
 WEIGHTS = ("inputs", "baked")
+ATTENTION = ("kernels", "native")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class BuildOptions:
     version_compatible: bool = False  # plans for later TensorRT of the same major version
     weight_streaming: bool = False  # baked weights stay on the host; from 10.0
     weights: str = "inputs"  # one engine for all equal layers; baked: engines that stand alone
+    attention: str = "kernels"  # our kernels between engines; native: TensorRT's layers, one engine for a decoder
+
+    @property
+    def native(self) -> bool:
+        """Whether a decoder is one engine with TensorRT's own attention and cache."""
+        return self.attention == "native"
 
     def as_dict(self) -> dict[str, Any]:
         """The `build` of plan.json."""
@@ -43,6 +50,10 @@ def read_options(given: Mapping[str, Any]) -> BuildOptions:
         raise _wrong(f"`hardware` is `{options.hardware}`", f"known: {', '.join(HARDWARE)}")
     if options.weights not in WEIGHTS:
         raise _wrong(f"`weights` of a build is `{options.weights}`", f"known: {', '.join(WEIGHTS)}")
+    if options.attention not in ATTENTION:
+        raise _wrong(f"`attention` of a build is `{options.attention}`", f"known: {', '.join(ATTENTION)}")
+    if options.native and line.attention is None:
+        raise _wrong(f"{line.toolchain} has no `attention: native`", "tensorrt-10.16 and later have its layers")
     if options.workspace_mib is not None and options.workspace_mib < 1:
         raise _wrong(f"`workspace_mib` is {options.workspace_mib}", "give 1 or more, or leave it out")
     if options.hardware == "same_capability" and "SAME_COMPUTE_CAPABILITY" not in line.hardware:

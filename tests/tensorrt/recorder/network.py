@@ -72,6 +72,8 @@ class Layer(Guarded):
         self._inputs: list[Any] = list(inputs)  # None where an optional one is left out
         self._set_type: str | None = None
         self._state.update(name="", num_elementwise_dims=0)
+        if owner == "IAttention":
+            self._state.update(decomposable=False)
         if "precision" in self._api.classes[owner]:
             self._state.update(precision=None)
         for tensor in inputs:
@@ -113,6 +115,9 @@ class Layer(Guarded):
         super().__setattr__(name, value)
         if name == "reshape_dims":
             self._output._rank = len(value)
+        if name == "mask":
+            self.set_input(3, value)
+            check_types(self)
         if name == "num_elementwise_dims":
             self._output._rank -= value
 
@@ -179,6 +184,11 @@ class Network(Guarded):
         layer_names = [layer.name for layer in self._layers]
         assert len(set(layer_names)) == len(layer_names), "two layers of one name"
         assert all(layer_names), "a layer without a name"
+        for layer in self._layers:
+            if layer._kind == "add_kv_cache_update":
+                assert any(layer._output is tensor for tensor in self._outputs), f"{layer.name}: must be an output"
+                readers = [other.name for other in self._layers if layer._inputs[0] in other._inputs]
+                assert readers == [layer.name], f"{readers} read a cache from before its update"
         if self._strong:
             return
         for layer in self._layers:

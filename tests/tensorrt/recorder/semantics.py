@@ -105,6 +105,31 @@ def _rotary(layer: Layer, x: T, cos: T, sin: T) -> T:
     return x
 
 
+def _update(layer: Layer, cache: T, new: T, places: T) -> T:
+    assert layer._inputs[0]._source is None, "the cache must be an input of the network"
+    assert isinstance(layer._inputs[0]._shape[2], int), "the cache has no shape"
+    assert layer._inputs[0]._shape[2] > 0, "the cache must have a static number of places"
+    assert cache == new, f"a cache of {cache} and an update of {new}"
+    assert cache[0] in _FLOATS, f"a cache of {cache[0]}"
+    assert cache[1] == 4, "[B,K,C,D]"
+    assert places[0] in ("INT32", "INT64"), f"places of {places}"
+    assert places[1] == 1, f"places of {places}"
+    assert layer._params["cache_mode"].name == "LINEAR"
+    return cache
+
+
+def _attention(layer: Layer, q: T, k: T, v: T, *masks: T) -> T:
+    assert q == k == v, f"attention of {q}, {k} and {v}"
+    assert q[0] in _FLOATS, f"attention of {q[0]}"
+    assert q[1] == 4, "[B,H,S,D]"
+    for mask in masks:
+        assert mask[0] in ("BOOL", q[0]), f"a mask of {mask[0]} for queries of {q[0]}"
+        assert mask[1] == 4, f"a mask of rank {mask[1]}"
+        assert layer._params.get("causal") in (False, None), "a mask and `causal`"
+        assert "causal_kind" not in layer._params or layer._params["causal_kind"].name == "NONE", "a mask and a kind"
+    return q
+
+
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
@@ -293,3 +318,29 @@ def rotary_embedding(layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torc
         a, b = turned[..., :half], turned[..., half:]
         turned = torch.cat((a * c - b * s, b * c + a * s), -1)
     return torch.cat((turned, rest), -1)
+
+
+@_layer("add_kv_cache_update", _update)
+def kv_cache_update(layer: Layer, cache: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """In place: what the caller gave is changed, and is the output."""
+    for row, start in enumerate(places.tolist()):
+        assert start >= 0, f"place {start}"
+        assert start + new.shape[2] <= cache.shape[2], f"{new.shape[2]} tokens from {start} on of {cache.shape[2]}"
+        cache[row, :, start : start + new.shape[2]] = new[row]
+    return cache
+
+
+@_layer("add_attention", _attention)
+@_layer("add_attention_v2", _attention)
+def attention(layer: Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
+    assert layer._params["norm_op"].name == "SOFTMAX"
+    assert k.shape == v.shape, f"keys of {list(k.shape)}, values of {list(v.shape)}"
+    assert q.shape[1] % k.shape[1] == 0
+    assert masks, "the recorder has attention with a mask only"
+    (mask,) = masks
+    for dim, wanted in zip(mask.shape, (*q.shape[:3], k.shape[2]), strict=True):
+        assert dim in (1, wanted), f"a mask of {list(mask.shape)}"
+    keys, values = (x.float().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q.float() @ keys.transpose(-1, -2)
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
+    return (torch.softmax(scores, -1) @ values).to(q.dtype)

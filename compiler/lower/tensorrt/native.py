@@ -1,0 +1,43 @@
+"""A decoder as one engine with TensorRT's own attention and cache layers: what is refused, and its profiles.
+
+A call has one token of every sequence, or the tokens of one: so nothing is padded, and each is a profile of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from compiler.ir.types import Sym
+from compiler.lower.tensorrt.network import ENDS
+from specs.errors import SpecRTError, Where
+
+
+def check_native(role: str, name: str, quantized: bool, where: Where | None) -> None:
+    """Raise SpecRTError LOWER-038 for a model that has no cache, or whose products are no layers of TensorRT yet."""
+    if role != "decoder":
+        message = f"`attention: native` is for decoders; `{name}` is an encoder, without a cache"
+        raise SpecRTError("LOWER-038", message, hint="leave `attention` out: an encoder is one engine in any case")
+    if quantized:
+        message = "`attention: native` does not go with a precision that quantizes weights"
+        hint = "leave `attention` out, or compile for fp32, fp16 or bf16"
+        raise SpecRTError("LOWER-038", message, where=where, hint=hint)
+
+
+def native_profiles(dims: Sequence[Sym], ends: Sequence[int] = ENDS[1:]) -> tuple[tuple[Sym, ...], ...]:
+    """One token of every sequence; the tokens of one, up to each of `ends`, and the rest."""
+    sizes = {sym.name: sym for sym in dims}
+    batch, length, rows = (sizes[name] for name in ("B", "S", "N"))
+    decode = {
+        "B": replace(batch, opt=batch.hi),
+        "S": replace(length, opt=1, hi=1),
+        "N": Sym("N", 1, batch.hi, batch.hi),
+    }
+    chosen = [decode]
+    low = 1
+    for end in (*(end for end in ends if end < length.hi), length.hi):
+        best = max(low, end // 2 if end < length.hi else length.opt)
+        prompt = {"B": Sym("B", 1, 1, 1), "S": Sym("S", low, best, end), "N": Sym("N", 1, 1, min(end, rows.hi))}
+        chosen.append(prompt)
+        low = end + 1
+    return tuple(tuple(profile.get(sym.name, sym) for sym in dims) for profile in chosen)

@@ -1,0 +1,171 @@
+"""Decoders in one engine, emitted for the versions that have the layers: prompts in pieces, then tokens, over slots.
+
+The scheduler runs the recorded network; what it gives is compared with the model's own equations, each sequence alone
+and whole, in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import compiler
+from compiler.explain import explain
+from compiler.ir.interpreter import run
+from compiler.ir.parser import parse
+from compiler.ir.verify import verify
+from compiler.lower.tensorrt import plans
+from compiler.lower.tensorrt.native import check_native
+from runtime.engine import Engine
+from runtime.executable import PACKED
+from runtime.request import Request
+from tests.golden_errors import ROOT, check_raises
+from tests.tensorrt import recorder
+from tests.tensorrt.models import SPECS, Tiny, tiny
+from tests.tensorrt.native import SLOTS, Recorded
+from tests.tensorrt.recorder.api import api
+from tests.tensorrt.test_contract import MODEL, UNIT, close
+
+ENCODERS = {"bert", "roberta"}
+DECODERS = [path for path in SPECS if path.stem not in ENCODERS]
+VERSIONS = ("10.16.1", "11.4.0")
+PROMPTS, NEW = ([3, 14, 15, 92, 65, 35, 89], [27, 18], [1, 61, 80, 33, 9]), 4
+# Each family once in float32, where ids must agree, and once in 16 bits; one family in everything.
+CASES = [
+    *((path, "fp32", VERSIONS[index % 2]) for index, path in enumerate(DECODERS)),
+    *((path, ("fp16", "bf16")[index % 2], VERSIONS[1 - index // 2 % 2]) for index, path in enumerate(DECODERS)),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of small operations: threads that wait for each other take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def served(model: Tiny, version: str) -> tuple[list[Request], Recorded]:
+    """The prompts with new tokens each: the third waits until a slot is free, and long ones are cut."""
+    executable = Recorded(model, version)
+    verify(executable.segment.graph)
+    assert parse(str(executable.segment.graph)) == executable.segment.graph
+    names = [value.name for value in model.graph.inputs]
+    own = {name: 2 if name == "prefix" else 1 for name in names if name not in PACKED}
+    engine = Engine(executable, max_batch=SLOTS, max_sequence=64, vocab=160, inputs=names, step_tokens=4)
+    requests = [engine.submit(PROMPTS[0], max_new_tokens=NEW, inputs=own)]
+    for _ in range(2):  # the next ones come while it runs
+        engine.step()
+    requests += [engine.submit(prompt, max_new_tokens=NEW, inputs=own) for prompt in PROMPTS[1:]]
+    while engine.busy:
+        engine.step()
+    return requests, executable
+
+
+def reference(model: Tiny, request: Request) -> torch.Tensor:
+    """Logits of a sequence's tokens by the equations as built: float32, no cache, no fusion."""
+    count = len(request.tokens) - 1
+    at = torch.arange(count, dtype=torch.int32)[None]
+    prompt = len(request.tokens) - len(request.new)
+    known = {"tokens": torch.tensor([request.tokens[:-1]], dtype=torch.int32), "positions": at}
+    known |= {"rows": torch.zeros_like(at), "lengths": torch.clamp(at + 1, min=prompt)}
+    known |= {name: torch.tensor([value], dtype=torch.int32) for name, value in request.inputs.items()}
+    inputs = {value.name: known[value.name] for value in model.built.graph.inputs}
+    return run(model.built.graph, inputs, model.weights)["logits"][0]
+
+
+@pytest.mark.parametrize(("path", "precision", "version"), CASES, ids=lambda item: getattr(item, "stem", item))
+def test_generates_what_the_model_says(path: Path, precision: str, version: str) -> None:
+    model = tiny(path, precision, native=True)
+    requests, executable = served(model, version)
+    assert (1, 4) in executable.shapes or (1, 7) in executable.shapes  # a prompt, in a piece or whole
+    assert any(sequences > 1 and tokens == 1 for sequences, tokens in executable.shapes)
+    for request in requests:
+        logits = reference(model, request)[-NEW:]
+        likeliest, chosen = logits.max(-1), torch.tensor(request.new)
+        if precision == "fp32":
+            assert request.new == likeliest.indices.tolist()
+        # a token that is not the likeliest is as good as it, within what rounding may do
+        off = likeliest.values - logits.gather(1, chosen[:, None])[:, 0]
+        assert float(off.max()) <= 2 * MODEL * UNIT[precision] * float(logits.abs().max())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("precision", list(UNIT))
+def test_logits(precision: str, version: str) -> None:
+    """Of all tokens of a prompt, for one family in every precision and version."""
+    model = tiny(next(path for path in SPECS if path.stem == "llama"), precision, native=True)
+    executable = Recorded(model, version)
+    engine = Engine(executable, max_batch=SLOTS, max_sequence=64, vocab=160, step_tokens=4)
+    requests = [engine.submit_logits(prompt) for prompt in PROMPTS]
+    while engine.busy:
+        engine.step()
+    for prompt, request in zip(PROMPTS, requests, strict=True):
+        request.tokens = [*prompt, 0]
+        expected = reference(model, request)
+        close(torch.from_numpy(request.logits), expected, MODEL * UNIT[precision], "logits")
+
+
+# -- the bundle -------------------------------------------------------------------------------------------------------
+
+DEPLOYMENT = """\
+deployment: 1
+checkpoint: {demo}
+target: sm90
+toolchain: tensorrt-11.4
+precision: bf16
+build: {{attention: native}}
+limits: {{max_batch: 4, max_sequence: 64}}
+"""
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(plans, "installed", lambda: None)
+    monkeypatch.setenv("SPECRT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "deployment.yaml"
+    path.write_text(DEPLOYMENT.format(demo=ROOT / "demo" / "tiny-llama"), encoding="utf-8")
+    return path
+
+
+def test_a_deployment_is_one_engine(deployment: Path) -> None:
+    out = compiler.compile(deployment, out=deployment.parent / "bundle")
+    plan = json.loads((out / "plan.json").read_text())
+    (step,) = plan["steps"]
+    assert "weight:layers.0.attn.w" in step["inputs"].values()  # of queries, keys and values together
+    layers = plan["cache"]["layers"]
+    assert (plan["cache"]["kind"], plan["cache"]["block_size"], len(layers)) == ("linear", 128, 6)
+    caches = {f"cache:{layer[name]}" for layer in layers for name in "kv"}
+    assert caches == {name for name in step["inputs"].values() if name.startswith("cache:")}
+    assert caches | {plan["outputs"]["logits"]} == set(step["outputs"].values())
+    assert {name: ranges[2] for name, ranges in plan["profiles"][0].items()} == {"B": 4, "S": 1, "N": 4}
+    assert {name: ranges[2] for name, ranges in plan["profiles"][1].items()} == {"B": 1, "S": 64, "N": 64}
+    assert not (out / "kernels").exists()
+    # the builder is told the same shapes
+    builder = recorder.Builder(api("11.4.0"), None)
+    trt = recorder.module("11.4.0")
+    trt.Builder = lambda _: builder
+    (built,) = plans.build_bundle(out, trt=trt, gpu="none")
+    assert built.path.is_file()
+    ((_, config),) = builder._built
+    profiles = [profile._shapes for profile in config._profiles]
+    assert [shapes["tokens"][2] for shapes in profiles] == [(4, 1), (1, 64)]
+    assert {shapes["layers.0.attn.k_cache"][2] for shapes in profiles} == {(4, 4, 128, 32), (1, 4, 128, 32)}
+
+
+def test_what_is_refused(deployment: Path) -> None:
+    text = deployment.read_text().replace("precision: bf16", "size: base").replace("checkpoint:", "model:")
+    deployment.write_text(text.replace(str(ROOT / "demo" / "tiny-llama"), str(ROOT / "specs" / "models" / "bert.yaml")))
+    check_raises("LOWER-038", compiler.prepare, deployment)
+    check_raises("LOWER-038-quantized", check_native, "decoder", "llama", True, None)
+
+
+def test_explained(deployment: Path) -> None:
+    facts = {fact.subject: fact.text for fact in explain(compiler.prepare(deployment)).facts}
+    assert "linear KV cache" in facts["role"]
+    assert facts["engines"].startswith("tensorrt-11.4: one engine")
