@@ -16,18 +16,22 @@ from compiler.kernels.attention import Launch
 from compiler.kernels.row_source import RefusedError, RowSource, aliases
 
 SIZES = {16: 16, 64: 64, 1024: 128}  # at most so many rows: rows in a product's tile
-BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One launch; `places` by argument; `rows` names the dim that counts rows: a block for each, or `blocks` a tile."""
+    """One launch; `places` by argument; `rows` names the dim that counts rows: a block for each, or `blocks` a tile.
+
+    `depth` is the third axis of the grid.
+    """
 
     launch: Launch
     rows: str
     blocks: int
     tile: int
     places: Mapping[str, str]
+    depth: int = 1
 
 
 @dataclass
@@ -40,6 +44,10 @@ class Program:
 
 def program_of(graph: Graph, rows: int) -> Program:
     """A segment's kernels for at most `rows` rows, one of SIZES. Raises RefusedError where it has something else."""
+    if any(equation.op == "gather_matmul" for equation in graph.equations):
+        from compiler.kernels.expert_program import expert_program
+
+        return expert_program(graph, rows)
     return _Maker(graph, rows).run()
 
 
@@ -229,6 +237,7 @@ def as_dict(program: Program, key: Any) -> dict[str, Any]:
                 "rows": call.rows,
                 "blocks": call.blocks,
                 "tile": call.tile,
+                "depth": call.depth,
                 "places": dict(call.places),
             }
             for call in program.calls

@@ -34,13 +34,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class RowCall:
-    """A launch of a program for few rows: `blocks` for each `tile` of the rows of a dim; places by argument."""
+    """A launch of a program for few rows: `blocks` for each `tile` of the rows of a dim, `depth` times; places by
+    argument.
+    """
 
     kernel: Kernel
     rows: str
     blocks: int
     tile: int
     places: Mapping[str, str]
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class RowProgram:
 
 
 def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgram:
-    calls = (RowCall(loaded[c["kernel"]], c["rows"], c["blocks"], c["tile"], c["places"]) for c in entry["calls"])
+    calls = [
+        RowCall(loaded[c["kernel"]], c["rows"], c["blocks"], c["tile"], c["places"], c["depth"]) for c in entry["calls"]
+    ]
     return RowProgram(tuple(calls), entry["temps"])
 
 

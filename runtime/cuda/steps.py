@@ -86,7 +86,8 @@ def row_step(step: Step, program: RowProgram, memory: Memory) -> Enqueue:
                 values[argument] = fixed[place] if place in fixed else call.addresses[ports[place]]
             tiles = -(-count // one.tile)
             # a row's kernel has its rows along the first axis, which may be the longest
-            one.kernel.launch((tiles, 1, 1) if one.blocks == one.tile == 1 else (one.blocks, tiles, 1), values)
+            single = one.blocks == one.tile == 1
+            one.kernel.launch((tiles, 1, 1) if single else (one.blocks, tiles, one.depth), values)
 
     return enqueue
 

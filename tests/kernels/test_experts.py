@@ -1,0 +1,144 @@
+"""Experts as launches, in Triton's interpreter, against the IR's: sorted rows, grouped products, the weighted sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from compiler.ir.core import Graph
+from compiler.ir.interpreter import run as interpret
+from compiler.ir.interpreter import torch_dtype
+from compiler.ir.parser import parse
+from compiler.ir.verify import verify
+from compiler.kernels.build import SHARED, build, load
+from compiler.kernels.expert_program import expert_equations, expert_program
+from compiler.kernels.row_source import RefusedError
+from compiler.lower.partition import partition
+from compiler.lower.segments import engine_segment
+from compiler.passes.unroll import unroll
+from tests.conformance.tolerances import tolerance
+from tests.golden_errors import ROOT
+from tests.tensorrt.models import tiny
+
+GATED = """graph experts(%x: f16[T,32], %gate: f16[4,48,32], %up: f16[4,48,32], %down: f16[4,32,48], %chosen: i32[T,2],
+                         %weights: f16[T,2]) {
+  dim T in 1..8..64
+  %row: f16[T,1,32] = reshape(%x) {shape = ("T", 1, 32)}
+  %g: f16[T,2,48] = gather_matmul(%row, %gate, %chosen)
+  %u: f16[T,2,48] = gather_matmul(%row, %up, %chosen)
+  %act: f16[T,2,48] = silu(%g)
+  %hidden: f16[T,2,48] = mul(%act, %u)
+  %d: f16[T,2,32] = gather_matmul(%hidden, %down, %chosen)
+  %each: f16[T,1,2] = reshape(%weights) {shape = ("T", 1, 2)}
+  %sum: f16[T,1,32] = matmul(%each, %d)
+  return y = %sum
+}"""
+
+FAMILIES = ("gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe")
+
+
+def parts_of(graph: Graph) -> list[Graph]:
+    """The experts of a graph, as they would be cut out."""
+    whole = unroll(graph)
+    owner = expert_equations(whole.equations)
+    pieces = partition(whole, lambda equation: owner.get(equation.results[0].name))
+    return [engine_segment(piece.graph).graph for piece in pieces if piece.kind == "step"]
+
+
+def execute(graph: Graph, rows: int, inputs: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
+    program = expert_program(graph, rows)
+    memory = dict(inputs)
+    for port, value in graph.outputs:
+        shape = [tokens if isinstance(dim, str) else dim for dim in value.type.shape]
+        memory[port] = torch.full(shape, torch.nan, dtype=torch_dtype(value.type.dtype))
+    for call in program.calls:
+        values: dict[str, Any] = {"count": tokens}
+        for name, dtype in call.launch.arguments:
+            if name in call.places:
+                place, kind = call.places[name], torch_dtype(dtype)
+                if place not in memory:
+                    empty = torch.nan if kind.is_floating_point else -7
+                    memory[place] = torch.full((program.temps[place] // kind.itemsize,), empty, dtype=kind)
+                values[name] = memory[place]
+        tiles = -(-tokens // call.tile)
+        grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
+        load(call.launch)[grid](*(values[name] for name, _ in call.launch.arguments), **call.launch.constants)
+    return {port: memory[port] for port, _ in graph.outputs}
+
+
+def check(graph: Graph, rows: int = 16, tokens: int = 5, chosen: torch.Tensor | None = None) -> None:
+    verify(graph)
+    generator = torch.Generator().manual_seed(5)
+    experts = next(value.type.shape[0] for value in graph.inputs if value.type.rank == 3 and value.type.shape[0] != "T")
+    inputs = {}
+    for value in graph.inputs:
+        shape = [tokens if isinstance(dim, str) else dim for dim in value.type.shape]
+        if value.type.dtype == "i32":
+            draws = [torch.randperm(int(experts), generator=generator)[: shape[-1]] for _ in range(tokens)]
+            inputs[value.name] = torch.stack(draws).int() if chosen is None else chosen
+        else:
+            scale = shape[-1] ** -0.5 if isinstance(value.type.shape[0], int) else 1.0
+            inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
+    expected = interpret(graph, inputs, {}.__getitem__, {})
+    for port, found in execute(graph, rows, inputs, tokens).items():
+        dtype = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[found.dtype]
+        bound = tolerance("matmul", dtype)
+        difference = (found.double() - expected[port].double()).abs()
+        excess = difference - bound.absolute - bound.relative * expected[port].double().abs()
+        assert excess.max() <= 0, f"{port} off by {difference.max():.3g}"
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("rows", "tokens"), [(16, 1), (16, 5), (64, 40)])
+def test_gated_experts(dtype: str, rows: int, tokens: int) -> None:
+    check(parse(GATED.replace("f16", dtype)), rows, tokens)
+
+
+def test_many_rows() -> None:
+    """Tiles of 64 rows; more choices than the sort looks at together, and experts with several tiles."""
+    check(parse(GATED), 1024, 530)
+
+
+@pytest.mark.parametrize("who", [[0, 0], [3, 3], [1, 2]])
+def test_all_rows_choose_the_same(who: list[int]) -> None:
+    check(parse(GATED), 16, 16, torch.tensor([who] * 16, dtype=torch.int32))
+
+
+def test_choices_of_rows_that_nobody_reads_may_be_anything() -> None:
+    graph, tokens = parse(GATED), 6
+    inputs = {value.name: torch.zeros([tokens if dim == "T" else dim for dim in value.type.shape],
+                                      dtype=torch_dtype(value.type.dtype)) for value in graph.inputs}  # fmt: skip
+    inputs["chosen"] = torch.tensor([[0, 1], [-9, 7], [1 << 30, 2], [3, 0], [-(1 << 31), 1], [2, 2]], dtype=torch.int32)
+    assert (execute(graph, 16, inputs, tokens)["y"] == 0).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_experts_of_models(name: str, dtype: str) -> None:
+    parts = parts_of(tiny(ROOT / "specs" / "models" / f"{name}.yaml", dtype).graph)
+    assert parts
+    check(parts[0])
+    check(parts[-1], tokens=3)  # of the last layer only the rows whose logits are wanted
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("silu(%g)", "softmax(%g)", "`softmax` has no rule"),
+        ("gather_matmul(%row, %up, %chosen)", "gather_matmul(%row, %other, %chosen)", "matrices of several shapes"),
+    ],
+)
+def test_what_has_no_rule_is_refused(old: str, new: str, why: str) -> None:
+    text = GATED.replace(old, new).replace("%weights:", "%other: f16[5,48,32], %weights:")
+    with pytest.raises(RefusedError, match=why):
+        expert_program(parse(text), 16)
+
+
+def test_kernels_compile_for_every_architecture() -> None:
+    parts = parts_of(tiny(ROOT / "specs" / "models" / "gpt_oss.yaml", "fp16").graph)
+    launches = [call.launch for rows in (16,) for call in expert_program(parts[0], rows).calls]
+    for architecture in (86,):  # the least shared memory
+        for made in build(launches, architecture, processes=2):
+            assert made.shared <= SHARED[architecture]
