@@ -34,6 +34,7 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
     from specs.archive import is_archive
     from specs.checkpoint import Checkpoint
     from specs.config import resolve_config, resolve_size
+    from specs.formats import format_of, spec_in
     from specs.match import check_match, match_spec
     from specs.schema import load_spec
     from specs.spellings import respelled
@@ -50,8 +51,15 @@ def resolve(source: str | Path, checkpoint: str | Path | None, size: str | None)
     opened = Checkpoint.open(Path(checkpoint)) if checkpoint is not None else None
     if opened is not None:
         named = path.is_file() and path != checkpoint
-        spec = load_spec(path) if named else match_spec(opened.config, where=opened.config_where)
-        check_match(spec, opened.config, opened.config_where)
+        form = format_of(opened.config)
+        if form is not None:
+            if named:
+                hint = f"name the folder alone: `compile {checkpoint}`"
+                raise SpecRTError("SPEC-067", f"a {form.name} checkpoint tells its architecture itself", hint=hint)
+            spec = spec_in(form, opened.config, opened.config_where)
+        else:
+            spec = load_spec(path) if named else match_spec(opened.config, where=opened.config_where)
+            check_match(spec, opened.config, opened.config_where)
         if size is not None:
             raise SpecRTError("SPEC-066", "a checkpoint has its own size", hint=f"leave out `--size {size}`")
         opened = respelled(spec, opened)

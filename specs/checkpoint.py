@@ -36,7 +36,8 @@ class TensorInfo:
     """One stored tensor; `begin` and `end` are byte offsets in `file`.
 
     `stored` is its name in the file where that is spelled differently; `in_place` tells that the file is no safetensors
-    file, so the bytes are taken where they lie; `packed` that its numbers are made from tensors of a low-bit layout.
+    file, so the bytes are taken where they lie; `packed` that its numbers are made from tensors of a low-bit layout;
+    `joined` that it is these pieces one after the other along `axis`.
     """
 
     name: str
@@ -48,6 +49,8 @@ class TensorInfo:
     stored: str | None = None
     in_place: bool = False
     packed: Packed | None = None
+    joined: tuple[TensorInfo, ...] = ()
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,11 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
         """Read config.json and all safetensors headers, single or sharded, or what specs/archive.py reads; raises
-        CKPT-001 to CKPT-008, CKPT-015 to CKPT-017, CKPT-030, CKPT-031.
+        CKPT-001 to CKPT-008, CKPT-015 to CKPT-017, CKPT-030, CKPT-031, CKPT-034.
         """
         from specs import archive
+        from specs.formats import format_of
+        from specs.ranks import read_ranks
 
         folder = Path(folder)
         if archive.is_archive(folder):
@@ -92,7 +97,9 @@ class Checkpoint:
         config = read_json(_existing(folder, "config.json"))
         further = folder / "hf_quant_config.json"
         stated = read_json(further) if further.is_file() else {}
-        return cls(folder, *unpacked(config, stated, read_tensors(folder), Where(str(folder / "config.json"))))
+        form = format_of(config)
+        tensors = read_tensors(folder) if form is None else read_ranks(folder, config, form.ranks)
+        return cls(folder, *unpacked(config, stated, tensors, Where(str(folder / "config.json"))))
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -22,12 +22,24 @@ Infos = dict[str, "TensorInfo"]
 _PARTS = frozenset(
     {
         "qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_scale", "weight_scale_inv",
-        "weight_scale_2", "weight_shape", "weight_zero_point", "weight_g_idx",
+        "weight_scale_2", "weight_shape", "weight_zero_point", "weight_g_idx", "weights_scaling_factor",
+        "prequant_scaling_factor",
     }
 )  # fmt: skip
 # Ranges of activations and caches that were calibrated for a runtime which rounds them; weights do without.
 _RANGES = frozenset(
-    {"input_scale", "input_zero_point", "output_scale", "activation_scale", "input_global_scale", "k_scale", "v_scale"}
+    {
+        "input_scale",
+        "input_zero_point",
+        "output_scale",
+        "activation_scale",
+        "input_global_scale",
+        "k_scale",
+        "v_scale",
+        "activation_scaling_factor",
+        "kv_cache_scaling_factor",
+        "kv_cache_rcp_scaling_factor",
+    }
 )
 
 
@@ -57,6 +69,9 @@ def unpacked(config: dict[str, Any], further: Mapping[str, Any], tensors: Infos,
     `further` is hf_quant_config.json, where there is one. Raises SpecRTError CKPT-030 for a method or variant that is
     not read, CKPT-031 for a module that lacks a part.
     """
+    legacy = (config.get("quantization") or {}).get("quant_algo") if "architecture" in config else None
+    if legacy is not None:
+        return config, _merged(tensors, _legacy(str(legacy), where), where)
     stated = config.get("quantization_config") or {}
     method = stated.get("quant_method") or ("modelopt" if further else None)
     if method is None or method == "mxfp4":  # mxfp4 is mapped by the specs of the models that have it
@@ -101,6 +116,19 @@ def _method(method: str, stated: Mapping[str, Any], further: Mapping[str, Any], 
     raise refuse(f"`{method}`", f"read are {known}; or take the checkpoint that it was made from")
 
 
+def _legacy(algorithm: str, where: Where) -> _Method:
+    """The `quant_algo` of a checkpoint in one file for each rank."""
+    if algorithm == "FP8":
+        return _Method("weights_scaling_factor", Packed("scaled", ()))
+    if algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
+        return _Method("weights_scaling_factor", Packed("halves", (), 4))
+    why = "their weights are permuted for one GPU's kernels" if algorithm in ("W8A16", "W4A16", "W4A16_GPTQ") else ""
+    raise SpecRTError(
+        "CKPT-030", f"this checkpoint's weights are quantized by `{algorithm}`{why and ': ' + why}", where=where,
+        hint="FP8, W4A16_AWQ and W4A8_AWQ are read; or take the checkpoint that it was made from, with a precision",
+    )  # fmt: skip
+
+
 def _number(stated: Mapping[str, Any], *names: str) -> int:
     return next((int(stated[name]) for name in names if isinstance(stated.get(name), int)), 0)
 
@@ -142,6 +170,7 @@ _NEEDED = {
     "scaled": ("weight",),
     "packed": ("weight_packed", "weight_scale", "weight_shape"),
     "nvfp4": ("weight", "weight_scale", "weight_scale_2"),
+    "halves": ("weight", "weights_scaling_factor"),
 }
 
 
@@ -159,6 +188,7 @@ def _weight(module: str, parts: Mapping[str, TensorInfo], method: _Method, where
         "scaled": (rows, columns),
         "packed": (rows, columns * count),
         "nvfp4": (rows, columns * 2),
+        "halves": (rows * 2, columns),
     }[layout]
     packed = replace(method.packed, parts=tuple(sorted(parts.items())))
     return replace(first, name=f"{module}.weight", dtype="F32", shape=shape, packed=packed)

@@ -169,9 +169,13 @@ class Spec(Node):
 
 def load_spec(path: str | Path) -> Spec:
     """Read and check one architecture file; raises SpecRTError SPEC-0xx with file:line:column."""
+    return spec_of(load_yaml(path))
+
+
+def spec_of(data: YamlMap) -> Spec:
+    """The spec that a file's nodes are; raises SpecRTError SPEC-0xx as `load_spec`."""
     from specs.checks import check_spec
 
-    data = load_yaml(path)
     version = data.get("schema")
     if isinstance(version, Scalar) and version.value != SCHEMA_VERSION:
         raise SpecRTError(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 # Where the eight numbers of a word lie, by the order in which they are packed (AutoAWQ's GEMM layout).
+_SCALES = ("weight_scale_inv", "weight_scale", "weights_scaling_factor")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -39,7 +40,8 @@ class Form:
 class Codes:
     """(codes - zero) scale outer: codes [out, in], scale and zero of a form's scale_shape, outer [1].
 
-    `groups` [in] is the group of each input, where these do not lie together.
+    `groups` [in] is the group of each input, where these do not lie together; `factors` [in] what inputs are
+    multiplied by first.
     """
 
     codes: torch.Tensor
@@ -47,12 +49,11 @@ class Codes:
     zero: torch.Tensor | None = None
     outer: torch.Tensor | None = None
     groups: torch.Tensor | None = None
+    factors: torch.Tensor | None = None
 
 
 def unpack(packed: Packed, read: Callable[..., torch.Tensor]) -> torch.Tensor:
     """The float32 weight of a quantized module; `read` gives a stored tensor."""
-    import torch
-
     parts, block = codes_of(packed, read), _block(packed)
 
     def wide(part: torch.Tensor) -> torch.Tensor:
@@ -67,8 +68,8 @@ def unpack(packed: Packed, read: Callable[..., torch.Tensor]) -> torch.Tensor:
     if parts.zero is not None:
         exact = exact - wide(parts.zero)
     scale = wide(parts.scale)
-    result: torch.Tensor = exact * (scale if parts.outer is None else scale * parts.outer)
-    return result.contiguous() if result.dtype is torch.float32 else result.float()
+    result = exact * (scale if parts.outer is None else scale * parts.outer)
+    return (result if parts.factors is None else result * parts.factors.float()).contiguous()
 
 
 def codes_of(packed: Packed, read: Callable[..., torch.Tensor]) -> Codes:
@@ -108,10 +109,16 @@ def form_of(packed: Packed) -> Form | str:
     if packed.layout == "scaled":
         types = {"I8": "i8", "F8_E4M3": "f8e4m3"}
         stored, scale = parts["weight"].dtype, _scale_of(parts)
+        if "weights_scaling_factor" in parts:
+            stored = "F8_E4M3"
         if stored not in types:
             return f"its codes are stored as {stored}"
         shape = _matrix(scale.shape, parts["weight"].shape[0])
         return Form(types[stored], _float(scale), shape, block, zero="weight_zero_point" in parts)
+    if packed.layout == "halves":
+        if "prequant_scaling_factor" in parts:
+            return "its inputs have factors of their own (AWQ), which are not kept apart from the weight"
+        return Form("i4", _float(parts["weights_scaling_factor"]), parts["weights_scaling_factor"].shape, block)
     half = packed.bits < 8
     if packed.layout == "packed":
         zero, scale = "weight_zero_point" in parts, parts["weight_scale"]
@@ -129,7 +136,7 @@ def _float(info: TensorInfo) -> str:
 
 
 def _scale_of(parts: Mapping[str, TensorInfo]) -> TensorInfo:
-    return parts["weight_scale_inv"] if "weight_scale_inv" in parts else parts["weight_scale"]
+    return next(parts[name] for name in _SCALES if name in parts)
 
 
 def _matrix(shape: tuple[int, ...], rows: int) -> tuple[int, int]:
@@ -151,6 +158,8 @@ def _block(packed: Packed) -> tuple[int, ...]:
     if packed.layout == "packed":
         width, groups = parts["weight_packed"].shape[1] * (32 // packed.bits), parts["weight_scale"].shape[-1]
         return _grouped(width, groups, packed.group)
+    if packed.layout == "halves":
+        return _grouped(parts["weight"].shape[1], parts["weights_scaling_factor"].shape[1], 0)
     if packed.layout == "nvfp4":
         return _grouped(parts["weight"].shape[1] * 2, parts["weight_scale"].shape[1], 0)
     (rows, width), scale = parts["weight"].shape, _matrix(_scale_of(parts).shape, parts["weight"].shape[0])
@@ -202,9 +211,13 @@ def _gptq(packed: Packed, parts: Tensors) -> Codes:
 
 def _scaled(packed: Packed, parts: Tensors) -> Codes:
     """8-bit weight [out, in] with a scale for all, for each output, for groups of inputs or for the stated blocks."""
-    scale = parts["weight_scale_inv"] if "weight_scale_inv" in parts else parts["weight_scale"]
-    weight, zero = parts["weight"], parts.get("weight_zero_point")
+    import torch
+
     del packed
+    scale = next(parts[name] for name in _SCALES if name in parts)
+    weight, zero = parts["weight"], parts.get("weight_zero_point")
+    if "weights_scaling_factor" in parts:  # E4M3, by some writers under the name of int8
+        weight = weight.view(torch.float8_e4m3fn)
     shape = _matrix(tuple(scale.shape), len(weight))
     return Codes(weight, _held(scale.reshape(shape)), None if zero is None else zero.reshape(shape))
 
@@ -239,6 +252,20 @@ def _nvfp4(packed: Packed, parts: Tensors) -> Codes:
     return Codes(e2m1(both), parts["weight_scale"], None, parts["weight_scale_2"].float().reshape(1))
 
 
+def _halves(packed: Packed, parts: Tensors) -> Codes:
+    """weight [out / 2, in]: output 2 n in the low half of a byte, 2 n + 1 in the high one, in two's complement."""
+    import torch
+
+    del packed
+    both = torch.stack((parts["weight"].view(torch.int8) << 4, parts["weight"].view(torch.int8)), 1) >> 4
+    factors = parts.get("prequant_scaling_factor")
+    return Codes(
+        both.flatten(0, 1),
+        _held(parts["weights_scaling_factor"]),
+        factors=None if factors is None else factors.flatten(),
+    )
+
+
 def e2m1(bits: torch.Tensor) -> torch.Tensor:
     """The values of 4-bit floats by their bits 0..15, held in E4M3, which has all of them."""
     import torch
@@ -261,4 +288,5 @@ _LAYOUTS: dict[str, Callable[[Packed, Tensors], Codes]] = {
     "scaled": _scaled,
     "packed": _words_of_signed,
     "nvfp4": _nvfp4,
+    "halves": _halves,
 }

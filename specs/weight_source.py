@@ -82,6 +82,12 @@ def stored_tensor(info: TensorInfo) -> torch.Tensor:
         from specs.unpack import unpack
 
         return unpack(info.packed, stored_tensor)
+    if info.joined:
+        import torch
+
+        pieces = [stored_tensor(piece) for piece in info.joined]
+        bits = torch.cat([piece.view(torch.uint8) if piece.itemsize == 1 else piece for piece in pieces], info.axis)
+        return bits.view(pieces[0].dtype)
     if not info.in_place:
         from safetensors import safe_open
 
