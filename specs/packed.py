@@ -122,7 +122,7 @@ def _legacy(algorithm: str, where: Where) -> _Method:
         return _Method("weights_scaling_factor", Packed("scaled", ()))
     if algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
         return _Method("weights_scaling_factor", Packed("halves", (), 4))
-    why = "their weights are permuted for one GPU's kernels" if algorithm in ("W8A16", "W4A16", "W4A16_GPTQ") else ""
+    why = "their weights are permuted for one GPU's kernels" if algorithm.startswith(("W8A16", "W4A16")) else ""
     raise SpecRTError(
         "CKPT-030", f"this checkpoint's weights are quantized by `{algorithm}`{why and ': ' + why}", where=where,
         hint="FP8, W4A16_AWQ and W4A8_AWQ are read; or take the checkpoint that it was made from, with a precision",
