@@ -54,6 +54,11 @@ class Request:
         """Whether the target is a GPU's architecture."""
         return self.target != "cpu"
 
+    @property
+    def architecture(self) -> int:
+        """Of the GPU: 90 for sm90."""
+        return int(self.target.removeprefix("sm"))
+
     def options(self) -> BuildOptions:
         """What a GPU's engines are built with. Raises SpecRTError LOWER-030 and LOWER-033."""
         from compiler.lower.tensorrt.dialects import default_toolchain
@@ -289,7 +294,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
     if asked.on_gpu:
         from compiler.lower.tensorrt.plans import build_here
 
-        build_here(out, int(asked.target[2:]), progress)
+        build_here(out, asked.architecture, progress)
     return out
 
 

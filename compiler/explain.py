@@ -6,7 +6,6 @@ Everything is data, for `specrt explain` and for reports; no weight is read and 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +204,7 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
 
     options = prepared.request.options()
     try:
-        pieces, plan = plan_of(prepared.graph, options)
+        plan = plan_of(prepared.graph, options, prepared.request.architecture)[1]
     except SpecRTError as error:
         return (Fact("engines", error.message, _place(error.where)),)
     if options.native:
@@ -214,11 +213,12 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
             f"{len(plan.profiles)} profiles; weights are {options.weights}"
         )
         return (Fact("engines", text),)
-    kernels = sum(step.kind == "kernel" for step in plan.steps)
-    engines = len(plan.steps) - kernels
+    calls = {kind: [step.file for step in plan.steps if step.kind == kind] for kind in ("engine", "program", "kernel")}
+    programs = f"{len(calls['program'])} calls of {len(set(calls['program']))} distinct programs of kernels, "
     text = (
-        f"{options.toolchain}: {engines} engine calls of {len(pieces.segments)} distinct engines, {kernels} attention "
-        f"kernels between them; {len(plan.profiles)} profiles; weights are {options.weights}"
+        f"{options.toolchain}: {len(calls['engine'])} engine calls of {len(set(calls['engine']))} distinct engines, "
+        f"{programs if calls['program'] else ''}{len(calls['kernel'])} attention kernels between them; "
+        f"{len(plan.profiles)} profiles; weights are {options.weights}"
     )
     return (Fact("engines", text),)
 
@@ -232,10 +232,9 @@ def _place(where: object) -> str | None:
 
 def _judge(prepared: Prepared) -> Judge:
     if prepared.request.on_gpu:
-        from compiler.lower.tensorrt.capabilities import verdict
-        from compiler.lower.tensorrt.dialects import dialect
+        from compiler.lower.tensorrt.lowering import judge_of
 
-        return partial(verdict, dialect=dialect(prepared.request.options().toolchain))
+        return judge_of(prepared.graph, prepared.request.options(), prepared.request.architecture)
     from compiler.lower.openvino import verdict as on_cpu
 
     return on_cpu

@@ -295,7 +295,7 @@ def load(
     BUNDLE-024, RUN-040 to RUN-042.
     """
     bundle = Bundle.open(path, verify=verify)
-    if any((step.kind, step.backend) == ("engine", "tensorrt") for step in bundle.program.steps):
+    if any((step.kind, step.backend) in (("engine", "tensorrt"), ("program", "cuda")) for step in bundle.program.steps):
         return _on_gpu(bundle, cache_tokens, step_tokens)
     from runtime.openvino_executable import OpenVINOExecutable
 
@@ -312,14 +312,15 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -
     if step_tokens is not None and most is not None and step_tokens > most:
         message = f"`step_tokens` is {step_tokens}, the engines of `{bundle.name}` take {most}"
         raise SpecRTError("RUN-013", message)
+    tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
+    tokens = tokens if most is None else min(tokens, most)
     try:
         from runtime.cuda.executable import CUDAExecutable
+
+        executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
     except ImportError as error:
         hint = "`pip install specrt[tensorrt]` on a machine with an NVIDIA GPU, or compile with `--target cpu`"
         raise SpecRTError(
             "RUN-042", f"`{bundle.name}` is compiled for a GPU, and `{error.name}` is not installed", hint=hint
         ) from error
-    tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
-    tokens = tokens if most is None else min(tokens, most)
-    executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
     return Model(bundle, executable, step_tokens=tokens if bundle.role == "decoder" else None)

@@ -24,7 +24,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of an engine (`file`) or a kernel (`name`, `attrs`); ports are bound to values or to `weight:NAME`."""
+    """One call of an engine or a program of kernels (`file`), or of a kernel (`name`, `attrs`).
+
+    Ports are bound to values or to `weight:NAME`.
+    """
 
     kind: str
     backend: str
@@ -65,11 +68,16 @@ class CacheLayout:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A tensor of the bundle and the safetensors file that holds it under its name; none where it is random."""
+    """A tensor of the bundle and the safetensors file that holds it under its name, in so many bytes.
+
+    No file: `random` says how the device makes it (docs/gpu-plan.md).
+    """
 
     dtype: str
     shape: tuple[int, ...]
     file: str | None
+    bytes: int
+    random: Mapping[str, Any] = field(default_factory=dict)
 
 
 Ranges = Mapping[str, tuple[int, int, int]]  # of named dims: (lo, opt, hi)
@@ -129,7 +137,9 @@ def _program(plan: Mapping[str, Any]) -> Program:
             name: Port(name, value["dtype"], tuple(value["shape"])) for name, value in plan.get("values", {}).items()
         },
         weights={
-            name: StoredWeight(item["dtype"], tuple(item["shape"]), item["file"])
+            name: StoredWeight(
+                item["dtype"], tuple(item["shape"]), item["file"], int(item["bytes"]), item.get("random") or {}
+            )
             for name, item in plan.get("weights", {}).items()
         },
         profiles=tuple(_ranges(profile) for profile in plan.get("profiles", ())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -104,6 +105,35 @@ class Toolchain(Node):
     layers: Texts = Field((), description="native layers beyond products and elementwise operations")
     kv_cache: Texts = Field((), description="element types of a quantized KV cache")
     products: Annotated[tuple[Product, ...], Sequence] = ()
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What meets in a product: types of the weight and of a rounded input, and how the input gets its scale."""
+
+    weights: str
+    activations: str | None = None
+    mode: str | None = None
+    per: str | None = None
+    block: int | None = None
+
+
+def product_of(toolchain: Toolchain, operands: Operands, sm: int | None) -> Product | None:
+    """The toolchain's first way to run a product on a chip (None: the CPU), None where it has none."""
+    return next((entry for entry in toolchain.products if _fits(entry, operands, sm)), None)
+
+
+def _fits(entry: Product, operands: Operands, sm: int | None) -> bool:
+    if operands.weights not in entry.weights or (entry.sm and sm is not None and sm not in entry.sm):
+        return False
+    if operands.activations is None or entry.activations is None:
+        return (operands.activations is None) == (entry.activations is None)
+    return (
+        entry.activations == operands.activations
+        and entry.mode in (None, operands.mode)
+        and entry.per in (None, operands.per)
+        and entry.block in (None, operands.block)
+    )
 
 
 @lru_cache(maxsize=64)

@@ -146,7 +146,7 @@ class _Maker:
         return self.outputs[name] if name in self.outputs else self.temp(name, self.columns(value), value.type.dtype)
 
     def temp(self, name: str, columns: int, dtype: str) -> str:
-        self.done.temps[f"temp:{name}"] = self.rows * columns * BYTES[dtype]
+        self.done.temps[f"temp:{name}"] = columns * BYTES[dtype]
         return f"temp:{name}"
 
     def columns(self, value: Value) -> int:
@@ -156,7 +156,7 @@ class _Maker:
         return count
 
     def call(self, launch: Launch, places: dict[str, str], blocks: int = 1, tile: int = 1, depth: int = 1) -> None:
-        self.done.calls.append(Call(launch, self.dim, blocks, tile, places, depth))
+        self.done.calls.append(Call(launch, (self.dim,), blocks, tile, places, depth))
 
     def sort(self, chosen: Value, experts: int, tile: Tile) -> None:
         """Tiles are at most as many as choices: each of these may be alone in its own."""

@@ -2,8 +2,8 @@
 
 kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared}, ...}, and all else names
 keys: `sets` is a list of name -> key, one for each attention that differs; `attention` maps the index of a step to its
-set; `programs` maps a segment to its kernels for few rows, by how many; `others` are by name: `choose` picks tokens,
-`random.DTYPE.MEAN` makes weights.
+set; `programs` maps an architecture and a segment to its kernels, by rows at most; `others` are by name: `choose` picks
+tokens, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
 """
 
 from __future__ import annotations
@@ -55,25 +55,40 @@ def other_launches(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
     logits = next((port for port in plan["output_types"] if port["name"] == "logits"), None)
     if logits is not None and logits["dtype"] in FLOATS and isinstance(logits["shape"][-1], int):
         found["choose"] = choose(logits["shape"][-1], logits["dtype"])
-    for name, weight in plan["weights"].items():
-        if weight["file"] is None:
-            mean = int(len(weight["shape"]) == 1 and name.endswith(".weight"))  # gains of norms, as in compiler.weights
+    for weight in plan["weights"].values():
+        how = weight.get("random") or {}
+        if "normal" in how:
             arguments = (("out", weight["dtype"]), ("count", "int"), ("seed", "int"))
-            constants = {"mean": mean, "tile": 1024}
-            found[f"random.{weight['dtype']}.{mean}"] = lib.Launch(
-                "random", "random.random", arguments, constants, 4, 2
-            )
+            constants = {"mean": how["normal"], "tile": 1024}
+            name = f"normal.{weight['dtype']}.{how['normal']}"
+            found[name] = lib.Launch("normal", "random.normal", arguments, constants, 4, 2)
+        elif "codes" in how:
+            arguments = (("out", "i32"), ("count", "int"), ("seed", "int"))
+            keep, add = how["codes"]
+            constants = {"keep": _word(keep), "add": _word(add), "tile": 1024}
+            found[f"codes.{keep}.{add}"] = lib.Launch("codes", "random.codes", arguments, constants, 4, 2)
     return found
 
 
-def segment_programs(plan: Mapping[str, Any], out: Path) -> dict[str, dict[int, Program]]:
-    """The kernels for few rows of those segments that have only what compiler/kernels/rows.py knows."""
+def _word(byte: int) -> int:
+    """A signed word of four times a byte."""
+    return int.from_bytes(bytes([byte] * 4), "little", signed=True)
+
+
+def segment_programs(plan: Mapping[str, Any], out: Path, architecture: int) -> dict[str, dict[int, Program]]:
+    """The kernels of programs, and of those engines that have only what compiler/kernels/rows.py knows."""
     found: dict[str, dict[int, Program]] = {}
-    for file in sorted({step["file"] for step in plan["steps"] if step["kind"] == "engine"}):
+    programs = {step["file"] for step in plan["steps"] if step["kind"] == "program"}
+    engines = {step["file"] for step in plan["steps"] if step["kind"] == "engine"}
+    for file in sorted(programs | engines):
         graph = parse((out / file).read_text(encoding="utf-8"))
         try:
-            found[file] = {size: program_of(graph, size) for size in SIZES}
+            if file in engines and any(equation.attr.get("block") for equation in graph.equations):
+                raise RefusedError("an engine's scales of blocks lie otherwise than a kernel reads them")
+            found[file] = {size: program_of(graph, size, architecture) for size in SIZES}
         except RefusedError as reason:
+            if file in programs:
+                raise
             _LOG.info("%s runs as an engine at every size: %s", file, reason)
     return found
 
@@ -94,14 +109,16 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
                 sets.append(asked)
             steps[str(index)] = sets.index(asked)
     others = other_launches(plan)
-    programs = segment_programs(plan, out)
-    wanted = [
-        *(launch for asked in sets for launch in lib.launches(asked)), *others.values(),
-        *(call.launch for sizes in programs.values() for program in sizes.values() for call in program.calls),
-    ]  # fmt: skip
+    always = [*(launch for asked in sets for launch in lib.launches(asked)), *others.values()]
     made: dict[str, dict[str, Any]] = {}
+    programs: dict[str, Any] = {}
     for architecture in architectures:
-        unique = {_key(launch): launch for launch in wanted}
+        own = segment_programs(plan, out, architecture)
+        launches = [call.launch for sizes in own.values() for program in sizes.values() for call in program.calls]
+        unique = {_key(launch): launch for launch in (*always, *launches)}
+        programs[f"sm{architecture}"] = {
+            file: {str(size): as_dict(program, _key) for size, program in sizes.items()} for file, sizes in own.items()
+        }
         for key, compiled in zip(unique, build(list(unique.values()), architecture), strict=True):
             file = f"{key}.sm{architecture}.cubin"
             (folder / file).write_bytes(compiled.cubin)
@@ -112,10 +129,7 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
         "sets": [{launch.name: _key(launch) for launch in lib.launches(asked)} for asked in sets],
         "attention": steps,
         "kernels": made,
-        "programs": {
-            file: {str(size): as_dict(program, _key) for size, program in sizes.items()}
-            for file, sizes in programs.items()
-        },
+        "programs": programs,
         "others": {name: _key(launch) for name, launch in others.items()},
     }
     (folder / "kernels.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

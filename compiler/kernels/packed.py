@@ -55,9 +55,12 @@ def packed(
                 ok = ok & (first + j < ins)[None, :]
             narrow = tl.load(xs + part * quarter, mask=ok, other=0.0)
             at = n if group == 0 else first // group * outs + n
+            there, here = n < outs, m < count
+            if ins % span:  # behind the last column there is no scale either
+                there, here = there & (n * 0 + first < ins), here & (m * 0 + first < ins)
             less = tl.full([tile], 8.0 if kind == "i4" else 0.0, tl.float16)
             if zero is not None:
-                less += tl.load(zero + at, mask=n < outs, other=0).to(tl.float16)
+                less += tl.load(zero + at, mask=there, other=0).to(tl.float16)
             wide = codes_of(word, less[:, None], part, kind, tl.float16 if integer else narrow.dtype)
             if integer:
                 wide = wide.to(tl.int8)
@@ -65,10 +68,10 @@ def packed(
             if (part + 1) * quarter % share == 0:
                 one = acc.to(tl.float32)
                 if group:
-                    one *= scale_of(tl.load(scale + at, mask=n < outs, other=0.0))[:, None]
+                    one *= scale_of(tl.load(scale + at, mask=there, other=0.0))[:, None]
                 if x_block:
                     whole = x_scale + m * (ins // x_block) + first // x_block
-                    one *= scale_of(tl.load(whole, mask=m < count, other=0.0))[None, :]
+                    one *= scale_of(tl.load(whole, mask=here, other=0.0))[None, :]
                 total += one
                 acc = tl.zeros([tile, rows], sums)
         words += quarter

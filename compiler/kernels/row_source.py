@@ -1,6 +1,7 @@
 """Writes a Triton kernel for equations that work on rows: norms, activations, sums. One program takes one row.
 
-Every result is rounded to its own type, as the operation's definition does; in between all is float32.
+Every result is rounded to its own type, as the operation's definition does; in between all is float32. Low-bit codes
+are held in float32 too, as the numbers that they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from dataclasses import dataclass, field
 from compiler.ir.core import Arg, Equation, Value
 from compiler.kernels.attention import Launch, power
 
-_ROUND = {"f16": ".to(tl.float16).to(tl.float32)", "bf16": ".to(tl.bfloat16).to(tl.float32)", "f32": ""}
+_ROUND = {
+    "f16": ".to(tl.float16).to(tl.float32)", "bf16": ".to(tl.bfloat16).to(tl.float32)", "f32": "", "i8": "",
+    "f8e4m3": "",
+}  # fmt: skip
 _SIGMOID = "(1.0 / (1.0 + tl.exp(-({0}))))"
 _UNARY = {
     "exp": "tl.exp({0})",
@@ -27,6 +31,13 @@ _BINARY = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
     "minimum": "tl.minimum({0}, {1})", "maximum": "tl.maximum({0}, {1})",
 }  # fmt: skip
+# What `quantize` does behind the division (compiler/ir/formats.py). In float32, 1.5 2^23 has no bits below 1: adding it
+# rounds to whole numbers, ties to even; E4M3 is rounded to when it is stored.
+_CODES = {
+    "i8": "(tl.minimum(tl.maximum(tl.where({0} != {0}, 0.0, {0}), -128.0), 127.0) + 12582912.0) - 12582912.0",
+    "f8e4m3": "tl.where({0} != {0}, {0}, tl.minimum(tl.maximum({0}, -448.0), 448.0))",
+}
+_LARGEST = {"i8": 127.0, "f8e4m3": 448.0}
 _GELU = "0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476))"
 _GELU_TANH = "{0} / (1.0 + tl.exp(-1.5957691216057308 * ({0} + 0.044715 * {0} * {0} * {0})))"
 
@@ -44,6 +55,7 @@ class RowSource:
     pointers: dict[str, tuple[str, str]] = field(default_factory=dict)  # place -> (argument, dtype)
     names: dict[str, str] = field(default_factory=dict)  # value -> variable
     spans: set[int] = field(default_factory=set)
+    single: set[str] = field(default_factory=set)  # values that are one number a row
 
     def pointer(self, place: str, dtype: str) -> str:
         """The argument through which a place is reached."""
@@ -72,8 +84,11 @@ class RowSource:
     def store(self, value: Value, place: str) -> None:
         """Write a row."""
         columns = self.columns(value)
-        at, ok = self.span(columns)
         argument = self.pointer(place, value.type.dtype)
+        if value.name in self.single:
+            self.lines.append(f"tl.store({argument} + row, {self.names[value.name]})")
+            return
+        at, ok = self.span(columns)
         where = f"{argument} + row * {columns} + {at}"
         self.lines.append(f"tl.store({where}, {self.names[value.name]}.to({argument}.dtype.element_ty), mask={ok})")
 
@@ -82,6 +97,10 @@ class RowSource:
         result = equation.result
         if equation.op in ("rms_norm", "layer_norm"):
             self._norm(equation)
+        elif equation.op == "row_scale":
+            self._row_scale(equation)
+        elif equation.op == "quantize":
+            self._quantize(equation)
         elif equation.op == "gelu":
             text = _GELU_TANH if equation.attr["approximate"] else _GELU
             self._define(result, text.format(self.read(equation.args[0])), rounded=True)
@@ -125,6 +144,45 @@ class RowSource:
             if arg is not None:
                 self._define(result, f"{self.names[result.name]} {sign} {self.read(arg)}", rounded=True)
 
+    def _row_scale(self, equation: Equation) -> None:
+        (x,), result = equation.values, equation.result
+        dtype, block = str(equation.attr["dtype"]), equation.attr.get("block")
+        if dtype not in _LARGEST or result.type.dtype != "f32":
+            raise RefusedError(f"scales of {result.type.dtype} for {dtype}")
+        columns, number = self.columns(x), len(self.lines)
+        _, ok = self.span(columns)
+        self.lines.append(f"m{number} = tl.where({ok}, tl.abs({self.read(x)}), 0.0)")
+        if block is None:
+            self.single.add(result.name)
+        else:
+            self.lines.append(f"m{number} = tl.reshape(m{number}, {self._blocks(columns, block)})")
+        axis = 0 if block is None else 1
+        # a row with a NaN has a scale of NaN, as the definition's maximum
+        self.lines.append(f"b{number} = tl.max((m{number} != m{number}).to(tl.int32), {axis})")
+        least = f"tl.maximum(tl.div_rn(tl.max(m{number}, {axis}), {_LARGEST[dtype]}), 1e-12)"
+        self._define(result, f"tl.where(b{number} > 0, float('nan'), {least})")
+
+    def _quantize(self, equation: Equation) -> None:
+        x, scale, *more = equation.args
+        dtype, block = equation.result.type.dtype, equation.attr.get("block")
+        if dtype not in _CODES or any(arg is not None for arg in more) or not isinstance(x, Value):
+            raise RefusedError(f"rounding to {dtype} with a zero or two scales")
+        number, columns = len(self.lines), self.columns(x)
+        text = f"tl.div_rn({self.read(x)}, {self.read(scale)} + tl.zeros_like({self.read(x)}))"
+        if isinstance(block, tuple):
+            shape = self._blocks(columns, block[-1])
+            wide = f"tl.broadcast_to({self.read(scale)}[:, None], {shape})"
+            self.span(columns)
+            text = f"tl.reshape(tl.div_rn(tl.reshape({self.read(x)}, {shape}), {wide}), [{power(columns)}])"
+        self.lines.append(f"q{number} = {text}")
+        self._define(equation.result, _CODES[dtype].format(f"q{number}"))
+
+    @staticmethod
+    def _blocks(columns: int, block: object) -> str:
+        if not isinstance(block, int) or block != power(block) or columns % block:
+            raise RefusedError(f"a scale for {block} of {columns} columns")
+        return f"[{power(columns) // block}, {block}]"
+
     def launch(self) -> Launch:
         """The kernel as it stands."""
         arguments = tuple((name, dtype) for name, dtype in self.pointers.values())
@@ -137,12 +195,22 @@ class RowSource:
         return Launch("rows", "generated.rows", arguments, {}, 8 if widest > 2048 else 4, 2, text=text)
 
 
+def rows_of(value: Value) -> tuple[str, ...]:
+    """The dims in front that count rows: those that are no numbers."""
+    dims = []
+    for dim in value.type.shape:
+        if not isinstance(dim, str):
+            break
+        dims.append(dim)
+    return tuple(dims)
+
+
 def aliases(equations: Sequence[Equation]) -> dict[str, str]:
     """Values that lie where another does: reshapes that leave rows as they are."""
     found: dict[str, str] = {}
     for equation in equations:
         if equation.op == "reshape" and isinstance(equation.args[0], Value):
             before = equation.args[0]
-            if before.type.shape[:1] == equation.result.type.shape[:1] and isinstance(before.type.shape[0], str):
+            if rows_of(before) and rows_of(before) == rows_of(equation.result):
                 found[equation.result.name] = found.get(before.name, before.name)
     return found

@@ -1,7 +1,9 @@
-"""A segment as kernels for few rows: products that read each weight once, and what is between them by rows.
+"""A segment as kernels: products that read each weight once, and what is between them by rows.
 
 An engine built for many tokens leaves bandwidth unused at few (docs/evidence/gpu); the runtime measures both, and takes
-the faster for each size of batch. What a segment has beyond this page's rules, it has from its engine alone.
+the faster for each size of batch. Low-bit products that the toolchain has no layer for have this way only: the kernel
+of rows that makes an input rounds it and stores codes and scales, the product reads codes on both sides. What a segment
+has beyond this page's rules, it has from its engine alone.
 """
 
 from __future__ import annotations
@@ -13,21 +15,22 @@ from typing import Any
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch
-from compiler.kernels.row_source import RefusedError, RowSource, aliases
+from compiler.kernels.products import MANY, Product, product
+from compiler.kernels.row_source import RefusedError, RowSource, aliases, rows_of
 
-SIZES = {16: 16, 64: 64, 1024: 128}  # at most so many rows: rows in a product's tile
-BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
+SIZES = (16, 64, 1024, MANY)  # at most so many rows; the last takes more too
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1, "f8e4m3": 1}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One launch; `places` by argument; `rows` names the dim that counts rows: a block for each, or `blocks` a tile.
+    """One launch; `places` by argument; `rows` names the dims that count rows: a block for each, or `blocks` a tile.
 
     `depth` is the third axis of the grid.
     """
 
     launch: Launch
-    rows: str
+    rows: tuple[str, ...]
     blocks: int
     tile: int
     places: Mapping[str, str]
@@ -36,64 +39,60 @@ class Call:
 
 @dataclass
 class Program:
-    """Launches in order; places are ports of the segment or `temp:NAME`, whose bytes are in `temps`."""
+    """Launches in order; places are ports of the segment or `temp:NAME`, whose bytes in a row are in `temps`."""
 
     calls: list[Call] = field(default_factory=list)
     temps: dict[str, int] = field(default_factory=dict)
 
 
-def program_of(graph: Graph, rows: int) -> Program:
-    """A segment's kernels for at most `rows` rows, one of SIZES. Raises RefusedError where it has something else."""
+def program_of(graph: Graph, rows: int, architecture: int) -> Program:
+    """A segment's kernels for at most `rows` rows, one of SIZES, on a GPU (90 is sm_90).
+
+    Raises RefusedError where it has something else.
+    """
     if any(equation.op == "gather_matmul" for equation in graph.equations):
         from compiler.kernels.expert_program import expert_program
 
         return expert_program(graph, rows)
-    return _Maker(graph, rows).run()
-
-
-def gemm(outs: int, ins: int, rows: int, dtype: str, out: str, bias: bool, residual: bool) -> Launch:
-    """The product for few rows; tiles as measured on an H200 (docs/evidence/gpu/kernels-h200.json)."""
-    tile, depth, stages = (64, 64, 6) if rows > 16 and outs > 8192 else (32, 128, 6 if rows <= 64 else 4)
-    arguments = (
-        ("x", dtype), ("w", dtype), ("bias", dtype if bias else ""), ("residual", dtype if residual else ""),
-        ("y", out), ("count", "int"),
-    )  # fmt: skip
-    constants = {"outs": outs, "ins": ins, "x_row": ins, "rows": rows, "tile": tile, "depth": depth}
-    return Launch("gemm", "gemm.gemm", arguments, constants, 4, stages)
+    return _Maker(graph, rows, architecture).run()
 
 
 class _Maker:
-    def __init__(self, graph: Graph, rows: int) -> None:
-        self.graph, self.rows = graph, rows
+    def __init__(self, graph: Graph, rows: int, architecture: int) -> None:
+        self.graph, self.rows, self.architecture = graph, rows, architecture
         self.alias = aliases(graph.equations)
         self.inputs = {value.name: value for value in graph.inputs}
         self.outputs = {self.alias.get(value.name, value.name): port for port, value in graph.outputs}
-        self.made = {value.name: value for equation in graph.equations for value in equation.results}
+        # no launch of its own: who reads it reads codes and scale
+        self.low = {equation.result.name: equation for equation in graph.equations if equation.op == "dequantize"}
+        self.equations = [
+            equation
+            for equation in graph.equations
+            if equation.op != "dequantize" and equation.results[0].name not in self.alias
+        ]
         self.users: dict[str, list[int]] = {}
-        for index, equation in enumerate(graph.equations):
+        for index, equation in enumerate(self.equations):
             for value in equation.values:
-                self.users.setdefault(self.home(value), []).append(index)
+                for read in self.parts(value):
+                    self.users.setdefault(self.home(read), []).append(index)
         self.done = Program()
         self.stored: set[str] = set(self.inputs)
-        self.slices: dict[str, tuple[Value, int]] = {}
 
     def run(self) -> Program:
         if any(self.alias.get(value.name, value.name) in self.inputs for _, value in self.graph.outputs):
             raise RefusedError("an input is passed on as an output")
-        equations = self.graph.equations
         index = 0
-        while index < len(equations):
-            equation = equations[index]
-            if equation.op == "reshape" and equation.result.name in self.alias:
-                index += 1
-            elif equation.op == "matmul":
-                index += self.product(index)
-            else:
-                index += self.row_group(index)
+        while index < len(self.equations):
+            index += self.product(index) if self.equations[index].op == "matmul" else self.row_group(index)
         missing = [port for value, port in self.outputs.items() if value not in self.stored]
         if missing:
             raise RefusedError(f"output `{missing[0]}` is not written")
         return self.done
+
+    def parts(self, value: Value) -> tuple[Value, ...]:
+        """What is read where a value is: codes and scale of one that was rounded."""
+        found = self.low.get(value.name)
+        return (value,) if found is None else found.values
 
     def home(self, value: Value) -> str:
         return self.alias.get(value.name, value.name)
@@ -105,43 +104,61 @@ class _Maker:
             return name
         if name in self.outputs:
             return self.outputs[name]
-        self.done.temps.setdefault(f"temp:{name}", self.rows * self.columns(value) * BYTES[value.type.dtype])
+        self.done.temps.setdefault(f"temp:{name}", self.columns(value) * BYTES[value.type.dtype])
         return f"temp:{name}"
 
     def columns(self, value: Value) -> int:
-        sizes = value.type.shape[1:] if isinstance(value.type.shape[0], str) else value.type.shape
+        sizes = value.type.shape[len(rows_of(value)) :]
         if not all(isinstance(size, int) for size in sizes):
             raise RefusedError(f"%{value.name} has rows of {sizes}")
         return prod(int(size) for size in sizes)
 
-    def row_dim(self, value: Value) -> str:
-        dim = value.type.shape[0]
-        if not isinstance(dim, str):
+    def row_dims(self, value: Value) -> tuple[str, ...]:
+        if not rows_of(value):
             raise RefusedError(f"%{value.name} has no rows")
-        return dim
+        return rows_of(value)
 
     def is_weight(self, value: Value) -> bool:
-        return value.name in self.inputs and all(isinstance(size, int) for size in value.type.shape)
+        return value.name in self.inputs and not rows_of(value)
 
     def product(self, index: int) -> int:
         """A matmul, with the sums and the cast that follow; gives how many equations it took."""
-        equation = self.graph.equations[index]
-        x, w = equation.args
-        if not (
-            isinstance(x, Value) and isinstance(w, Value) and self.is_weight(w) and equation.attr.get("transpose_b")
-        ):
+        equation = self.equations[index]
+        x, w = equation.values
+        codes, *scales = self.parts(w)
+        if not self.is_weight(codes) or len(w.type.shape) != 2 or not equation.attr.get("transpose_b"):
             raise RefusedError("a product of two activations, or of a weight that is not [out, in]")
-        if x.type.dtype not in ("f16", "bf16") or x.type.dtype != w.type.dtype or len(w.type.shape) != 2:
-            raise RefusedError(f"a product of {x.type.dtype} and {w.type.dtype}")
-        if self.home(x) not in self.stored:
+        narrow, *x_scale = self.parts(x)
+        if any(self.home(value) not in self.stored for value in (narrow, *x_scale)):
             raise RefusedError(f"%{x.name} is part of another value")
         outs, ins = (int(size) for size in w.type.shape)
         if self.columns(x) != ins:
             raise RefusedError(f"%{x.name} has rows of {self.columns(x)}, the weight takes {ins}")
-        result, taken = equation.result, 1
+        result, taken, bias, residual = self.sums(index, outs)
+        asked = Product(
+            outs, ins, narrow.type.dtype, codes.type.dtype, result.type.dtype,
+            bias="" if bias is None else bias.type.dtype, residual="" if residual is None else residual.type.dtype,
+            **self.weight_scales(w), **self.input_scale(x),
+        )  # fmt: skip
+        launch = product(asked, self.rows, self.architecture)
+        places = {"x": self.place(narrow), "w": codes.name, "y": self.place(result)}
+        places |= {name: value.name for name, value in zip(("scale", "zero"), scales, strict=False)}
+        places |= {name: self.place(value) for name, value in zip(("x_scale",), x_scale, strict=False)}
+        places |= {"bias": bias.name} if bias is not None else {}
+        places |= {"residual": self.place(residual)} if residual is not None else {}
+        tile = int(launch.constants["rows"])
+        blocks = -(-outs // int(launch.constants["tile"]))
+        self.done.calls.append(Call(launch, self.row_dims(result), blocks, tile, places))
+        self.stored.add(self.home(result))
+        return taken
+
+    def sums(self, index: int, outs: int) -> tuple[Value, int, Value | None, Value | None]:
+        """The result of a product with what follows it, how many equations that is, and its bias and residual."""
+        equations = self.equations
+        result, taken = equations[index].result, 1
         bias = residual = None
-        while index + taken < len(self.graph.equations) and self.users.get(result.name) == [index + taken]:
-            after = self.graph.equations[index + taken]
+        while index + taken < len(equations) and self.users.get(result.name) == [index + taken]:
+            after = equations[index + taken]
             other = next((value for value in after.values if value.name != result.name), None)
             if result.name in self.outputs:
                 break
@@ -155,30 +172,42 @@ class _Maker:
             elif not (after.op == "cast" and after.attr["dtype"] == "f32" and after.result.type.dtype == "f32"):
                 break
             result, taken = after.result, taken + 1
-        launch = gemm(
-            outs, ins, SIZES[self.rows], x.type.dtype, result.type.dtype, bias is not None, residual is not None
-        )  # fmt: skip
-        places = {"x": self.place(x), "w": w.name, "y": self.place(result)}
-        places |= {"bias": bias.name} if bias is not None else {}
-        places |= {"residual": self.place(residual)} if residual is not None else {}
-        blocks = -(-outs // launch.constants["tile"])
-        self.done.calls.append(Call(launch, self.row_dim(result), blocks, SIZES[self.rows], places))
-        self.stored.add(self.home(result))
-        return taken
+        return result, taken, bias, residual
+
+    def weight_scales(self, w: Value) -> dict[str, Any]:
+        """The fields of a Product for a weight of codes."""
+        found = self.low.get(w.name)
+        if found is None:
+            return {}
+        scale, block = found.values[1], found.attr.get("block")
+        if len(found.args) > 3 or (not block and scale.type.shape != (w.type.shape[0], 1)):
+            raise RefusedError(f"%{w.name} has no scale for each row")
+        if isinstance(block, tuple) and block[-2] != 1:
+            raise RefusedError(f"%{w.name} has scales for blocks of {block[-2]} rows")
+        group = int(str(block[-1])) if isinstance(block, tuple) else 0
+        return {"scale": scale.type.dtype, "group": group, "zero": len(found.values) > 2}
+
+    def input_scale(self, x: Value) -> dict[str, Any]:
+        """The fields of a Product for an input of codes."""
+        found = self.low.get(x.name)
+        if found is None:
+            return {}
+        scale, block = found.values[1], found.attr.get("block")
+        if len(found.args) > 2:
+            raise RefusedError(f"%{x.name} has a zero or two scales")
+        if isinstance(block, tuple):
+            return {"x_scale": "block", "x_block": int(str(block[-1])), "x_scale_type": scale.type.dtype}
+        return {"x_scale": "row" if rows_of(scale) else "tensor", "x_scale_type": scale.type.dtype}
 
     def row_group(self, first: int) -> int:
         """Equations up to the next product or change of rows, as one kernel."""
-        equations = self.graph.equations
-        stop = first
-        rows = self.row_dim(equations[first].result)
-        group: list[Equation] = []
-        while stop < len(equations) and equations[stop].op != "matmul":
-            equation = equations[stop]
-            if not (equation.op == "reshape" and equation.result.name in self.alias):
-                if self.row_dim(equation.result) != rows:
-                    break
-                group.append(equation)
+        stop, equations = first, self.equations
+        rows = self.row_dims(equations[first].result)
+        while (
+            stop < len(equations) and equations[stop].op != "matmul" and self.row_dims(equations[stop].result) == rows
+        ):
             stop += 1
+        group = equations[first:stop]
         source = RowSource(self.columns)
         for equation in group:
             if equation.op == "slice":
@@ -207,14 +236,16 @@ class _Maker:
 
     def cut(self, source: RowSource, equation: Equation) -> None:
         (whole,) = equation.values
-        if len(whole.type.shape) != 2 or equation.attr["axis"] not in (-1, 1) or self.home(whole) not in self.stored:
+        plain = len(whole.type.shape) == len(rows_of(whole)) + 1 and equation.attr["axis"] == -1
+        if not plain or self.home(whole) not in self.stored:
             raise RefusedError("a slice of what is not stored in rows")
         start, stop = int(str(equation.attr["start"])), int(str(equation.attr["stop"]))
         source.load(equation.result, self.place(whole), "row", self.columns(whole), start, stop - start)
 
     def bring(self, source: RowSource, value: Value) -> None:
         """Load a value that an earlier launch stored, or a weight's one row."""
-        if value.name in source.names:
+        if self.home(value) in source.names:
+            source.names[value.name] = source.names[self.home(value)]
             return
         if self.home(value) not in self.stored:
             raise RefusedError(f"%{value.name} is not stored")
@@ -234,7 +265,7 @@ def as_dict(program: Program, key: Any) -> dict[str, Any]:
         "calls": [
             {
                 "kernel": key(call.launch),
-                "rows": call.rows,
+                "rows": list(call.rows),
                 "blocks": call.blocks,
                 "tile": call.tile,
                 "depth": call.depth,

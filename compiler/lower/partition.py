@@ -3,7 +3,8 @@
 The top-level equations form a graph of who reads whom, in which the equations of one step count as one. A node's stage
 is how often the longest way to it from an input changes between engine and step; all engine equations of one stage are
 one segment. No way leads out of a segment and back (it would pass a step, and so end in a later stage): segments are
-convex, and run in the order of their stages. Weights, constants and states belong to whoever reads them.
+convex, and run in the order of their stages. Weights, constants and states belong to whoever reads them, and so do
+weights that are dequantized.
 """
 
 from __future__ import annotations
@@ -56,8 +57,17 @@ class _Cut:
                 self.readers.setdefault(value.name, set()).add(index)
             if (step := _step(equation, step_of)) is not None:
                 self.steps[index] = step
-        self.sources = {index for index, equation in enumerate(graph.equations) if REGISTRY[equation.op].source}
+        self.sources = self._sources()
         self.public = {value.name for _, value in graph.outputs}
+
+    def _sources(self) -> set[int]:
+        found: set[int] = set()
+        for index, equation in enumerate(self.graph.equations):
+            stored = equation.op == "dequantize" and all(
+                self.producer.get(value.name) in found for value in equation.values
+            )
+            found |= {index} if stored or REGISTRY[equation.op].source else set()
+        return found
 
     def stages(self) -> dict[int, int]:
         """The stage of every equation that is no source."""
@@ -98,11 +108,13 @@ class _Cut:
 
     def subgraph(self, chosen: list[int], name: str) -> Graph:
         """The equations of one segment as a graph: what it reads are its inputs, what others read its outputs."""
-        graph, inside = self.graph, set(chosen)
-        for index in chosen:
-            for value in used_values(graph.equations[index]):
-                if self.producer.get(value.name) in self.sources:
-                    inside.add(self.producer[value.name])
+        graph, inside, left = self.graph, set(chosen), list(chosen)
+        while left:
+            for value in used_values(graph.equations[left.pop()]):
+                source = self.producer.get(value.name)
+                if source is not None and source in self.sources and source not in inside:
+                    inside.add(source)
+                    left.append(source)
         equations = tuple(graph.equations[index] for index in sorted(inside))
         defined = {value.name for value in _definitions(equations)}
         inputs: dict[str, Value] = {}
@@ -115,7 +127,7 @@ class _Cut:
         results = {
             value.name: value
             for equation in equations
-            if not REGISTRY[equation.op].source
+            if self.producer[equation.results[0].name] not in self.sources
             for value in equation.results
         }
         outputs = [(port, value) for port, value in graph.outputs if value.name in results]

@@ -12,10 +12,15 @@ from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.names import expand, is_template
 from compiler.ir.types import Sym, TensorType
 
+ROWS = "rows"  # one element after the other, row-major: of all that has whole bytes
+
 
 @dataclass(frozen=True)
 class Step:
-    """One call of an engine (`file`) or a kernel (`name`, `attrs`), its ports bound to values or to `weight:NAME`."""
+    """One call of an engine or a program of kernels (`file`), or of a kernel (`name`, `attrs`).
+
+    Its ports are bound to values or to `weight:NAME`.
+    """
 
     backend: str
     file: str
@@ -29,10 +34,16 @@ class Step:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A tensor of the bundle: its type, and the safetensors file that has it (None: random, made on the device)."""
+    """A tensor of the bundle: its type, the safetensors file that has it, and how its bytes lie there.
+
+    Without a file the device makes it: `random` says how (compiler/lower/random_weights.py).
+    """
 
     type: TensorType
     file: str | None
+    bytes: int
+    layout: str = ROWS
+    random: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Plan:
             "output_types": [_port(name, value) for name, value in self.outputs],
             "cache": cache,
             "values": {value.name: _type(value.type) for value in self.values},
-            "weights": {name: {**_type(item.type), "file": item.file} for name, item in self.weights.items()},
+            "weights": {name: _stored(item) for name, item in self.weights.items()},
             "profiles": [_ranges(profile) for profile in self.profiles],
             "build": dict(self.build),
         }  # fmt: skip
@@ -110,6 +121,11 @@ def _ranges(dims: tuple[Sym, ...]) -> dict[str, list[int]]:
 
 def _type(kind: TensorType) -> dict[str, Any]:
     return {"dtype": kind.dtype, "shape": list(kind.shape)}
+
+
+def _stored(item: StoredWeight) -> dict[str, Any]:
+    found = {**_type(item.type), "file": item.file, "bytes": item.bytes, "layout": item.layout}
+    return found if item.random is None else {**found, "random": dict(item.random)}
 
 
 def _port(name: str, value: Value) -> dict[str, Any]:

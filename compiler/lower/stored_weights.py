@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from compiler.ir.core import Equation, Graph, Value, used_values
 from compiler.ir.ops import REGISTRY
 from compiler.ir.types import TensorType
+from compiler.lower.plan import ROWS
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +20,15 @@ _KEPT = frozenset({"dequantize"})
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to store: a weight in the type that the graph states, or what `graph` (without inputs) computes."""
+    """A tensor to store: a weight in the type that the graph states, or what `graph` (without inputs) computes.
+
+    `layout` says how its bytes lie (compiler/lower/layouts.py).
+    """
 
     name: str
     type: TensorType
     graph: Graph | None = None
+    layout: str = ROWS
 
     def make(self, weights: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Its value, computed as the interpreter does."""
@@ -46,7 +51,7 @@ def store(graph: Graph) -> tuple[Graph, dict[str, Tensor]]:
             known[equation.result.name] = equation
             equations.append(equation)
             continue
-        if not _decided_by_weights(equation, known):
+        if not decided_by_weights(equation, known):
             equations.append(equation)
             continue
         known[equation.result.name] = equation
@@ -65,7 +70,8 @@ def store(graph: Graph) -> tuple[Graph, dict[str, Tensor]]:
     return replace(graph, equations=left), used
 
 
-def _decided_by_weights(equation: Equation, known: Mapping[str, Equation]) -> bool:
+def decided_by_weights(equation: Equation, known: Mapping[str, Equation]) -> bool:
+    """Whether an equation is stored computed; `known` are weights, constants and such equations, by result."""
     if equation.op in _KEPT or REGISTRY[equation.op].effect or not equation.values or len(equation.results) != 1:
         return False
     if any(isinstance(dim, str) for dim in equation.result.type.shape):

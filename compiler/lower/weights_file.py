@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.ir.types import DTYPES, TensorType
+from compiler.lower.layouts import bytes_of, stored_type
 from compiler.lower.plan import StoredWeight
 from compiler.lower.stored_weights import Tensor
 
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 
 SHARD = 4 << 30  # bytes
 _ALIGN = 4096  # of the data behind the header: what a device reads in one go
-_NAMES = {
-    "f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3", "i64": "I64", "i32": "I32", "i8": "I8", "u8": "U8",
-    "bool": "BOOL",
-}  # fmt: skip
 
 
 def write_weights(
@@ -46,22 +41,17 @@ def write_weights(
             for tensor in group:
                 if progress is not None:
                     progress("weights", done, len(tensors))
-                stream.write(_bytes(tensor.make(weights), tensor.type).data)
-                stored[tensor.name] = StoredWeight(tensor.type, name)
+                stream.write(_bytes(tensor, weights).data)
+                stored[tensor.name] = StoredWeight(tensor.type, name, stored_type(tensor).bytes, tensor.layout)
                 done += 1
     return stored
-
-
-def byte_size(kind: TensorType) -> int:
-    """Bytes of a stored tensor."""
-    return prod(kind.static_shape()) * max(DTYPES[kind.dtype], 8) // 8
 
 
 def _groups(tensors: Iterable[Tensor], shard: int) -> list[list[Tensor]]:
     groups: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
-        size = byte_size(tensor.type)
+        size = stored_type(tensor).bytes
         if not groups or size > room:
             groups.append([])
             room = shard
@@ -74,18 +64,19 @@ def _header(tensors: Sequence[Tensor]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for tensor in tensors:
-        stop = start + byte_size(tensor.type)
-        dtype, shape = _NAMES[tensor.type.dtype], list(tensor.type.static_shape())
-        entries[tensor.name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+        stop = start + stored_type(tensor).bytes
+        kind = stored_type(tensor)
+        entries[tensor.name] = {"dtype": kind.name, "shape": list(kind.shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN)
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: torch.Tensor, kind: TensorType) -> np.ndarray[Any, Any]:
+def _bytes(tensor: Tensor, weights: Callable[[str], torch.Tensor]) -> np.ndarray[Any, Any]:
     import torch
 
-    if tuple(tensor.shape) != kind.static_shape():
-        raise AssertionError(f"a tensor of shape {list(tensor.shape)} where {kind} is stored")
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    made = tensor.make(weights)
+    if tuple(made.shape) != tensor.type.static_shape():
+        raise AssertionError(f"a tensor of shape {list(made.shape)} where {tensor.type} is stored")
+    return bytes_of(made, tensor).contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -85,10 +85,10 @@ def choose(
     recipes = _recipes(precision, stored)
     decisions = [require(decide(recipe, toolchain, gpu)) for recipe in recipes]
     recipe, decision = recipes[0], decisions[0]
-    if gpu is not None and (recipe.weights is not None or layers or decision.base == "tf32"):
+    if decision.base == "tf32":
         raise SpecRTError(
             "PREC-016", f"{recipe.name} is decided for {decision.target} ({decision.how}), but not written by it yet",
-            where=recipe.where, hint="fp16, bf16 and fp32 are; on the CPU all are",
+            where=recipe.where, hint="fp16, bf16 and fp32 are",
         )  # fmt: skip
     overrides = []
     for entry in layers:

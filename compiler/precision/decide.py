@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specs.errors import SpecRTError
-from specs.hardware import Gpu, Product, Toolchain, gpu_names, load_gpu
+from specs.hardware import Gpu, Operands, Product, Toolchain, gpu_names, load_gpu, product_of
 from specs.precision import Recipe, load_recipe
 
 
@@ -147,22 +147,12 @@ def _chips(math: str) -> str:
 
 def _product(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None) -> Product | None:
     """The toolchain's first way to run the products of a recipe on the chip."""
-    return next((entry for entry in toolchain.products if _fits(entry, recipe, gpu)), None)
-
-
-def _fits(entry: Product, recipe: Recipe, gpu: Gpu | None) -> bool:
-    weights, activations = recipe.weights, recipe.activations
+    weights, how = recipe.weights, recipe.activations
     assert weights is not None
-    if weights.type not in entry.weights or (entry.sm and gpu is not None and gpu.sm not in entry.sm):
-        return False
-    if activations is None or entry.activations is None:
-        return (activations is None) == (entry.activations is None)
-    return (
-        entry.activations == activations.type
-        and entry.mode in (None, activations.mode)
-        and entry.per in (None, activations.per)
-        and entry.block in (None, activations.block)
-    )
+    operands = Operands(weights.type)
+    if how is not None:
+        operands = Operands(weights.type, how.type, how.mode, how.per, how.block)
+    return product_of(toolchain, operands, None if gpu is None else gpu.sm)
 
 
 def _told(recipe: Recipe, toolchain: Toolchain, product: Product | None) -> Reason:

@@ -80,6 +80,11 @@ class Device:
         """Zero bytes."""
         check(cu.cuMemsetD8Async(address, 0, size, self.stream))
 
+    def fill(self, address: int, bits: int, size: int, count: int) -> None:
+        """Write `count` times the same element of `size` bytes, given by its bits."""
+        write = {1: cu.cuMemsetD8Async, 2: cu.cuMemsetD16Async, 4: cu.cuMemsetD32Async}[size]
+        check(write(address, bits, count, self.stream))
+
     def upload(self, target: int, source: Array, size: int | None = None) -> None:
         """Copy the bytes of a host array to the device, in the order of the stream."""
         count = source.nbytes if size is None else size

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.cache import CacheSize
-from runtime.cuda import arena, steps, weights
+from runtime.cuda import arena, programs, steps, weights
 from runtime.cuda.batch import (
     Layout,
     Shape,
@@ -24,13 +24,15 @@ from runtime.cuda.batch import (
 )  # fmt: skip
 from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
-from runtime.cuda.engines import Engines
 from runtime.cuda.graphs import Graphs, Ways
 from runtime.cuda.kernels import Kernels
 from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.executable import Array, Ints
 from runtime.program import BYTES
 from specs.errors import SpecRTError, Where
+
+if TYPE_CHECKING:
+    from runtime.cuda.engines import Engines
 
 _LOG = logging.getLogger("runtime")
 _PADDING = {"past_lens": -1, "slots": -1, "tile_rows": -1}
@@ -49,14 +51,14 @@ class CUDAExecutable:
         """
         self._program = program = bundle.program
         for index, step in enumerate(program.steps):
-            if (step.kind, step.backend) not in (("engine", "tensorrt"), ("kernel", "cuda")):
+            if (step.kind, step.backend) not in (("engine", "tensorrt"), ("program", "cuda"), ("kernel", "cuda")):
                 message = f"step {index} is `{step.kind}` of `{step.backend}`, the GPU runs those of `tensorrt`, `cuda`"
                 raise SpecRTError("BUNDLE-009", message, where=Where(str(bundle.path / "plan.json")))
         self._device = device_ = Device(device)
         try:
-            self._engines = Engines(bundle.path, {s.file for s in program.steps if s.kind == "engine"}, device_)
+            self._engines = _engines(bundle, device_)
             random = any(weight.file is None for weight in program.weights.values())
-            needed = random or any(step.kind == "kernel" for step in program.steps)
+            needed = random or any(step.kind != "engine" for step in program.steps)
             self._kernels = Kernels(bundle.path, device_, needed)
             self._load(bundle, tokens, cache_tokens)
         except BaseException:
@@ -78,8 +80,8 @@ class CUDAExecutable:
         self._rows = steps.query_rows(self._kernels.attention)
         block_bytes = 4 * layout(self._sizes_of(self._most)).words
         token_bytes = 4 * self._most.get("N", 1)
-        temps = [steps.temp_bytes(p) for sizes in self._kernels.programs.values() for p in sizes.values()]
-        scratch = max([self._engines.memory, *temps])
+        temps = [programs.scratch_bytes(sizes, self._most) for sizes in self._kernels.programs.values()]
+        scratch = max([0 if self._engines is None else self._engines.memory, *temps])
         needs = Needs(weight_bytes, arena_bytes + parts + tops, scratch, block_bytes + token_bytes)
         self.size: CacheSize | None = plan_memory(
             needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
@@ -88,7 +90,7 @@ class CUDAExecutable:
         _LOG.info("GPU memory: %s", needs)
         base = device.allocate(weight_bytes)
         weights.upload_weights(bundle.path, program.weights, offsets, base, device)
-        weights.random_weights(program.weights, offsets, base, self._kernels.others)
+        weights.random_weights(program.weights, offsets, base, self._kernels.others, device)
         room = device.allocate(arena_bytes + parts + tops)
         self._values = {name: room + offset for name, offset in places.items()}
         self._block = device.allocate(block_bytes)
@@ -101,18 +103,28 @@ class CUDAExecutable:
             constants=self._constants(), scratch=device.allocate(scratch),
             parts=room + arena_bytes, tops=room + arena_bytes + parts,
         )  # fmt: skip
-        plain = [
-            steps.engine_step(program, step, self._engines[step.file], memory)
-            if step.kind == "engine"
-            else steps.attention_step(program, index, self._kernels.attention[index], memory, device.multiprocessors)
-            for index, step in enumerate(program.steps)
-        ]
-        few = [
-            {rows: steps.row_step(step, one, memory) for rows, one in self._kernels.programs.get(step.file, {}).items()}
-            for step in program.steps
-        ]
-        self._ways = Ways(plain, few)
+        self._ways = self._ways_of(memory)
         device.wait()
+
+    def _ways_of(self, memory: steps.Memory) -> Ways:
+        """How each step of the plan is put into the stream."""
+        plain: list[steps.Enqueue] = []
+        rows: list[Mapping[int, steps.Enqueue]] = []
+        for index, step in enumerate(self._program.steps):
+            kernels = self._kernels.programs.get(step.file, {})
+            by_rows = steps.row_steps(step, kernels, memory, self._most)
+            if step.kind == "kernel":
+                attention = self._kernels.attention[index]
+                plain.append(
+                    steps.attention_step(self._program, index, attention, memory, self._device.multiprocessors)
+                )
+            elif step.kind == "program":
+                plain.append(steps.program_step(by_rows))
+            else:
+                assert self._engines is not None  # there is a step for each
+                plain.append(steps.engine_step(self._program, step, self._engines[step.file], memory))
+            rows.append(by_rows if step.kind == "engine" else {})
+        return Ways(plain, rows)
 
     @property
     def device(self) -> Device:
@@ -164,8 +176,8 @@ class CUDAExecutable:
             return
         device.use()
         device.wait()
-        if hasattr(self, "_engines"):  # not where loading them is what failed
-            self._engines.close()
+        if getattr(self, "_engines", None) is not None:  # also where loading them is what failed
+            self._engines.close()  # type: ignore[union-attr]
         device.close()
         self._device = None  # type: ignore[assignment]
 
@@ -200,8 +212,7 @@ class CUDAExecutable:
         context = int(arrays["max_context"]) if "max_context" in arrays else 0
         call = self._call(made, dims, None, singles, tiles, context)
         self._upload(call)
-        for step in self._ways.plain:
-            step(call)
+        self.graphs.direct(call)
         self._choose(call)
 
     def _call(
@@ -263,3 +274,13 @@ class CUDAExecutable:
         if held is None or held.nbytes < size:
             held = self._downloads[name] = self._device.pinned(size)
         return held[:size]
+
+
+def _engines(bundle: Bundle, device: Device) -> Engines | None:
+    """The engines of a plan; without any TensorRT is not asked for. Raises SpecRTError BUNDLE-020 and BUNDLE-021."""
+    files = {step.file for step in bundle.program.steps if step.kind == "engine"}
+    if not files:
+        return None
+    from runtime.cuda.engines import Engines
+
+    return Engines(bundle.path, files, device)

@@ -1,7 +1,8 @@
 """Whole steps as CUDA graphs, one for each shape of batch: one launch where there were hundreds.
 
-Before a shape is captured each segment is timed both ways, as an engine and as kernels for few rows, and the graph gets
-the faster; the arrays of a batch are copied to the device as the first node of its graph.
+Before a shape is captured each segment that has an engine and kernels is timed both ways, and the graph gets the
+faster; the arrays of a batch are copied to the device as the first node of its graph. Batches that are no graph are put
+into the stream step by step; the first of about its size times both ways, on its own numbers.
 """
 
 from __future__ import annotations
@@ -12,26 +13,28 @@ from typing import Any
 
 from runtime.cuda.batch import Layout, Shape
 from runtime.cuda.driver import Device
+from runtime.cuda.programs import size_for
 from runtime.cuda.steps import Call, Enqueue
 from runtime.program import Program
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How each step can be done: as the plan says, and by kernels for so many rows."""
+    """How each step can be done: as the plan says, and for engines by kernels for at most so many rows."""
 
     plain: Sequence[Enqueue]
-    few: Sequence[Mapping[int, Enqueue]]
+    rows: Sequence[Mapping[int, Enqueue]]
 
 
 class Graphs:
-    """Captured steps by shape. `choices` says what was measured for each segment and shape."""
+    """Captured steps by shape, and steps that are not. `choices` says what was measured for each segment and size."""
 
     def __init__(self, device: Device, program: Program, ways: Ways) -> None:
         self._device, self._program, self._ways = device, program, ways
         self._made: dict[Shape, tuple[Any, Layout]] = {}
         self._seen: set[Shape] = set()
         self.choices: dict[str, dict[str, Any]] = {}
+        self._eager: dict[tuple[str, int], str] = {}  # the way for a segment and a class of sizes
 
     def __getitem__(self, shape: Shape) -> tuple[Any, Layout] | None:
         return self._made.get(shape)
@@ -56,6 +59,33 @@ class Graphs:
         self._made[shape] = (graph, layout)
         return graph, layout
 
+    def direct(self, call: Call) -> None:
+        """Put every step into the stream, outside of a graph."""
+        for index, plain in enumerate(self._ways.plain):
+            way = plain
+            if kernels := self._ways.rows[index]:
+                ways = {"engine": plain, "rows": kernels[size_for(kernels, call.rows)]}
+                way = ways[self._way(self._program.steps[index].file, ways, call)]
+            way(call)
+
+    def _way(self, file: str, ways: Mapping[str, Enqueue], call: Call) -> str:
+        """The faster way of a segment in calls of about this size, measured once: both write the same results."""
+        most = 1 << (call.rows - 1).bit_length()
+        key = (file, most)
+        if key not in self._eager:
+            times = {name: self._stream_time(way, call) for name, way in ways.items()}
+            self._eager[key] = min(times, key=times.__getitem__)
+            self.choices[f"{file} up to {most}"] = {"way": self._eager[key], "milliseconds": times}
+        return self._eager[key]
+
+    def _stream_time(self, way: Enqueue, call: Call) -> float:
+        """Milliseconds of a step in the stream, the mean of three after one that warms up."""
+        way(call)
+        start = self._device.event()
+        for _ in range(3):
+            way(call)
+        return self._device.milliseconds(start, self._device.event()) / 3
+
     def _fastest(self, shape: Shape, call: Call) -> list[Enqueue]:
         """For each segment the way that takes less time over all its layers."""
         steps = self._program.steps
@@ -63,9 +93,10 @@ class Graphs:
         for file in {step.file: None for step in steps if step.kind == "engine"}:
             where = [index for index, step in enumerate(steps) if step.file == file]
             ways = {"engine": [self._ways.plain[index] for index in where]}
-            fitting = [rows for rows in self._ways.few[where[0]] if rows >= shape.tokens]
-            if fitting:
-                ways["rows"] = [self._ways.few[index][min(fitting)] for index in where]
+            if self._ways.rows[where[0]]:
+                ways["rows"] = [
+                    kernels[size_for(kernels, shape.tokens)] for kernels in map(self._ways.rows.__getitem__, where)
+                ]
             times = {name: self._time(way, call) for name, way in ways.items()} if len(ways) > 1 else {"engine": 0.0}
             best = min(times, key=times.__getitem__)
             for index, one in zip(where, ways[best], strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 from runtime.cuda.driver import Device
 from runtime.cuda.missing import damaged_kernels, no_kernels, usable
+from runtime.cuda.programs import RowCall, RowProgram
 
 FILE = "kernels/kernels.json"
 _SCRATCH = (0, 0)  # two null pointers that Triton's kernels take last
@@ -32,32 +33,11 @@ class Kernel:
         self.device.launch(self.function, grid, self.threads, self.shared, [*given, *_SCRATCH])
 
 
-@dataclass(frozen=True)
-class RowCall:
-    """A launch of a program for few rows: `blocks` for each `tile` of the rows of a dim, `depth` times; places by
-    argument.
-    """
-
-    kernel: Kernel
-    rows: str
-    blocks: int
-    tile: int
-    places: Mapping[str, str]
-    depth: int
-
-
-@dataclass(frozen=True)
-class RowProgram:
-    """What stands for an engine at few rows; `temps` are bytes of memory that only its launches see."""
-
-    calls: tuple[RowCall, ...]
-    temps: Mapping[str, int]
-
-
 def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgram:
-    calls = [
-        RowCall(loaded[c["kernel"]], c["rows"], c["blocks"], c["tile"], c["places"], c["depth"]) for c in entry["calls"]
-    ]
+    calls = (
+        RowCall(loaded[c["kernel"]], tuple(c["rows"]), c["blocks"], c["tile"], c["places"], c["depth"])
+        for c in entry["calls"]
+    )
     return RowProgram(tuple(calls), entry["temps"])
 
 
@@ -84,6 +64,8 @@ class Kernels:
                 raise no_kernels(folder, device.capability, document["architectures"])
             loaded: dict[str, Kernel] = {}
             for key, entry in document["kernels"].items():
+                if f"sm{architecture}" not in entry:
+                    continue  # tiles of another architecture
                 built = entry[f"sm{architecture}"]
                 function = device.function(folder / built["file"], built["entry"], built["shared"])
                 loaded[key] = Kernel(device, function, built["threads"], built["shared"], tuple(entry["arguments"]),
@@ -93,7 +75,7 @@ class Kernels:
             self.others = {name: loaded[key] for name, key in document["others"].items()}
             self.programs = {
                 file: {int(size): _program(program, loaded) for size, program in sizes.items()}
-                for file, sizes in document["programs"].items()
+                for file, sizes in document["programs"][f"sm{architecture}"].items()
             }
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise damaged_kernels(path, repr(error)) from error

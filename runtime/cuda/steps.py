@@ -1,16 +1,18 @@
-"""Puts the steps of a plan into the stream: engines with their addresses, attention with its kernels."""
+"""Puts the steps of a plan into the stream: engines with their addresses, programs and attention with their kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from runtime.cuda.arena import aligned
 from runtime.cuda.batch import splits_for
-from runtime.cuda.engines import Engine
-from runtime.cuda.kernels import Kernel, RowProgram
+from runtime.cuda.kernels import Kernel
+from runtime.cuda.programs import RowProgram, most_rows, size_for
 from runtime.program import Program, Step
+
+if TYPE_CHECKING:
+    from runtime.cuda.engines import Engine
 
 WEIGHT = "weight:"
 
@@ -30,6 +32,11 @@ class Call:
     tiles: int  # query tiles of the others
     context: int  # no sequence is longer
     bytes: int  # of the arrays of the batch
+
+    @property
+    def rows(self) -> int:
+        """Of values between steps: tokens, padding of rows included."""
+        return self.dims["T"] if "T" in self.dims else self.dims["B"] * self.dims["S"]
 
 
 Enqueue = Callable[[Call], None]
@@ -67,34 +74,38 @@ def engine_step(program: Program, step: Step, engine: Engine, memory: Memory) ->
     return enqueue
 
 
-def row_step(step: Step, program: RowProgram, memory: Memory) -> Enqueue:
-    """What an engine computes, by its kernels for few rows; their own memory is the engines' scratch."""
+def row_steps(
+    step: Step, programs: Mapping[int, RowProgram], memory: Memory, most: Mapping[str, int]
+) -> dict[int, Enqueue]:
+    """A segment by its kernels, for at most so many rows each; their own memory is the engines' scratch."""
     ports = {**step.inputs, **step.outputs}
-    fixed = {
+    weights = {
         port: memory.weights[value.removeprefix(WEIGHT)] for port, value in ports.items() if value.startswith(WEIGHT)
     }
-    offset = 0
-    for name, size in program.temps.items():
-        fixed[name] = memory.scratch + offset
-        offset += aligned(size)
 
-    def enqueue(call: Call) -> None:
-        for one in program.calls:
-            count = call.dims[one.rows]
-            values = {"count": count}
-            for argument, place in one.places.items():
-                values[argument] = fixed[place] if place in fixed else call.addresses[ports[place]]
-            tiles = -(-count // one.tile)
-            # a row's kernel has its rows along the first axis, which may be the longest
-            single = one.blocks == one.tile == 1
-            one.kernel.launch((tiles, 1, 1) if single else (one.blocks, tiles, one.depth), values)
+    def enqueue_of(program: RowProgram, rows: int) -> Enqueue:
+        temps = {name: memory.scratch + offset for name, offset in program.memory(rows)[0].items()}
+        fixed = weights | temps
 
-    return enqueue
+        def enqueue(call: Call) -> None:
+            for one in program.calls:
+                count = one.count(call.dims)
+                values = {"count": count}
+                for argument, place in one.places.items():
+                    values[argument] = fixed[place] if place in fixed else call.addresses[ports[place]]
+                tiles = -(-count // one.tile)
+                # a row's kernel has its rows along the first axis, which may be the longest
+                single = one.blocks == one.tile == 1
+                one.kernel.launch((tiles, 1, 1) if single else (one.blocks, tiles, one.depth), values)
+
+        return enqueue
+
+    return {size: enqueue_of(program, most_rows(programs, size, most)) for size, program in programs.items()}
 
 
-def temp_bytes(program: RowProgram) -> int:
-    """Bytes of a program's own memory."""
-    return sum(aligned(size) for size in program.temps.values())
+def program_step(sizes: Mapping[int, Enqueue]) -> Enqueue:
+    """A segment that has no engine: the kernels for as many rows as a call has."""
+    return lambda call: sizes[size_for(sizes, call.rows)](call)
 
 
 def attention_step(

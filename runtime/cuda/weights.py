@@ -15,15 +15,9 @@ from runtime.cuda.arena import aligned
 from runtime.cuda.driver import Device
 from runtime.cuda.kernels import Kernel
 from runtime.cuda.missing import other_weights
-from runtime.program import BYTES, StoredWeight
+from runtime.program import StoredWeight
 
 STAGE = 32 << 20  # bytes in each of two pinned buffers: one is filled from the file while the other is copied
-
-
-def stored_bytes(weight: StoredWeight) -> int:
-    """Bytes of a weight."""
-    count = math.prod(weight.shape)
-    return count * BYTES[weight.dtype]
 
 
 def place_weights(weights: Mapping[str, StoredWeight]) -> tuple[dict[str, int], int]:
@@ -32,7 +26,7 @@ def place_weights(weights: Mapping[str, StoredWeight]) -> tuple[dict[str, int], 
     total = 0
     for name, weight in weights.items():
         offsets[name] = total
-        total += aligned(stored_bytes(weight))
+        total += aligned(weight.bytes)
     return offsets, total
 
 
@@ -56,7 +50,7 @@ def upload_weights(
             header = json.loads(content[8 : 8 + length])
             view = np.frombuffer(content, np.uint8)
             for name in names:
-                size = stored_bytes(weights[name])
+                size = weights[name].bytes
                 begin, end = header[name]["data_offsets"] if name in header else (0, -1)
                 if end - begin != size:
                     raise other_weights(path, name)
@@ -77,14 +71,25 @@ def upload_weights(
 
 
 def random_weights(
-    weights: Mapping[str, StoredWeight], offsets: Mapping[str, int], base: int, kernels: Mapping[str, Kernel]
+    weights: Mapping[str, StoredWeight],
+    offsets: Mapping[str, int],
+    base: int,
+    kernels: Mapping[str, Kernel],
+    device: Device,
 ) -> None:
-    """Fill weights that no file holds: normal with deviation 0.02, the gains of norms around 1; equal in every run."""
+    """Make weights that no file holds: normal numbers, random codes, scales that are all alike; equal in every run."""
     for name, weight in weights.items():
-        if weight.file is None:
-            mean = int(len(weight.shape) == 1 and name.endswith(".weight"))
-            count = math.prod(weight.shape)
-            kernel = kernels[f"random.{weight.dtype}.{mean}"]
-            grid = (-(-count // kernel.constants["tile"]), 1, 1)
-            seed = zlib.crc32(name.encode()) & 0x7FFFFFFF
-            kernel.launch(grid, {"out": base + offsets[name], "count": count, "seed": seed})
+        if weight.file is not None:
+            continue
+        address, how = base + offsets[name], weight.random
+        if "bits" in how:
+            device.fill(address, how["bits"], how["bytes"], weight.bytes // how["bytes"])
+            continue
+        if "normal" in how:
+            kernel, count = kernels[f"normal.{weight.dtype}.{how['normal']}"], math.prod(weight.shape)
+        else:
+            keep, add = how["codes"]
+            kernel, count = kernels[f"codes.{keep}.{add}"], -(-weight.bytes // 4)
+        grid = (-(-count // kernel.constants["tile"]), 1, 1)
+        seed = zlib.crc32(name.encode()) & 0x7FFFFFFF
+        kernel.launch(grid, {"out": address, "count": count, "seed": seed})

@@ -13,7 +13,6 @@ from compiler.kernels import attention as lib
 from compiler.kernels import library
 from compiler.kernels.build import ARCHITECTURES, SHARED, build
 from compiler.kernels.products import LEAST_FP8, MANY, Product, product
-from compiler.kernels.rows import gemm
 from tests.golden_errors import check_raises
 from tests.kernels.cases import FEATURES, attention
 from tests.kernels.test_rows import SEGMENT
@@ -25,7 +24,8 @@ VIEWS = {
 }
 ATTRS: dict[str, Any] = {
     "heads": 4, "kv_heads": 2, "d_head": 16, "d_value": 16, **VIEWS, "scale": 0.25, "causal": True, "window": None,
-    "softcap": None, "slopes": None, "rotary": {"style": "half", "pairs": 8}, "k_cache": "0.k", "v_cache": "0.v",
+    "softcap": None, "slopes": None, "bf16_bias": None, "k_cache": "0.k", "v_cache": "0.v",
+    "rotary": {"style": "half", "pairs": 8},
 }  # fmt: skip
 
 
@@ -39,7 +39,9 @@ def plan() -> dict[str, Any]:
         "values": {"qkv": {"dtype": "f16", "shape": ["T", 128]}},
         "cache": {"block_size": 16, "layers": layers},
         "weights": {
-            "norm.weight": {"dtype": "f16", "shape": [64], "file": None},
+            "norm.weight": {"dtype": "f16", "shape": [64], "file": None, "random": {"normal": 1}},
+            "up.codes": {"dtype": "u4", "shape": [64, 64], "file": None, "random": {"codes": [255, 0]}},
+            "up.scale": {"dtype": "f16", "shape": [64, 1], "file": None, "random": {"bits": 7168, "bytes": 2}},
             "head.weight": {"dtype": "f16", "shape": [100, 64], "file": "weights.safetensors"},
         },
         "output_types": [{"name": "logits", "dtype": "f32", "shape": ["N", 100]}],
@@ -54,8 +56,8 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     written = json.loads((tmp_path / "kernels" / "kernels.json").read_text())
     assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
     (kernels,) = written["sets"]
-    assert {len(program["calls"]) for program in written["programs"]["segments/a.ir"].values()} == {3}
-    assert set(written["others"]) == {"choose", "random.f16.1"}
+    assert {len(program["calls"]) for program in written["programs"]["sm90"]["segments/a.ir"].values()} == {3}
+    assert set(written["others"]) == {"choose", "normal.f16.1", "codes.255.0"}
     assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
     for entry in written["kernels"].values():
         assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"
@@ -73,7 +75,10 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_architecture(architecture: int) -> None:
-    small, large = build([lib.append(attention()), gemm(4096, 4096, 64, "f16", "f16", False, True)], architecture)
+    small, large = build(
+        [lib.append(attention()), product(Product(4096, 4096, "f16", "f16", "f16", residual="f16"), 64, architecture)],
+        architecture,
+    )
     assert small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
     assert small.threads == 128
     assert large.shared <= SHARED[architecture]  # the tiles that are best on sm_90 do not fit everywhere

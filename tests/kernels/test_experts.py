@@ -60,7 +60,7 @@ def execute(graph: Graph, rows: int, inputs: dict[str, torch.Tensor], tokens: in
                 place, kind = call.places[name], torch_dtype(dtype)
                 if place not in memory:
                     empty = torch.nan if kind.is_floating_point else -7
-                    memory[place] = torch.full((program.temps[place] // kind.itemsize,), empty, dtype=kind)
+                    memory[place] = torch.full((rows * program.temps[place] // kind.itemsize,), empty, dtype=kind)
                 values[name] = memory[place]
         tiles = -(-tokens // call.tile)
         grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)

@@ -10,12 +10,12 @@ from compiler.ir.interpreter import run as interpret
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.parser import parse
 from compiler.ir.verify import verify
-from compiler.kernels.build import load
 from compiler.kernels.row_source import RefusedError
 from compiler.kernels.rows import program_of
 from compiler.lower.tensorrt.cut import cut
 from tests.conformance.tolerances import tolerance
 from tests.golden_errors import ROOT
+from tests.kernels.execute import execute
 from tests.tensorrt.models import tiny
 
 SEGMENT = """graph segment(%a: f16[T,2,16], %x: f16[T,32], %o: f16[32,32], %norm: f16[32], %up: f16[96,32]) {
@@ -49,25 +49,6 @@ GATED = """graph segment(%h: f16[T,96], %x: f16[T,32], %down: f16[32,48], %b: f1
 UNARY = ("relu", "sigmoid", "tanh", "silu", "exp", "gelu {approximate = true}", "gelu {approximate = false}")
 
 
-def execute(
-    graph: Graph, rows: int, dtype: str, inputs: dict[str, torch.Tensor], sizes: dict[str, int]
-) -> dict[str, torch.Tensor]:
-    program = program_of(graph, rows)
-    memory = dict(inputs)
-    for port, value in graph.outputs:
-        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
-        memory[port] = torch.full(shape, torch.nan, dtype=torch_dtype(value.type.dtype))
-    for name, size in program.temps.items():
-        memory[name] = torch.full((size // 2,), torch.nan, dtype=torch_dtype(dtype))
-    for call in program.calls:
-        values = {argument: memory[place] for argument, place in call.places.items()} | {"count": sizes[call.rows]}
-        tiles = -(-sizes[call.rows] // call.tile)
-        grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles)
-        arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
-        load(call.launch)[grid](*arguments, **call.launch.constants)
-    return {port: memory[port] for port, _ in graph.outputs}
-
-
 def check(text: str, dtype: str = "f16", rows: int = 16, tokens: int = 5) -> None:
     check_graph(parse(text.replace("f16", dtype)), dtype, rows, tokens)
 
@@ -86,7 +67,7 @@ def check_graph(graph: Graph, dtype: str, rows: int, tokens: int) -> None:
             inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
     expected = interpret(graph, inputs, {}.__getitem__, {})
     bound = tolerance("matmul", dtype)
-    for port, found in execute(graph, rows, dtype, inputs, sizes).items():
+    for port, found in execute(graph, inputs, rows).items():
         difference = (found.double() - expected[port].double()).abs()
         assert (difference <= bound.absolute + bound.relative * expected[port].double().abs()).all(), port
 
@@ -114,7 +95,7 @@ def test_segments_of_models(name: str) -> None:
     made = 0
     for segment in cut(tiny(ROOT / "specs" / "models" / f"{name}.yaml", "fp16").graph).segments.values():
         try:
-            program_of(segment.graph, 16)
+            program_of(segment.graph, 16, 90)
         except RefusedError:
             continue
         check_graph(segment.graph, "f16", 16, 5)
@@ -142,4 +123,4 @@ def test_functions() -> None:
 def test_what_has_no_rule_is_refused(line: str, why: str) -> None:
     text = f"graph g(%x: f16[T,16], %x2: f16[T,16]) {{\n  dim T in 16..16..16\n  {line}\n  return y = %y\n}}"
     with pytest.raises(RefusedError, match=why):
-        program_of(parse(text), 16)
+        program_of(parse(text), 16, 90)

@@ -44,7 +44,9 @@ def interpreted(graph: Graph, inputs: Values) -> dict[str, torch.Tensor]:
     return run(graph, inputs, {}.__getitem__)
 
 
-def run_plan(pieces: Cut, inputs: Values, weights: Values, states: Values, engine: Engine) -> dict[str, torch.Tensor]:
+def run_plan(
+    pieces: Cut, inputs: Values, weights: Values, states: Values, engine: Engine, program: Engine = interpreted
+) -> dict[str, torch.Tensor]:
     """The outputs of a plan by name; `weights` are the stored tensors, `states` the caches, changed in place."""
     values = dict(inputs)
     for step in pieces.steps:
@@ -53,7 +55,7 @@ def run_plan(pieces: Cut, inputs: Values, weights: Values, states: Values, engin
             values[step.outputs["out"]] = attend(step, given, states)
             continue
         graph = pieces.segments[step.file.removeprefix("segments/").removesuffix(".ir")].graph
-        for port, tensor in engine(graph, given).items():
+        for port, tensor in (program if step.kind == "program" else engine)(graph, given).items():
             values[step.outputs[port]] = tensor
     return {name: values[value.name] for name, value in pieces.graph.outputs}
 

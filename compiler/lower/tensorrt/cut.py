@@ -1,19 +1,28 @@
-"""Cuts a finished graph for a GPU: engine segments, attention kernels between them, and tensors to store."""
+"""Cuts a finished graph for a GPU: engine segments, attention kernels between them, and tensors to store.
+
+A segment with a product that the toolchain leaves to kernels is a program of kernels as a whole, or, where it has
+something that those do not know, is cut again: each such product is a program, what is between them engines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from compiler.ir.core import Equation, Graph, Value
-from compiler.lower.attention_step import AttentionStep, attention_steps
-from compiler.lower.partition import partition
-from compiler.lower.plan import Step
+from compiler.ir.core import Graph, Value
+from compiler.ir.formats import HALF_BYTES
+from compiler.lower.attention_step import BACKEND, AttentionStep, attention_steps
+from compiler.lower.layouts import COLUMNS, PAIRS, WORDS
+from compiler.lower.low_bit import KernelSteps, LowBitProduct, low_bit_products, with_row_scales
+from compiler.lower.partition import Segment, partition
+from compiler.lower.plan import ROWS, Step
 from compiler.lower.segments import EngineSegment, engine_segment
 from compiler.lower.stored_weights import Tensor, store
 from compiler.passes.unroll import unroll
+from specs.errors import SpecRTError
 
 NAME = "tensorrt"
+PROGRAM = "program"  # a segment as kernels
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,17 @@ class Cut:
     values: tuple[Value, ...]
 
 
-def cut(graph: Graph, *, baked: bool = False) -> Cut:
-    """The pieces of a graph after its passes; `baked` keeps weights inside of segments, which then differ by layer."""
-    whole, tensors = store(unroll(graph))
-    kernels = attention_steps(whole)
+def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None) -> Cut:
+    """The pieces of a graph after its passes; `baked` keeps weights inside of segments, which then differ by layer.
+
+    `kernels` says which low-bit products are no engine's; raises SpecRTError LOWER-039 where no kernel takes one.
+    """
+    whole = unroll(graph)
+    whole, tensors = store(whole if kernels is None else with_row_scales(whole, kernels))
+    attention = attention_steps(whole)
     owner = {
         equation.results[0].name: name
-        for name, kernel in kernels.items()
+        for name, kernel in attention.items()
         for equation in (kernel.equation, *kernel.absorbed)
     }
     stored = {eq.result.name: str(eq.attr["name"]) for eq in whole.equations if eq.op == "weight"}
@@ -42,17 +55,65 @@ def cut(graph: Graph, *, baked: bool = False) -> Cut:
     segments: dict[str, EngineSegment] = {}
     for part in partition(whole, lambda equation: owner.get(equation.results[0].name)):
         if part.kind == "step":
-            kernel = _kernel(part.graph, kernels)
-            steps.append(kernel.step(stored, states))
+            steps.append(_kernel(part.graph, attention).step(stored, states))
             continue
-        segment = engine_segment(part.graph, baked=baked)
-        segments.setdefault(segment.digest, segment)
-        steps.append(_engine_step(segment, segments[segment.digest]))
+        for piece in _pieces(part, kernels):
+            segment = engine_segment(piece.graph, baked=baked and piece.kind != PROGRAM)
+            shared = segments.setdefault(segment.digest, segment)
+            step = _engine_step(segment, shared)
+            steps.append(replace(step, backend=BACKEND, kind=PROGRAM) if piece.kind == PROGRAM else step)
     order = {name: index for index, name in enumerate(_weights_in_order(steps))}
     if baked:
         order = {name: index for index, name in enumerate(tensors)}
-    used = {name: tensors[name] for name in sorted(order, key=order.__getitem__)}
+    layouts = _layouts(steps, segments)
+    used = {
+        name: replace(tensors[name], layout=layouts.get(name, ROWS)) for name in sorted(order, key=order.__getitem__)
+    }
     return Cut(whole, tuple(steps), segments, used, _values(whole, steps))
+
+
+def _pieces(part: Segment, kernels: KernelSteps | None) -> Iterator[Segment]:
+    """A segment as it is, as a program, or cut again."""
+    products = [] if kernels is None else kernels.of(part.graph.equations)
+    if kernels is None or not products:
+        yield part
+        return
+    if kernels.refuse(engine_segment(part.graph).graph) is None:
+        yield Segment(PROGRAM, part.graph)
+        return
+    owner = {equation.result.name: product.owner for product in products for equation in product.equations}
+    for piece in partition(part.graph, lambda equation: owner.get(equation.results[0].name)):
+        if piece.kind == "step" and (reason := kernels.refuse(engine_segment(piece.graph).graph)) is not None:
+            raise _no_kernel(products, piece, reason)
+        yield Segment(PROGRAM, piece.graph) if piece.kind == "step" else piece
+
+
+def _no_kernel(products: list[LowBitProduct], piece: Segment, reason: str) -> SpecRTError:
+    inside = {equation.results[0].name for equation in piece.graph.equations}
+    product = next(product.product for product in products if product.product.result.name in inside)
+    message = f"no kernel for the product %{product.result.name}: {reason}"
+    hint = "choose another precision, or keep these layers: `layers:` in a deployment spec"
+    return SpecRTError("LOWER-039", message, where=product.where, hint=hint)
+
+
+def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment]) -> dict[str, str]:
+    """How the weights of low-bit products lie, by name; each has one reader."""
+    ports: dict[tuple[str, str], str] = {}  # of codes and scales, as kernels read them
+    half: set[tuple[str, str]] = set()
+    for segment in segments.values():
+        for product in low_bit_products(segment.graph.equations):
+            for number, value in enumerate(product.weight.values):
+                key, nibbles = (segment.file, value.name), value.type.dtype in HALF_BYTES
+                ports[key] = COLUMNS if number else WORDS if nibbles else ROWS
+                half |= {key} if nibbles else set()
+    found: dict[str, str] = {}
+    for step in steps:
+        for port, name in step.inputs.items():
+            key = (step.file, port)
+            if key in ports and name.startswith("weight:"):
+                in_engine = PAIRS if key in half else ROWS
+                found[name.removeprefix("weight:")] = ports[key] if step.kind == PROGRAM else in_engine
+    return found
 
 
 def _kernel(graph: Graph, kernels: Mapping[str, AttentionStep]) -> AttentionStep:
@@ -87,8 +148,3 @@ def _values(graph: Graph, steps: list[Step]) -> tuple[Value, ...]:
                 names[name] = None
     names.update((value.name, None) for _, value in graph.outputs)
     return tuple(known[name] for name in names)
-
-
-def engine_equations(pieces: Cut) -> tuple[Equation, ...]:
-    """The equations of all distinct segments: what an engine must be able to compute."""
-    return tuple(equation for segment in pieces.segments.values() for equation in segment.graph.equations)

@@ -8,10 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.ir.core import Graph
+from compiler.ir.core import Equation, Graph, walk
 from compiler.ir.types import Sym
-from compiler.lower.capability import check
+from compiler.lower.capability import Emit, Judge, Verdict, check
+from compiler.lower.layouts import stored_type
+from compiler.lower.low_bit import KernelSteps
 from compiler.lower.plan import Plan, StoredWeight, cache_of
+from compiler.lower.random_weights import random_weights
+from compiler.lower.stored_weights import decided_by_weights
 from compiler.lower.tensorrt.capabilities import verdict
 from compiler.lower.tensorrt.cut import Cut, cut
 from compiler.lower.tensorrt.dialects import dialect
@@ -30,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 STEP_TOKENS = 8192  # most tokens in a call: scratch memory grows with them, and products gain nothing beyond 2048
 PACKED = frozenset({"tokens", "positions", "rows", "select", *(value.name for value in METADATA)})  # of every sequence
+KERNEL = Emit("not in an engine: a product of low-bit operands, which a kernel of ours computes")
+STORED = Emit("not in an engine: stored, or computed from weights before it is stored")
 FULL_TOKENS = 2048  # what engines for many tokens are tuned for, and what the runtime takes at once
 
 
@@ -54,13 +60,39 @@ def _bounded(sym: Sym, most: int, tokens: tuple[str, ...]) -> Sym:
     return Sym(sym.name, sym.lo, min(best, high), high)
 
 
-def plan_of(graph: Graph, options: BuildOptions) -> tuple[Cut, Plan]:
-    """The pieces of a graph and their plan, weights not yet in files; raises SpecRTError LOWER-001."""
+def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
+    """The verdict on each equation of a graph: the toolchain's, or why none of its engines has it."""
     line = dialect(options.toolchain)
+    known: dict[str, Equation] = {}
+    others: list[Equation] = []
+    taken = KernelSteps(options.toolchain, architecture).of(walk(graph.equations))
+    own = {value.name for product in taken for equation in product.equations for value in equation.results}
+    for equation in walk(graph.equations):
+        if equation.op in ("weight", "const") or decided_by_weights(equation, known):
+            known[equation.results[0].name] = equation
+        elif equation.results[0].name not in own:
+            others.append(equation)
+    read = {value.name for equation in others for value in equation.values}
+    stored = known.keys() - read
+
+    def judge(equation: Equation) -> Verdict:
+        name = equation.results[0].name
+        return KERNEL if name in own else STORED if name in stored else verdict(equation, line)
+
+    return judge
+
+
+def plan_of(graph: Graph, options: BuildOptions, architecture: int) -> tuple[Cut, Plan]:
+    """The pieces of a graph and their plan, weights not yet in files; raises SpecRTError LOWER-001, LOWER-039."""
     graph = bounded(graph)
-    check(graph, lambda equation: verdict(equation, line), options.toolchain)
-    pieces = cut(graph, baked=options.weights == "baked")
-    weights = {name: StoredWeight(tensor.type, None) for name, tensor in pieces.tensors.items()}
+    check(graph, judge_of(graph, options, architecture), options.toolchain)
+    kernels = KernelSteps(options.toolchain, architecture)
+    pieces = cut(graph, baked=options.weights == "baked", kernels=kernels)
+    random = random_weights(pieces.graph)
+    weights = {
+        name: StoredWeight(tensor.type, None, stored_type(tensor).bytes, tensor.layout, random[name])
+        for name, tensor in pieces.tensors.items()
+    }
     plan = Plan(
         graph.dims, graph.inputs, pieces.steps, pieces.graph.outputs, cache_of(graph), pieces.values, weights,
         native_profiles(graph.dims) if options.native else profiles(graph.dims), options.as_dict(),
@@ -81,13 +113,13 @@ def write(
     Without `weights` none are written: the runtime makes random ones on the device. `architecture` 90 is sm_90.
     Raises SpecRTError LOWER-001 for what the toolchain can't run, LOWER-020 without Triton; OSError for a full disk.
     """
-    pieces, plan = plan_of(graph, options)
+    pieces, plan = plan_of(graph, options, architecture)
     if weights is not None:
         plan = replace(plan, weights=write_weights(list(pieces.tensors.values()), weights, out, progress))
     (out / "segments").mkdir(parents=True, exist_ok=True)
     for segment in pieces.segments.values():
         (out / segment.file).write_text(str(segment.graph), encoding="utf-8")
-    if any(step.kind == "kernel" for step in plan.steps) or weights is None:
+    if any(step.kind != "engine" for step in plan.steps) or weights is None:
         from compiler.kernels.library import write_kernels
 
         if progress is not None:

@@ -73,8 +73,8 @@ def test_machine_code_runs_upwards_within_a_generation(gpu: int, compiled: list[
 
 
 def test_a_bundle_for_a_gpu_on_a_machine_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed, whether it is here or not
-    for name in ("engines", "steps", "executable"):
+    monkeypatch.setitem(sys.modules, "cuda", None)  # as where it is not installed, whether it is here or not
+    for name in ("driver", "kernels", "engines", "steps", "executable"):
         monkeypatch.delitem(sys.modules, f"runtime.cuda.{name}", raising=False)
     step = Step("engine", "tensorrt", "segments/a.ir", {}, {}, {})
     here = bundle("decoder")

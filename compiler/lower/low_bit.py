@@ -1,0 +1,127 @@
+"""Products of quantized weights in a graph: what meets in each, and which equations a kernel of ours takes over.
+
+A toolchain's file says for each kind whether its engines run it or a kernel does (specs/toolchains).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from compiler.ir.core import Equation, Graph, Value
+from compiler.kernels.row_source import RefusedError
+from compiler.passes.join_codes import RowScales
+from compiler.passes.rewrite import Names
+from specs.hardware import Operands, load_toolchain, product_of
+
+
+@dataclass(frozen=True)
+class LowBitProduct:
+    """A product, the dequantize of its weight, and the equations that round its input (none: it is not rounded)."""
+
+    product: Equation
+    weight: Equation
+    rounding: tuple[Equation, ...]
+    operands: Operands
+
+    @property
+    def owner(self) -> str:
+        """What products that share a rounded input have in common; they are one step."""
+        return (self.rounding[-1] if self.rounding else self.product).result.name
+
+    @property
+    def equations(self) -> tuple[Equation, ...]:
+        """All that its step computes."""
+        return (self.weight, *self.rounding, self.product)
+
+
+@dataclass(frozen=True)
+class KernelSteps:
+    """Which products a toolchain leaves to kernels on an architecture (90 is sm_90)."""
+
+    toolchain: str
+    architecture: int
+
+    def take(self, product: LowBitProduct) -> bool:
+        """Whether a product runs as a kernel of ours."""
+        found = product_of(load_toolchain(self.toolchain), product.operands, self.architecture)
+        return found is not None and found.how == "kernel"
+
+    def of(self, equations: Iterable[Equation]) -> list[LowBitProduct]:
+        """The products among equations that do."""
+        return [product for product in low_bit_products(equations) if self.take(product)]
+
+    def refuse(self, segment: Graph) -> str | None:
+        """Why a segment can't be kernels at every number of rows, or None."""
+        from compiler.kernels.rows import SIZES, program_of
+
+        try:
+            for size in SIZES:
+                program_of(segment, size, self.architecture)
+        except RefusedError as error:
+            return str(error)
+        return None
+
+
+def low_bit_products(equations: Iterable[Equation]) -> list[LowBitProduct]:
+    """The products of quantized weights among equations, in order; what other blocks define may be left out."""
+    made: dict[str, Equation] = {}
+    found: list[LowBitProduct] = []
+    for equation in equations:
+        made.update((value.name, equation) for value in equation.results)
+        if equation.op != "matmul" or not equation.attr.get("transpose_b"):
+            continue
+        x, weight = (made.get(value.name) for value in equation.values)
+        if weight is None or weight.op != "dequantize" or _op(made, weight.values[0]) == "quantize":
+            continue
+        rounding = _rounding(made, x)
+        operands = _operands(weight.values[0].type.dtype, rounding)
+        found.append(LowBitProduct(equation, weight, rounding, operands))
+    return found
+
+
+def _op(made: dict[str, Equation], value: Value) -> str | None:
+    equation = made.get(value.name)
+    return None if equation is None else equation.op
+
+
+def _rounding(made: dict[str, Equation], x: Equation | None) -> tuple[Equation, ...]:
+    """The equations that round a product's input, the dequantize last; none where it is not rounded."""
+    if x is None or x.op != "dequantize" or _op(made, x.values[0]) != "quantize":
+        return ()
+    scale = made.get(x.values[1].name)
+    before = (scale,) if scale is not None and scale.op in ("row_scale", "quantize") else ()
+    return (*before, made[x.values[0].name], x)
+
+
+def _operands(weights: str, rounding: tuple[Equation, ...]) -> Operands:
+    if not rounding:
+        return Operands(weights)
+    last = rounding[-1]
+    codes, scale = last.values[:2]
+    block = last.attr.get("block")
+    if isinstance(block, tuple):
+        static = len(last.args) > 3  # blocks over a scale of the whole tensor that calibration found
+        return Operands(weights, codes.type.dtype, "static" if static else "dynamic", "block", int(str(block[-1])))
+    if scale.type.shape == (1,):
+        return Operands(weights, codes.type.dtype, "static", "tensor")
+    return Operands(weights, codes.type.dtype, "dynamic", "token")
+
+
+def with_row_scales(graph: Graph, kernels: KernelSteps) -> Graph:
+    """A graph without `repeat` in which weights of kernels have a scale for each row, as the kernels read them."""
+    whole = {
+        product.weight.result.name
+        for product in kernels.of(graph.equations)
+        if product.weight.values[1].type.shape[-2] == 1
+    }
+    names = Names(graph)
+    out: list[Equation] = []
+    for equation in graph.equations:
+        if equation.results[0].name in whole:
+            codes, scale, *more = equation.args
+            assert isinstance(codes, Value)
+            assert isinstance(scale, Value)
+            equation = replace(equation, args=(codes, RowScales(names, out, equation).by_row(codes, scale), *more))
+        out.append(equation)
+    return replace(graph, equations=tuple(out))

@@ -1,0 +1,58 @@
+"""Runs a segment's kernels in Triton's interpreter, its weights laid as a bundle has them."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from compiler.ir.core import Graph
+from compiler.ir.formats import HALF_BYTES
+from compiler.ir.interpreter import torch_dtype
+from compiler.kernels.build import load
+from compiler.kernels.row_source import rows_of
+from compiler.kernels.rows import program_of
+from compiler.lower.layouts import COLUMNS, WORDS, bytes_of
+from compiler.lower.low_bit import low_bit_products
+from compiler.lower.stored_weights import Tensor
+
+
+def execute(
+    graph: Graph, inputs: dict[str, torch.Tensor], rows: int, architecture: int = 90
+) -> dict[str, torch.Tensor]:
+    """The outputs of a segment by port; `inputs` as the IR has them."""
+    program = program_of(graph, rows, architecture)
+    memory = laid(graph, inputs)
+    sizes = {
+        dim: inputs[value.name].shape[axis]
+        for value in graph.inputs
+        for axis, dim in enumerate(value.type.shape)
+        if isinstance(dim, str)
+    }
+    for port, value in graph.outputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]
+        memory[port] = torch.full(shape, torch.nan).to(torch_dtype(value.type.dtype))
+    most = max(prod(sizes[dim] for dim in call.rows) for call in program.calls)
+    temps = {name: torch.full((most * size,), 0xFF, dtype=torch.uint8) for name, size in program.temps.items()}
+    for call in program.calls:
+        count = prod(sizes[dim] for dim in call.rows)
+        kinds = dict(call.launch.arguments)
+        values: dict[str, object] = {"count": count}
+        for argument, place in call.places.items():
+            values[argument] = temps[place].view(torch_dtype(kinds[argument])) if place in temps else memory[place]
+        tiles = -(-count // call.tile)
+        grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
+        arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
+        load(call.launch)[grid](*arguments, **call.launch.constants)
+    return {port: memory[port] for port, _ in graph.outputs}
+
+
+def laid(graph: Graph, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs with low-bit weights in the layouts of kernels."""
+    found = dict(inputs)
+    for product in low_bit_products(graph.equations):
+        for number, value in enumerate(product.weight.values):
+            layout = COLUMNS if number else WORDS if value.type.dtype in HALF_BYTES else "rows"
+            assert not rows_of(value)
+            found[value.name] = bytes_of(inputs[value.name], Tensor(value.name, value.type, layout=layout)).contiguous()
+    return found
