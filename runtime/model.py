@@ -308,7 +308,10 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -
     # prompts with inputs of their own are never cut: a step may take its tokens and one such prompt (runtime/engine.py)
     own = {port.name for port in bundle.program.inputs} - set(PACKED)
     longest = bundle.limits.max_sequence if own else 0
-    most = bundle.program.dims["T"][2] - longest if "T" in bundle.program.dims else None
+    dims, cache = bundle.program.dims, bundle.program.cache
+    linear = cache is not None and cache.kind == "linear"
+    # over a linear cache each prompt is a call of its own, and so are the sequences that decode
+    most = dims["S"][2] if linear else dims["T"][2] - longest if "T" in dims else None
     if step_tokens is not None and most is not None and step_tokens > most:
         message = f"`step_tokens` is {step_tokens}, the engines of `{bundle.name}` take {most}"
         raise SpecRTError("RUN-013", message)
@@ -316,8 +319,14 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -
     tokens = tokens if most is None else min(tokens, most)
     try:
         from runtime.cuda.executable import CUDAExecutable
+        from runtime.cuda.native import NativeExecutable
 
-        executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
+        executable: Executable
+        if linear:
+            tokens = max(tokens, bundle.limits.max_batch)
+            executable = NativeExecutable(bundle, tokens=max(tokens, longest), cache_tokens=cache_tokens)
+        else:
+            executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
     except ImportError as error:
         hint = "`pip install specrt[tensorrt]` on a machine with an NVIDIA GPU, or compile with `--target cpu`"
         raise SpecRTError(

@@ -87,9 +87,9 @@ class Slots:
         return Call(first, count, 1, arrays, to.astype(np.int32))
 
 
-def merged(calls: Sequence[Call], logits: Sequence[Array], rows: int) -> Array:
-    """The rows of logits of a step, in the order that the scheduler asked for them."""
-    whole = np.zeros((rows, logits[0].shape[1]), logits[0].dtype)
-    for call, found in zip(calls, logits, strict=True):
+def merged(calls: Sequence[Call], each: Sequence[Array], rows: int) -> Array:
+    """What the calls of a step gave for the rows that are wanted, in the order that the scheduler asked for them."""
+    whole = np.zeros((rows, *each[0].shape[1:]), each[0].dtype)
+    for call, found in zip(calls, each, strict=True):
         whole[call.to] = found[: len(call.to)]
     return whole

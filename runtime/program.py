@@ -53,10 +53,11 @@ class CacheLayer:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The paged KV cache of all layers."""
+    """The KV cache of all layers; in a `linear` one a block is the whole row of places of a sequence."""
 
     block_size: int
     layers: tuple[CacheLayer, ...]
+    kind: str = "paged"
 
     @property
     def block_bytes(self) -> int:
@@ -123,9 +124,9 @@ def _program(plan: Mapping[str, Any]) -> Program:
         layers = tuple(CacheLayer(**layer) for layer in plan["cache"]["layers"])
         if unknown := {layer.dtype for layer in layers} - set(BYTES):
             raise ValueError(f"cache of unknown type {', '.join(sorted(unknown))}")
-        if (kind := plan["cache"].get("kind", "paged")) != "paged":
-            raise ValueError(f"this runtime has no `{kind}` cache yet")
-        cache = CacheLayout(int(plan["cache"]["block_size"]), layers)
+        if (kind := plan["cache"].get("kind", "paged")) not in ("paged", "linear"):
+            raise ValueError(f"unknown kind of cache `{kind}`")
+        cache = CacheLayout(int(plan["cache"]["block_size"]), layers, kind)
     return Program(
         inputs=_ports(plan["inputs"]),
         outputs=_ports(plan["output_types"]),

@@ -15,12 +15,12 @@ OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "tensorrt_api"
 _SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((.*)\) -> (.+)$")
 _OTHERS = (
     "ITensor", "Weights", "Builder", "INetworkDefinition", "IBuilderConfig", "IOptimizationProfile", "IAttention",
-    "ITimingCache", "IHostMemory", "Logger", "ILogger",
+    "ITimingCache", "IHostMemory", "Logger", "ILogger", "ICudaEngine", "IExecutionContext",
 )  # fmt: skip
 
 
 def compact(api: dict[str, Any]) -> dict[str, Any]:
-    """Classes of layers and of building, each member `=` for a property or `[[parameters, result], ...]`; all enums.
+    """Classes of layers, building and running; a member is `=` (a property) or `[[parameters, result], ...]`; enums.
 
     A parameter with a default ends in `?`.
     """

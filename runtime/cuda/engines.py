@@ -13,6 +13,7 @@ from runtime.cuda.driver import Device
 from runtime.cuda.missing import FOLDER, not_built, tag, unreadable
 
 _LOG = logging.getLogger("runtime.tensorrt")
+_LATER = int(trt.__version__.split(".")[0]) >= 10
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc]
@@ -35,7 +36,8 @@ class Engine:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.dynamic = tuple(name for name in inputs if -1 in tuple(engine.get_tensor_shape(name)))
-        self.memory = int(engine.device_memory_size)
+        # the same numbers and calls have other names from 10 on, and only those in 11
+        self.memory = int(engine.device_memory_size_v2 if _LATER else engine.device_memory_size)
         self._contexts: dict[tuple[int, object], tuple[Any, dict[str, tuple[int, ...]]]] = {}
 
     def enqueue(
@@ -62,8 +64,13 @@ class Engine:
     def _context(self, profile: int, use: object, scratch: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
         found = self._contexts.get((profile, use))
         if found is None:
-            context = self._engine.create_execution_context_without_device_memory()
-            context.device_memory = scratch
+            if _LATER:
+                strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+                context = self._engine.create_execution_context(strategy)
+                context.set_device_memory(scratch, self.memory)
+            else:
+                context = self._engine.create_execution_context_without_device_memory()
+                context.device_memory = scratch
             if self._engine.num_optimization_profiles > 1:
                 context.set_optimization_profile_async(profile, int(self._device.stream))
                 self._device.wait()

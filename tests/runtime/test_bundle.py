@@ -114,6 +114,7 @@ def test_files(broken: Path) -> None:
     [
         ("BUNDLE-008", lambda plan: plan.pop("steps")),
         ("BUNDLE-008-cache", lambda plan: plan["cache"]["layers"][0].update(dtype="f8")),
+        ("BUNDLE-008-cache-kind", lambda plan: plan["cache"].update(kind="ring")),
         ("BUNDLE-008-file", lambda plan: plan["steps"][0].update(file="engine/1.xml")),
         ("BUNDLE-008-port", lambda plan: plan["inputs"][0].pop("name")),
         ("BUNDLE-009", lambda plan: plan["steps"][0].update(kind="kernel", backend="tensorrt")),

@@ -119,7 +119,7 @@ def write(
     (out / "segments").mkdir(parents=True, exist_ok=True)
     for segment in pieces.segments.values():
         (out / segment.file).write_text(str(segment.graph), encoding="utf-8")
-    if any(step.kind != "engine" for step in plan.steps) or weights is None:
+    if any(step.kind != "engine" for step in plan.steps) or options.native or weights is None:
         from compiler.kernels.library import write_kernels
 
         if progress is not None:

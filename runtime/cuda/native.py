@@ -1,0 +1,186 @@
+"""Runs a decoder that is one engine over a linear cache: a step of the scheduler is one call for all sequences that
+decode, and one for each prompt (runtime/native.py); each is bound to the rows of its slots, where they lie.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.cache import CacheSize
+from runtime.cuda import weights
+from runtime.cuda.arena import value_bytes
+from runtime.cuda.batch import fill, layout
+from runtime.cuda.budget import Needs, plan_memory
+from runtime.cuda.driver import Device
+from runtime.cuda.engines import Engines
+from runtime.cuda.kernels import Kernels
+from runtime.cuda.profiles import profile_of
+from runtime.cuda.steps import WEIGHT, input_sizes
+from runtime.executable import Array, Ints
+from runtime.native import Call, Slots, merged
+from runtime.program import BYTES
+
+_LOG = logging.getLogger("runtime")
+CACHE = "cache:"
+
+
+class NativeExecutable:
+    """A bundle with `attention: native` on a GPU. `close` gives back everything."""
+
+    def __init__(self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, device: int = 0) -> None:
+        """Load the engine and the weights, and allocate all memory; `tokens` is the longest piece of a prompt.
+
+        Raises SpecRTError BUNDLE-020, BUNDLE-021, BUNDLE-022 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041.
+        """
+        self._program = program = bundle.program
+        (self._step,) = program.steps
+        self._device = Device(device)
+        try:
+            self._engines = Engines(bundle.path, {self._step.file}, self._device)
+            self._kernels = Kernels(bundle.path, self._device, True)
+            self._load(bundle, tokens, cache_tokens)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
+        program, device, limits = self._program, self._device, bundle.limits
+        assert program.cache is not None  # a linear one is why this class runs it
+        most = {"B": limits.max_batch, "S": min(tokens, program.dims["S"][2])}
+        most["N"] = max(most.values())
+        logits = program.values["logits"]
+        logits_bytes = value_bytes(program, logits, most)
+        sizes = input_sizes(program, {**most, "B": 1})
+        block_bytes = 4 * max(layout(found).words for found in (sizes, input_sizes(program, {**most, "S": 1})))
+        bound = {port: name.removeprefix(WEIGHT) for port, name in self._step.inputs.items() if name.startswith(WEIGHT)}
+        stored = {name: program.weights[name] for name in dict.fromkeys(bound.values())}  # baked ones are in the engine
+        offsets, weight_bytes = weights.place_weights(stored)
+        engine = self._engines[self._step.file]
+        token_bytes = 4 * most["N"]
+        needs = Needs(weight_bytes, logits_bytes, engine.memory, block_bytes + token_bytes)
+        self.size: CacheSize = _present(
+            plan_memory(
+                needs, program.cache, device.free_memory, max_batch=limits.max_batch,
+                max_sequence=limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
+            )
+        )  # fmt: skip
+        _LOG.info("GPU memory: %s", needs)
+        base = device.allocate(weight_bytes)
+        weights.upload_weights(bundle.path, stored, offsets, base, device)
+        weights.random_weights(stored, offsets, base, self._kernels.others, device)
+        self._logits, self._block = device.allocate(logits_bytes), device.allocate(block_bytes)
+        self._staging: Ints = device.pinned(block_bytes).view(np.int32)
+        self._host = device.pinned(logits_bytes)
+        self._tokens = device.allocate(token_bytes)
+        self._picked: Ints = device.pinned(token_bytes).view(np.int32)
+        self._scratch = device.allocate(engine.memory)
+        self._slots = Slots(program.inputs, self.size.blocks, self.size.block_size)
+        self._fixed = {port: base + offsets[name] for port, name in bound.items()}
+        self._fixed |= {port: self._logits for port, name in self._step.outputs.items() if name == logits}
+        self._caches = self._allocate_caches()
+        device.wait()
+
+    def _allocate_caches(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        """Address, bytes of a row and shape of a row, of each port that is a cache: zeros, in one piece each."""
+        cache, found = self._program.cache, {}
+        assert cache is not None
+        for layer in cache.layers:
+            for name, width in ((layer.k, layer.dim), (layer.v, layer.value_dim)):
+                row = (layer.heads, cache.block_size, width)
+                size = int(np.prod(row)) * BYTES[layer.dtype]
+                address = self._device.allocate(self.blocks * size)
+                self._device.clear(
+                    address, self.blocks * size
+                )  # no NaN where nothing is seen, a zero in the last place
+                found[f"{CACHE}{name}"] = (address, size, row)
+        ports = (*self._step.inputs.items(), *self._step.outputs.items())
+        return {port: found[name] for port, name in ports if name.startswith(CACHE)}
+
+    # -- what the scheduler uses ----------------------------------------------------------------------------------
+
+    @property
+    def block_size(self) -> int:
+        """Places of a slot."""
+        return self.size.block_size
+
+    @property
+    def blocks(self) -> int:
+        """Slots: sequences that can be held at once."""
+        return self.size.blocks
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all caches."""
+        return self.size.bytes
+
+    def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the calls of a step and copy the wanted rows to the host; see runtime.executable.Executable."""
+        calls = self._slots.calls(batch)
+        return {"logits": merged(calls, [self._logits_of(call) for call in calls], len(batch["select"]))}
+
+    def pick(self, batch: Mapping[str, Array]) -> Ints:
+        """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
+        calls = self._slots.calls(batch)
+        return merged(calls, [self._tokens_of(call) for call in calls], len(batch["select"]))
+
+    def close(self) -> None:
+        """Give back the engine and all memory; nothing can be run afterwards."""
+        device = getattr(self, "_device", None)
+        if device is None:
+            return
+        device.use()
+        device.wait()
+        if hasattr(self, "_engines"):  # not where loading it is what failed
+            self._engines.close()
+        device.close()
+        self._device = None  # type: ignore[assignment]
+
+    # -- how ------------------------------------------------------------------------------------------------------
+
+    # The calls of a step share the memory of the batch and of what is computed: each is read before the next begins.
+
+    def _logits_of(self, call: Call) -> Array:
+        (port,) = self._program.outputs
+        vocab = int(port.shape[-1])
+        self._enqueue(call)
+        # of the earlier pieces of a prompt nothing is read
+        host = self._host[: len(call.to) * vocab * BYTES[port.dtype]]
+        if len(call.to):
+            self._device.download(host, self._logits)
+        self._device.wait()
+        return host.view(np.float32).reshape(-1, vocab).copy()
+
+    def _tokens_of(self, call: Call) -> Ints:
+        self._enqueue(call)
+        host = self._picked[: len(call.to)]
+        if len(call.to):
+            values = {"logits": self._logits, "tokens": self._tokens}
+            self._kernels.others["choose"].launch((len(call.to), 1, 1), values)
+            self._device.download(host, self._tokens)
+        self._device.wait()
+        return host.copy()
+
+    def _enqueue(self, call: Call) -> None:
+        """Put a call into the stream."""
+        self._device.use()
+        made = layout({name: array.size for name, array in call.arrays.items()})
+        fill(self._staging, made, call.arrays, {})
+        self._device.upload(self._block, self._staging, 4 * made.words)
+        addresses = self._fixed | {
+            port: self._block + 4 * made.starts[name] for port, name in self._step.inputs.items() if name in made.starts
+        }
+        addresses |= {port: start + call.first * size for port, (start, size, _) in self._caches.items()}
+        shapes = {port: call.arrays[name].shape for port, name in self._step.inputs.items() if name in call.arrays}
+        shapes |= {port: (call.sequences, *row) for port, (_, _, row) in self._caches.items()}
+        dims = {"B": call.sequences, "S": call.tokens, "N": len(call.arrays["select"])}
+        profile = profile_of(self._program, dims)
+        self._engines[self._step.file].enqueue(profile, None, self._scratch, addresses, shapes)
+
+
+def _present(size: CacheSize | None) -> CacheSize:
+    assert size is not None  # the model has a cache
+    return size

@@ -1,0 +1,88 @@
+"""A bundle with `attention: native`, built, loaded and served; the GPU and its TensorRT are fakes (fake.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import compiler
+import runtime
+from compiler.kernels import library
+from compiler.lower.tensorrt import plans
+from tests.golden_errors import ROOT
+from tests.runtime.cuda import fake
+
+DEPLOYMENT = """\
+deployment: 1
+checkpoint: {demo}
+target: sm90
+toolchain: {toolchain}
+build: {{attention: native, weights: {weights}}}
+limits: {{max_batch: 3, max_sequence: 64}}
+"""
+PROMPTS = ([5, 9, 200, 31, 7, 8, 9, 10, 11], [3], [17, 80, 2, 300], [1, 2, 3, 4, 5, 6])
+
+
+def only_choose(plan: Any, out: Path, _architectures: Any) -> None:
+    """Stands for the compiled kernels: names of what the fake device knows."""
+    (out / "kernels").mkdir()
+    vocab = plan["output_types"][0]["shape"][-1]
+    (out / "kernels" / "choose.cubin").write_bytes(b"")
+    entry = {"file": "kernels/choose.cubin", "entry": f"choose-{vocab}", "threads": 256, "shared": 0}
+    document = {
+        "architectures": [90], "sets": [], "attention": {}, "programs": {"sm90": {}}, "others": {"choose": "choose"},
+        "kernels": {"choose": {"arguments": ["logits", "tokens"], "constants": {}, "sm90": entry}},
+    }  # fmt: skip
+    (out / "kernels" / "kernels.json").write_text(json.dumps(document))
+
+
+@pytest.fixture(params=[("tensorrt-10.16", "10.16.1", "inputs"), ("tensorrt-11.4", "11.4.0", "baked")], ids=str)
+def bundle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    toolchain, version, weights = request.param
+    monkeypatch.setattr(plans, "installed", lambda: None)
+    monkeypatch.setattr(library, "write_kernels", only_choose)
+    monkeypatch.setenv("SPECRT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "deployment.yaml"
+    text = DEPLOYMENT.format(demo=ROOT / "demo" / "tiny-llama", toolchain=toolchain, weights=weights)
+    path.write_text(text, encoding="utf-8")
+    out = compiler.compile(path, out=tmp_path / "bundle")
+    trt = fake.tensorrt(version)
+    plans.build_bundle(out, trt=trt, gpu=fake.GPU)
+    forget = fake.install(monkeypatch, trt)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield out
+    torch.set_num_threads(threads)
+    forget()
+
+
+@pytest.fixture(scope="module")
+def cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Model]:
+    out = tmp_path_factory.mktemp("cpu") / "bundle"
+    with runtime.load(compiler.compile(ROOT / "demo" / "tiny-llama", out=out, max_sequence=64)) as model:
+        yield model
+
+
+def test_as_on_the_cpu(bundle: Path, cpu: runtime.Model) -> None:
+    with runtime.load(bundle, step_tokens=4) as model:
+        assert model.generate(PROMPTS, max_new_tokens=6, stop=()) == cpu.generate(PROMPTS, max_new_tokens=6, stop=())
+        drawn = {"max_new_tokens": 5, "stop": (), "temperature": 0.8, "seed": 3}
+        assert model.generate(PROMPTS[:2], **drawn) == cpu.generate(PROMPTS[:2], **drawn)
+        for got, expected in zip(model.logits(PROMPTS), cpu.logits(PROMPTS), strict=True):
+            # float32 engines: sums in another order, each of a hundred terms and through six layers
+            np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+        assert model.executable.blocks == 3
+        assert model.engine.preemptions == 0
+
+
+def test_slots_are_what_memory_allows(bundle: Path, cpu: runtime.Model) -> None:
+    with runtime.load(bundle, cache_tokens=130) as model:
+        assert model.executable.blocks == 2  # of 128 places
+        assert model.executable.cache_bytes == 2 * 6 * 2 * 4 * 128 * 32 * 4
+        assert model.generate(PROMPTS, max_new_tokens=3, stop=()) == cpu.generate(PROMPTS, max_new_tokens=3, stop=())
