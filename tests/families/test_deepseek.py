@@ -50,6 +50,11 @@ SIGMOID: dict[str, Variant] = {
          "attention_bias": True, "num_key_value_heads": None},
         {}, {"save_original_format": False},
     ),
+    "more rows than experts": (  # the shape whose logits were wrong with an `If` between two forms (decision 20)
+        {"num_hidden_layers": 4, "first_k_dense_replace": 3, "hidden_size": 16, "n_routed_experts": 6,
+         "num_experts_per_tok": 2, "n_group": 3, "topk_group": 3},
+        {}, {},
+    ),
 }  # fmt: skip
 
 
