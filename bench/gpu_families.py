@@ -34,8 +34,7 @@ def make(folder: Path, names: list[str]) -> None:
     """A bundle for each spec and precision with its random weights inside, and expected.npz."""
     import compiler
     import runtime
-    from compiler.validate import reference
-    from compiler.validate.emulate import rows_for, rules_of
+    from compiler.validate.expect import expect
     from specs.errors import SpecRTError
 
     refused: dict[str, str] = {}
@@ -45,19 +44,15 @@ def make(folder: Path, names: list[str]) -> None:
         home = folder / path.stem
         home.mkdir(parents=True, exist_ok=True)
         plain = compiler.prepare(path, size="tiny", weights="random", precision="fp32")
-        rows, rules = rows_for(plain), rules_of(plain)
-        further = [{name: rule.apply(name, row) for name, rule in rules.items()} for row in rows]
         weights = _weights(plain)
-        expected = reference.outputs(plain.built.graph, weights, rows, further)
-        name = reference.main_output(list(expected[0]))
-        arrays: dict[str, Any] = {"output": np.array(name)}
-        for index, (row, found, half) in enumerate(
-            zip(rows, expected, _in_float16(plain, weights, rows, further), strict=True)
-        ):
-            arrays |= {f"p{index}": np.array(row, np.int32), f"r{index}": found[name], f"h{index}": half[name]}
+        expected = expect(plain, weights)
+        halves = expect(plain, weights, expected.rows, graph=_in_float16(plain)).judged
+        arrays: dict[str, Any] = {"output": np.array(expected.name)}
+        for index, (row, found, half) in enumerate(zip(expected.rows, expected.judged, halves, strict=True)):
+            arrays |= {f"p{index}": np.array(row, np.int32), f"r{index}": found, f"h{index}": half}
         if plain.role == "decoder":
             with runtime.load(compiler.compile(path, size="tiny", weights="random", out=home / "cpu")) as model:
-                for index, ids in enumerate(model.generate(rows, max_new_tokens=NEW, stop=())):
+                for index, ids in enumerate(model.generate(expected.rows, max_new_tokens=NEW, stop=())):
                     arrays[f"g{index}"] = np.array(ids, np.int32)
         np.savez_compressed(home / "expected.npz", **arrays)
         for precision in PRECISIONS:
@@ -75,15 +70,13 @@ def _weights(prepared: Any) -> Any:
     return float_weights(prepared)
 
 
-def _in_float16(plain: Any, weights: Any, rows: Any, further: Any) -> Any:
-    """The reference's outputs with float16 weights and values, softmax and norms in float32 as the passes have it."""
+def _in_float16(plain: Any) -> Any:
+    """The reference's graph with float16 weights and values, softmax and norms in float32 as the passes have it."""
     from compiler.passes.assign_precision import assign_precision
     from compiler.passes.pipelines import FUSION
     from compiler.passes.runner import run_passes
-    from compiler.validate import reference
 
-    graph, _ = run_passes(plain.built.graph, (*FUSION, assign_precision("fp16")))
-    return reference.outputs(graph, weights, rows, further)
+    return run_passes(plain.built.graph, (*FUSION, assign_precision("fp16")))[0]
 
 
 def _bundle(path: Path, precision: str, out: Path) -> None:

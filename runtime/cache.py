@@ -64,6 +64,27 @@ class CacheSize:
         return f"KV cache: {self.tokens} tokens, {self.bytes / 1e6:.0f} MB{free}"
 
 
+class Cached:
+    """What an executable says of its cache, whose size is `size`, None where the model has none."""
+
+    size: CacheSize | None
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.size.block_size if self.size else 0
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the cache."""
+        return self.size.blocks if self.size else 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all caches."""
+        return self.size.bytes if self.size else 0
+
+
 def decide_size(
     layout: CacheLayout,
     *,

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.cache import CacheSize, available_memory, decide_size
+from runtime.cache import Cached, available_memory, decide_size
 from runtime.executable import Array
 from runtime.program import CacheLayout
 from specs.errors import SpecRTError, Where
@@ -17,7 +17,7 @@ BACKEND = "openvino"
 _LOG = logging.getLogger("runtime")
 
 
-class OpenVINOExecutable:
+class OpenVINOExecutable(Cached):
     """The engines of a bundle, compiled for this machine's CPU."""
 
     def __init__(self, bundle: Bundle, *, cache_tokens: int | None = None, threads: int | None = None) -> None:
@@ -32,7 +32,7 @@ class OpenVINOExecutable:
         import openvino
 
         self._openvino = openvino
-        self.size: CacheSize | None = None
+        self.size = None
         self._requests = [_compile(openvino, bundle, index, threads) for index in range(len(bundle.program.steps))]
         if bundle.program.cache is not None:
             limits = bundle.limits
@@ -61,21 +61,6 @@ class OpenVINOExecutable:
                 (wanted[value], request, places[port]) for port, value in step.outputs.items() if value in wanted
             ]
         self._bound: dict[tuple[int, int], Array] = {}
-
-    @property
-    def block_size(self) -> int:
-        """Tokens in a block."""
-        return self.size.block_size if self.size else 0
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in the cache."""
-        return self.size.blocks if self.size else 0
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of all caches."""
-        return self.size.bytes if self.size else 0
 
     def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the steps in order; see runtime.executable.Executable."""

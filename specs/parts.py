@@ -1,19 +1,16 @@
-"""The kinds of parts a model is made of: a closed union. A new kind is one class here, one entry in `Part`,
-one builder.
+"""The kinds of parts of a model: a closed union. A new kind is one class here, one entry in `Part`, one builder.
 
-Every field is an expression over the names of `config:` and, for parts used inside `repeat`, `layer` (from
-0). What a field leaves out, the
-model does not have; no default hides a fact.
+Every field is an expression over the names of `config:` and, for parts used inside `repeat`, `layer` (from 0). What a
+field leaves out, the model does not have; no default hides a fact.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, ClassVar, get_args
 
-from pydantic import Field, PlainValidator
+from pydantic import Field
 
-from specs.errors import SpecRTError
-from specs.names import did_you_mean
+from specs.kinds import Kind, pick
 from specs.node import (
     BoolExpr,
     Dim,
@@ -25,9 +22,8 @@ from specs.node import (
     Options,
     StrExpr,
     Text,
-    ValueExpr,
 )
-from specs.yaml_loader import Scalar, YamlMap
+from specs.positions import POSITION_CLASSES, Position
 
 _SPELLINGS = {  # names in config.json (transformers activations.py), which `act: hidden_act` then may have
     "swish": "silu",
@@ -36,127 +32,12 @@ _SPELLINGS = {  # names in config.json (transformers activations.py), which `act
 }
 Activation = Annotated[StrExpr, Options(("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"), _SPELLINGS)]
 Mask = Annotated[StrExpr, Options(("causal", "full", "prefix"))]
-RopeStyle = Annotated[StrExpr, Options(("half", "interleaved"))]
-Stored = Annotated[StrExpr, Options(("f32", "f16"))]
 Gain = Annotated[StrExpr, Options(("weight", "one_plus"))]
 LayerGain = Annotated[StrExpr, Options(("weight", "one_plus", "one"))]
 QkNormKind = Annotated[StrExpr, Options(("rms_norm", "layer_norm"))]
 
 
-class _Kind(Node):
-    """A node chosen by its `kind` key."""
-
-    kind: Text
-
-    @classmethod
-    def kind_name(cls) -> str:
-        return str(cls.model_fields["kind"].default)
-
-
-def _pick(what: str, classes: tuple[type[_Kind], ...]) -> PlainValidator:
-    kinds = {cls.kind_name(): cls for cls in classes}
-
-    def pick(data: Any) -> Any:
-        if isinstance(data, _Kind):
-            return data
-        if not isinstance(data, YamlMap):
-            raise SpecRTError(
-                "SPEC-005",
-                f"expected a mapping with a `kind` for a {what}",
-                where=getattr(data, "where", None),
-            )
-        kind = data.get("kind")
-        if not isinstance(kind, Scalar):
-            raise SpecRTError(
-                "SPEC-006",
-                f"{what} lacks the key `kind`",
-                where=data.where,
-                hint="known: " + ", ".join(f"`{name}`" for name in kinds),
-            )
-        if kind.value not in kinds:
-            raise SpecRTError(
-                "SPEC-015",
-                f"unknown {what} kind `{kind.value}`",
-                where=kind.where,
-                hint=did_you_mean(str(kind.value), kinds),
-            )
-        return kinds[str(kind.value)].model_validate(data)
-
-    return PlainValidator(pick)
-
-
-# ---- positions ---------------------------------------------------------------------------------------------
-
-
-class NoPosition(_Kind):
-    """The attention knows no positions (they enter elsewhere, or not at all)."""
-
-    title: ClassVar[str] = "position"
-    kind: Text = "none"
-
-
-class Rope(_Kind):
-    """Rotary embedding of queries and keys: angle(p, i) = p * theta^(-2i/dims) for i < dims/2, on the first
-    `dims` of each head.
-    """
-
-    title: ClassVar[str] = "rope position"
-    kind: Text = "rope"
-    style: RopeStyle = Field(description="half pairs i with i + dims/2; interleaved pairs 2i with 2i + 1")
-    dims: IntExpr = Field(description="rotated dimensions of each head; the rest pass through; 0: none rotates")
-    theta: FloatExpr = Field(description="base of the frequencies")
-    scaling: ValueExpr | None = Field(
-        None, description="the checkpoint's rope scaling mapping or none; formulas in rope_scaling.yaml"
-    )
-    context: IntExpr | None = Field(
-        None, description="trained context, for scalings whose mapping leaves it to the model's maximum"
-    )
-    original: IntOrNone | None = Field(None, description="context before scaling, where it stands beside the mapping")
-
-
-class Alibi(_Kind):
-    """A bias slope[head] * key position added to the scores (ALiBi, arXiv:2108.12409).
-
-    The slopes are 2^(-max_bias (j+1) / n) for the first n heads, n the largest power of two in `heads`, then
-    2^(-max_bias (2j+1) / 2n).
-    """
-
-    title: ClassVar[str] = "alibi position"
-    kind: Text = "alibi"
-    scaled: BoolExpr = Field(description="true: the bias is added before the scale is applied; false: after")
-    max_bias: FloatExpr | None = Field(None, description="left out: 8, the paper's")
-    rounded: BoolExpr | None = Field(
-        None, description="slope, position and their product are rounded to bfloat16; left out: no"
-    )
-
-
-class BlockRope(_Kind):
-    """Rotary embedding by the positions of blank infilling (arXiv:2103.10360, section 2.1).
-
-    Two streams: the first counts tokens up to `prefix`, from where it stays at the place of the blank; the second is 0
-    before `prefix` and 1, 2, ... from there. Each turns its share of a head, the first half and the second. One stream:
-    the first alone, on the whole head; where `counting` is above 0 it goes on counting. `prefix`, `blank` and
-    `counting` are inputs of each sequence (see `derive`).
-    """
-
-    title: ClassVar[str] = "block_rope position"
-    kind: Text = "block_rope"
-    style: RopeStyle = Field(description="half pairs i with i + dims/2; interleaved pairs 2i with 2i + 1")
-    dims: IntExpr = Field(description="rotated dimensions of each stream's share; the rest pass through")
-    theta: FloatExpr = Field(description="base of the frequencies")
-    streams: IntExpr = Field(description="1 or 2")
-    stored: Stored | None = Field(None, description="type that the frequencies are rounded to; left out: f32")
-
-
-PositionKind = NoPosition | Rope | BlockRope | Alibi
-POSITION_CLASSES: tuple[type[_Kind], ...] = get_args(PositionKind)
-Position = Annotated[PositionKind, _pick("position", POSITION_CLASSES)]
-
-
-# ---- parts -------------------------------------------------------------------------------------------------
-
-
-class PartBase(_Kind):
+class PartBase(Kind):
     """What all parts share; `inputs` and `outputs` are how many values a call takes and gives, `leaves` its
     weights' names.
     """
@@ -344,7 +225,7 @@ class Router(Node):
     scale: FloatExpr | None = Field(None, description="factor on the weights; left out: 1")
 
 
-class GatedExpert(_Kind):
+class GatedExpert(Kind):
     """down(act(gate(x)) * up(x))."""
 
     title: ClassVar[str] = "gated expert"
@@ -352,7 +233,7 @@ class GatedExpert(_Kind):
     act: Activation
 
 
-class ClampedExpert(_Kind):
+class ClampedExpert(Kind):
     """down((up + 1) * gate * sigmoid(alpha * gate)), gate at most `limit`, up within +-limit."""
 
     title: ClassVar[str] = "clamped expert"
@@ -362,7 +243,7 @@ class ClampedExpert(_Kind):
 
 
 ExpertKind = GatedExpert | ClampedExpert
-EXPERT_CLASSES: tuple[type[_Kind], ...] = get_args(ExpertKind)
+EXPERT_CLASSES: tuple[type[Kind], ...] = get_args(ExpertKind)
 
 
 class Moe(PartBase):
@@ -379,7 +260,7 @@ class Moe(PartBase):
     top_k: IntExpr = Field(description="experts for each token")
     d_ffn: Dim
     router: Router
-    expert: Annotated[ExpertKind, _pick("expert", EXPERT_CLASSES)]
+    expert: Annotated[ExpertKind, pick("expert", EXPERT_CLASSES)]
     bias: BoolExpr | None = Field(None, description="biases on gate, up and down; left out: no")
 
 
@@ -397,4 +278,4 @@ NODE_CLASSES: tuple[type[Node], ...] = (
     Tied,
 )
 """Every class that a part is made of."""
-AnyPart = Annotated[Part, _pick("part", PART_CLASSES)]
+AnyPart = Annotated[Part, pick("part", PART_CLASSES)]

@@ -15,7 +15,8 @@ from specs.checks import WELL_KNOWN
 from specs.config import ignored_keys
 from specs.functions import CONSTANTS, FUNCTIONS
 from specs.node import Dimension, Node, Options, Returns, marks_of
-from specs.parts import PART_CLASSES, POSITION_CLASSES, AttentionBias, QkNorm, Tied
+from specs.parts import PART_CLASSES, AttentionBias, QkNorm, Tied
+from specs.positions import POSITION_CLASSES
 from specs.schema import Derive, Ignore, Match, Size, Spec, WeightFrom
 
 PATH = Path(__file__).with_name("REFERENCE.md")

@@ -179,7 +179,7 @@ def _trace(bundle: Path, given: Sequence[Path], size: str | None, tokens: str | 
     import compiler
     from compiler.api import weights_of
     from compiler.cli.run import ids_of
-    from compiler.validate.emulate import rows_for, rules_of
+    from compiler.validate.expect import rows_for, rules_of
     from compiler.validate.trace import trace
 
     if not 1 <= len(given) <= 2:

@@ -14,6 +14,7 @@ from compiler.frontend.parts import layer_norm, linear, rms_norm, width
 from compiler.frontend.rope import rotate, rotate_block
 from compiler.ir import TensorType, Value
 from specs import parts as schema
+from specs import positions
 
 MASKED = -3.4028234663852886e38  # the lowest float32: a row of nothing but padding stays finite
 _HEADS_FIRST = (-3, -2, -4, -1)  # [B,S,K,G,D] -> [B,K,G,S,D]
@@ -46,9 +47,9 @@ def attention_part(ctx: Context, name: str, part: schema.Attention, x: Value) ->
     if part.qk_norm is not None and (part.qk_norm.when is None or ctx.flag(part.qk_norm.when)):
         q = _qk_norm(ctx, f"{name}.q_norm", part.qk_norm, q)
         k = _qk_norm(ctx, f"{name}.k_norm", part.qk_norm, k)
-    if isinstance(part.position, schema.Rope):
+    if isinstance(part.position, positions.Rope):
         q, k = rotate(ctx, name, part.position, q), rotate(ctx, name, part.position, k)
-    if isinstance(part.position, schema.BlockRope):
+    if isinstance(part.position, positions.BlockRope):
         q, k = rotate_block(ctx, name, part.position, q), rotate_block(ctx, name, part.position, k)
     scores = _scores(ctx, name, part, heads, q, k)
     sink = _sink(ctx, name, heads) if ctx.flag(part.sinks) else None
@@ -101,7 +102,7 @@ def _scores(ctx: Context, name: str, part: schema.Attention, heads: Heads, q: Va
     keys = grouped(ctx, f"{name}.k", k, heads.key, 1)
     scale = part.scale.as_float(env) if part.scale is not None else 1.0 / math.sqrt(heads.dim)
     scores = ctx.emit("matmul", queries, keys, to=f"{name}.scores", transpose_b=True)
-    alibi = part.position if isinstance(part.position, schema.Alibi) else None
+    alibi = part.position if isinstance(part.position, positions.Alibi) else None
     if alibi is not None and ctx.flag(alibi.scaled):
         scores = ctx.emit("add", scores, _alibi(ctx, alibi, heads), to=f"{name}.biased")
     scores = ctx.emit("mul", scores, scale, to=f"{name}.scaled")
@@ -152,7 +153,7 @@ def _make_mask(ctx: Context, kind: str, window: int | None) -> Value:
     return mask
 
 
-def _alibi(ctx: Context, alibi: schema.Alibi, heads: Heads) -> Value:
+def _alibi(ctx: Context, alibi: positions.Alibi, heads: Heads) -> Value:
     """slope * key position (arXiv:2108.12409); equal up to a constant per row to slope * (key - query)."""
     max_bias = 8.0 if alibi.max_bias is None else alibi.max_bias.as_float(ctx.env)
     rounded = ctx.flag(alibi.rounded)

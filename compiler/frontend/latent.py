@@ -10,6 +10,7 @@ from compiler.frontend.parts import linear, rms_norm, width
 from compiler.frontend.rope import rotate
 from compiler.ir import TensorType, Value
 from specs import parts as schema
+from specs import positions
 
 
 def latent_attention_part(ctx: Context, name: str, part: schema.LatentAttention, x: Value) -> Value:
@@ -27,7 +28,7 @@ def latent_attention_part(ctx: Context, name: str, part: schema.LatentAttention,
         return head_rows(ctx, f"{name}.{leaf}", linear(ctx, f"{name}.{leaf}", of, count * size, with_bias), count)
 
     q_rope, k_rope = rows("q_rope", source, heads, turned), rows("k_rope", x, 1, turned, bias)
-    if isinstance(part.position, schema.Rope):
+    if isinstance(part.position, positions.Rope):
         q_rope, k_rope = rotate(ctx, name, part.position, q_rope), rotate(ctx, name, part.position, k_rope)
     ones = ctx.shared(("ones", heads), lambda: ctx.const(((1.0,),) * heads, TensorType("f32", (heads, 1)), "ones"))
     shared = ctx.emit("mul", k_rope, ones, to=f"{name}.k_rope.all")

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from compiler.frontend.block_rope import block_streams
 from compiler.frontend.context import Context
 from compiler.ir import TensorType, Value
-from specs import parts as schema
+from specs import positions
 from specs.errors import SpecRTError, Where
 from specs.rope import Frequencies, inv_freq
 
 
-def rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
+def rotate(ctx: Context, name: str, rope: positions.Rope, x: Value) -> Value:
     """x [B,S,heads,D] turned by its positions; raises SPEC-050 to SPEC-056."""
     env = ctx.env
     scaling = None if rope.scaling is None else rope.scaling.value(env)
@@ -31,7 +31,7 @@ def rotate(ctx: Context, name: str, rope: schema.Rope, x: Value) -> Value:
     return ctx.emit("rotate", x, cos, sin, to=f"{name}.rotated", style=ctx.option(rope, "style"))
 
 
-def rotate_block(ctx: Context, name: str, rope: schema.BlockRope, x: Value) -> Value:
+def rotate_block(ctx: Context, name: str, rope: positions.BlockRope, x: Value) -> Value:
     """Each position stream turns its equal share of the dims."""
     streams = block_streams(ctx, rope.streams.as_int(ctx.env))
     dims, theta, style = rope.dims.as_int(ctx.env), rope.theta.as_float(ctx.env), ctx.option(rope, "style")

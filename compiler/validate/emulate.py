@@ -12,10 +12,10 @@ import numpy as np
 
 from compiler.api import Prepared, compile_prepared, prepare, weights_of
 from compiler.validate import reference
+from compiler.validate.expect import Expected, expect, mark
 from compiler.validate.metrics import agreement
 from compiler.validate.trace import trace
 
-LENGTHS = (24, 9, 40)  # of the rows of random ids where no text is given
 WINDOWS = 16  # of random ids that a random model is calibrated on
 SHOWN = 160  # values of a profile at most: every so many of the longer ones
 
@@ -39,30 +39,6 @@ class Subject:
         return known
 
 
-def rows_for(prepared: Prepared, seed: int = 0) -> list[list[int]]:
-    """Rows of random ids; where inputs follow from an id's place in the prompt, the row has that id."""
-    config = prepared.source.config
-    longest = min(prepared.limits.sequence, int(config.get("context") or prepared.limits.sequence))
-    rows = reference.random_rows(int(config["vocab"]), [min(length, longest) for length in LENGTHS], seed)
-    for row in rows:
-        _mark(row, prepared)
-    return rows
-
-
-def _mark(row: list[int], prepared: Prepared) -> None:
-    """Put the ids that rules look for into the middle; the rule listed last comes first, as a blank before its text."""
-    marks = [rule.first[0] for rule in reversed(list(rules_of(prepared).values())) if rule.first]
-    row[len(row) // 2 : len(row) // 2 + len(marks)] = marks
-
-
-def rules_of(prepared: Prepared) -> Mapping[str, Any]:
-    """How inputs follow from the tokens of a prompt, as the runtime reads it from a manifest."""
-    from compiler.api import derive_of
-    from runtime.derive import read_rules
-
-    return read_rules(derive_of(prepared))
-
-
 def emulate(
     subject: Subject, precisions: Sequence[str], threads: int | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,11 +52,8 @@ def emulate(
 
     plain = prepare(subject.source, **subject.options(), precision="fp32")
     weights = weights_of(plain)
-    rows = [list(row) for row in subject.rows] if subject.rows is not None else rows_for(plain, subject.seed)
-    rules = rules_of(plain)
-    further = [{name: rule.apply(name, row) for name, rule in rules.items()} for row in rows]
-    expected = reference.outputs(plain.built.graph, weights, rows, further)
-    name = reference.main_output(list(expected[0]))
+    expected = expect(plain, weights, subject.rows, seed=subject.seed)
+    rows = expected.rows
     for precision in precisions:
         try:
             with tempfile.TemporaryDirectory(prefix="specrt-validate-") as folder:
@@ -90,8 +63,8 @@ def emulate(
                 bundle = compile_prepared(prepare(subject.source, **options))
                 model = runtime.load(bundle, verify=False, threads=threads)
                 results = [model.forward([row])[0] for row in rows]
-                numbers = _numbers(name, results, expected, rows, text=subject.rows is not None)
-                profile = _profile(bundle, plain, rows[0], further[0])
+                numbers = _numbers(expected, results, text=subject.rows is not None)
+                profile = _profile(bundle, plain, rows[0], expected.further[0])
                 model.close()
         except SpecRTError as error:
             yield precision, {"error": error.as_dict()}
@@ -104,21 +77,15 @@ def _random_ids(plain: Prepared, folder: Path, seed: int) -> Path:
     length = min(512, plain.limits.sequence)  # as recipes cut it
     windows = reference.random_rows(int(plain.source.config["vocab"]), [length] * WINDOWS, seed + 1)
     for window in windows:
-        _mark(window, plain)
+        mark(window, plain)
     path = folder / "ids.npy"
     np.save(path, np.array(windows))
     return path
 
 
-def _numbers(
-    name: str,
-    results: Sequence[Mapping[str, Any]],
-    expected: Sequence[Mapping[str, Any]],
-    rows: Sequence[Sequence[int]],
-    *,
-    text: bool,
-) -> dict[str, Any]:
-    ours, theirs = ([np.atleast_2d(item[name]) for item in items] for items in (results, expected))
+def _numbers(expected: Expected, results: Sequence[Mapping[str, Any]], *, text: bool) -> dict[str, Any]:
+    name, rows = expected.name, expected.rows
+    ours, theirs = ([np.atleast_2d(item[name]) for item in items] for items in (results, expected.outputs))
     numbers = agreement(ours, theirs, rows if text else None).as_dict()
     if name != "logits":  # no distribution over words
         numbers |= dict.fromkeys(("mean_kl", "top1", "top5"))

@@ -121,26 +121,21 @@ class _Judge:
 
     def __init__(self, prepared: Prepared, gates: Gates) -> None:
         from compiler.api import float_weights
-        from compiler.validate import reference
-        from compiler.validate.emulate import rows_for, rules_of
+        from compiler.validate.expect import expect
         from compiler.validate.models import rows_of
 
         folder = prepared.source.checkpoint
+        rows = None
         if gates.text is not None:
-            rows = [list(row) for row in rows_of(gates.text, Path(str(getattr(folder, "dir", "."))))]
+            rows = rows_of(gates.text, Path(str(getattr(folder, "dir", "."))))
         elif gates.perplexity is not None:
             message = "a limit on perplexity needs `text`: random ids have none that means anything"
             raise SpecRTError("VAL-011", message, where=gates.where)
-        else:
-            rows = rows_for(prepared, prepared.request.seed)
-        self.rows, self.text = rows, gates.text is not None
+        self.text = gates.text is not None
         self.attempts = 0
-        self._prepared, self._rules = prepared, rules_of(prepared)
+        self._prepared = prepared
         self._weights = float_weights(prepared)
-        further = [{name: rule.apply(name, row) for name, rule in self._rules.items()} for row in rows]
-        expected = reference.outputs(prepared.built.graph, self._weights, rows, further)
-        self._name = reference.main_output(list(expected[0]))
-        self._expected = [item[self._name] for item in expected]
+        self._expected = expect(prepared, self._weights, rows, seed=prepared.request.seed)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._errors: Mapping[str, float] = {}
 
@@ -157,10 +152,10 @@ class _Judge:
             )
             bundle = compile_prepared(prepare_request(here))
             with runtime.load(bundle, verify=False) as model:
-                found = [model.forward([row])[0][self._name] for row in self.rows]
+                found = [model.forward([row])[0][self._expected.name] for row in self._expected.rows]
             if not self._errors:
                 self._errors = self._trace(bundle)
-        return agreement(found, self._expected, self.rows if self.text else None)
+        return agreement(found, self._expected.judged, self._expected.rows if self.text else None)
 
     def _trace(self, bundle: Path) -> Mapping[str, float]:
         from compiler.api import prepare_request
@@ -171,9 +166,8 @@ class _Judge:
                 self._prepared.request, target="cpu", toolchain=None, build=(), precision="fp32", layers=(), gates=None
             )
         )
-        further = {name: rule.apply(name, self.rows[0]) for name, rule in self._rules.items()}
-        self._plain = plain.graph
-        steps = trace(bundle, plain.graph, self._weights, self.rows[0], further).steps
+        self._plain, expected = plain.graph, self._expected
+        steps = trace(bundle, plain.graph, self._weights, expected.rows[0], expected.further[0]).steps
         return {step.value: step.error.relative for step in steps}
 
     def worst_first(self, names: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.cache import CacheSize
+from runtime.cache import Cached
 from runtime.cuda import arena, programs, steps, weights
 from runtime.cuda.batch import (
     Layout,
@@ -39,7 +39,7 @@ _PADDING = {"past_lens": -1, "slots": -1, "tile_rows": -1}
 NUMPY = {"f32": np.float32, "i32": np.int32, "f16": np.float16}
 
 
-class CUDAExecutable:
+class CUDAExecutable(Cached):
     """A bundle on a GPU. `close` gives back everything; used as a context manager it does so at the end."""
 
     def __init__(
@@ -83,7 +83,7 @@ class CUDAExecutable:
         temps = [programs.scratch_bytes(sizes, self._most) for sizes in self._kernels.programs.values()]
         scratch = max([0 if self._engines is None else self._engines.memory, *temps])
         needs = Needs(weight_bytes, arena_bytes + parts + tops, scratch, block_bytes + token_bytes)
-        self.size: CacheSize | None = plan_memory(
+        self.size = plan_memory(
             needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
             max_sequence=bundle.limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
         )  # fmt: skip
@@ -132,21 +132,6 @@ class CUDAExecutable:
         return self._device
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------
-
-    @property
-    def block_size(self) -> int:
-        """Tokens in a block."""
-        return self.size.block_size if self.size else 0
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in the cache."""
-        return self.size.blocks if self.size else 0
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of all caches."""
-        return self.size.bytes if self.size else 0
 
     def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the steps in order and copy the outputs to the host; see runtime.executable.Executable."""

@@ -43,7 +43,7 @@ def test_ids_in_ids_out(cli: Cli, bundle: Path) -> None:
 
 def test_json_has_the_documented_keys(cli: Cli, bundle: Path) -> None:
     done = cli("run", bundle, "--prompt", VERSE, "-n", 8, "--json")
-    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").split("**run**")[1].split("**inspect**")[0]
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").split("**run**")[1].split("**bench**")[0]
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     assert set(done.json) == {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     assert (done.json["text"], done.json["finish"]) == (" heaven.\nAnd the LORD said", "length")

@@ -60,6 +60,17 @@ def save_random(
     return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
 
 
+def saved(kind: str, folder: Path, config: dict[str, Any], *, text: bool = False, **options: Any) -> Any:
+    """A random `kind`ForCausalLM of transformers as `save_random` leaves it; `options` are those of `save_random`.
+
+    `text`: the configuration's class is `kind`TextConfig.
+    """
+    import transformers
+
+    made = getattr(transformers, f"{kind}{'Text' if text else ''}Config")(**config)
+    return save_random(getattr(transformers, f"{kind}ForCausalLM")(made), folder, **options)
+
+
 def write_config(folder: Path, **changes: Any) -> None:
     """Rewrite keys of a saved config.json, say to the hub's spellings; None drops a key."""
     path = folder / "config.json"
@@ -92,17 +103,11 @@ def check_transformers(
     text: bool = False,
     **options: Any,
 ) -> runtime.Model:
-    """`check_decoder` of a random `kind`ForCausalLM; with `hub`, its config.json is rewritten by `as_hub`.
-
-    `text`: the configuration's class is `kind`TextConfig.
-    """
-    import transformers
-
-    made = getattr(transformers, f"{kind}{'Text' if text else ''}Config")(**config)
-    model = save_random(getattr(transformers, f"{kind}ForCausalLM")(made), folder, seed=options.pop("seed", 11))
+    """`check_decoder` of a `saved` model; with `hub`, its config.json is rewritten by `as_hub`."""
+    model = saved(kind, folder, config, text=text, seed=options.pop("seed", 11))
     if hub is not None:
         as_hub(folder, **hub)
-    return check_decoder(folder, logits_of(model), made.vocab_size, **options)
+    return check_decoder(folder, logits_of(model), model.config.vocab_size, **options)
 
 
 def prompts(vocab: int, *lengths: int, seed: int = 5) -> list[list[int]]:
@@ -187,7 +192,7 @@ def check_case(case: str, out: Path, **options: Any) -> runtime.Model:
     return model
 
 
-def check_fused(graph: Graph) -> None:
+def _nothing_unfused(graph: Graph) -> None:
     """Nothing is left of the equations of norms and attention: no mean, no softmax over tokens."""
     for equation in walk(graph.equations):
         assert equation.op != "mean", f"a norm is not fused: {equation}"
@@ -197,7 +202,7 @@ def check_fused(graph: Graph) -> None:
 def check_golden_ir(name: str, spec: str, size: str) -> None:
     """The graph of a published size after all passes is tests/golden/models/NAME.ir (UPDATE_GOLDENS=1 rewrites it)."""
     graph = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size=size).graph
-    check_fused(graph)
+    _nothing_unfused(graph)
     text = _PLACE.sub("", str(graph))  # comments and lines of a spec may move
     path = GOLDENS / f"{name}.ir"
     if os.environ.get("UPDATE_GOLDENS"):
@@ -217,7 +222,7 @@ def check_fuses(spec: str, size: str, **expected: int) -> None:
     from compiler.passes.runner import run_passes
 
     graph = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size=size).graph
-    check_fused(graph)
+    _nothing_unfused(graph)
     ops = [equation.op for equation in walk(graph.equations)]
     gated = sum(len(report.hits) for report in run_passes(graph, (FUSE_GATED_MLP,))[1])
     found = {

@@ -14,9 +14,10 @@ from specs.errors import SpecRTError
 from tests.families.harness import (
     check_decoder,
     check_golden_ir,
+    check_transformers,
     logits_of,
     rename_tensors,
-    save_random,
+    saved,
     write_config,
 )
 
@@ -33,14 +34,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_agrees(variant: str, tmp_path: Path) -> None:
-    config = transformers.BloomConfig(**{**BASE, **VARIANTS[variant]})
-    model = save_random(transformers.BloomForCausalLM(config), tmp_path / "model")
-    check_decoder(tmp_path / "model", logits_of(model), 300, lengths=(1, 23, 150))
+    check_transformers("Bloom", tmp_path / "model", {**BASE, **VARIANTS[variant]}, lengths=(1, 23, 150))
 
 
 def test_hub_spelling(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    model = save_random(transformers.BloomForCausalLM(transformers.BloomConfig(**BASE)), folder)
+    model = saved("Bloom", folder, BASE)
     rename_tensors(folder, lambda name: name.removeprefix("transformer."))
     write_config(
         folder, hidden_size=None, n_embed=64, n_head=None, num_attention_heads=4, seq_length=64, pretraining_tp=4,

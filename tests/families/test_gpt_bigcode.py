@@ -12,9 +12,10 @@ from tests.families.harness import (
     check_case,
     check_decoder,
     check_golden_ir,
+    check_transformers,
     logits_of,
     rename_tensors,
-    save_random,
+    saved,
     write_config,
 )
 
@@ -30,14 +31,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_agrees(variant: str, tmp_path: Path) -> None:
-    config = transformers.GPTBigCodeConfig(**{**BASE, **VARIANTS[variant]})
-    model = save_random(transformers.GPTBigCodeForCausalLM(config), tmp_path / "model")
-    check_decoder(tmp_path / "model", logits_of(model), 300)
+    check_transformers("GPTBigCode", tmp_path / "model", {**BASE, **VARIANTS[variant]})
 
 
 def test_hub_spelling(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    model = save_random(transformers.GPTBigCodeForCausalLM(transformers.GPTBigCodeConfig(**BASE)), folder)
+    model = saved("GPTBigCode", folder, BASE)
     rename_tensors(folder, str, **{f"transformer.h.{layer}.attn.bias": torch.ones(64, 64) for layer in range(3)})
     write_config(
         folder, n_inner=240, inference_runner=0, pad_key_length=True, validate_runner_input=True, multi_query=None,

@@ -11,6 +11,7 @@ import torch
 from tests.families.harness import (
     check_decoder,
     check_golden_ir,
+    check_transformers,
     logits_of,
     rename_tensors,
     save_random,
@@ -34,9 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_agrees(variant: str, tmp_path: Path) -> None:
-    config = transformers.GPTNeoXConfig(**{**BASE, **VARIANTS[variant]})
-    model = save_random(transformers.GPTNeoXForCausalLM(config), tmp_path / "model")
-    check_decoder(tmp_path / "model", logits_of(model), 300, lengths=(1, 23, 90))
+    check_transformers("GPTNeoX", tmp_path / "model", {**BASE, **VARIANTS[variant]}, lengths=(1, 23, 90))
 
 
 def test_hub_spelling(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.families.harness import check_decoder, check_golden_ir, logits_of, save_random, write_config
+from tests.families.harness import check_decoder, check_golden_ir, logits_of, saved, write_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def make(folder: Path, **config: Any) -> Any:
-    return save_random(transformers.GptOssForCausalLM(transformers.GptOssConfig(**{**BASE, **config})), folder)
+    return saved("GptOss", folder, {**BASE, **config})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,9 +11,10 @@ import torch
 from tests.families.harness import (
     check_decoder,
     check_golden_ir,
+    check_transformers,
     logits_of,
     rename_tensors,
-    save_random,
+    saved,
     write_config,
 )
 
@@ -31,14 +32,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_agrees(variant: str, tmp_path: Path) -> None:
-    config = transformers.GPTJConfig(**{**BASE, **VARIANTS[variant]})
-    model = save_random(transformers.GPTJForCausalLM(config), tmp_path / "model")
-    check_decoder(tmp_path / "model", logits_of(model), 300, lengths=(1, 23, 90))
+    check_transformers("GPTJ", tmp_path / "model", {**BASE, **VARIANTS[variant]}, lengths=(1, 23, 90))
 
 
 def test_hub_spelling(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    model = save_random(transformers.GPTJForCausalLM(transformers.GPTJConfig(**BASE)), folder)
+    model = saved("GPTJ", folder, BASE)
     buffers = {f"transformer.h.{layer}.attn.masked_bias": torch.tensor(-1e9) for layer in range(3)}
     rename_tensors(folder, str, **buffers)
     write_config(folder, rotary=True, scale_attn_weights=True, summary_type="cls_index", tie_word_embeddings=None)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compiler.frontend.attention import alibi_slopes
-from tests.families.harness import check_decoder, check_golden_ir, logits_of, save_random, write_config
+from tests.families.harness import check_decoder, check_golden_ir, logits_of, save_random, saved, write_config
 
 transformers = pytest.importorskip("transformers")
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor  # noqa: E402
@@ -35,7 +35,7 @@ def test_agrees(variant: str, tmp_path: Path) -> None:
 
 def test_hub_spelling(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    model = save_random(transformers.MptForCausalLM(transformers.MptConfig(**BASE)), folder)
+    model = saved("Mpt", folder, BASE)
     attention = {
         "alibi": True, "alibi_bias_max": 8, "attn_impl": "triton", "attn_pdrop": 0, "attn_type": "multihead_attention",
         "attn_uses_sequence_id": False, "clip_qkv": None, "prefix_lm": False, "qk_ln": False, "softmax_scale": None,

@@ -10,9 +10,10 @@ import pytest
 from tests.families.harness import (
     check_decoder,
     check_golden_ir,
+    check_transformers,
     logits_of,
     rename_tensors,
-    save_random,
+    saved,
     write_config,
 )
 
@@ -34,14 +35,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_agrees(variant: str, tmp_path: Path) -> None:
-    config = transformers.OPTConfig(**{**BASE, **VARIANTS[variant]})
-    model = save_random(transformers.OPTForCausalLM(config), tmp_path / "model")
-    check_decoder(tmp_path / "model", logits_of(model), 300)
+    check_transformers("OPT", tmp_path / "model", {**BASE, **VARIANTS[variant]})
 
 
 def test_hub_spelling(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    model = save_random(transformers.OPTForCausalLM(transformers.OPTConfig(**BASE)), folder)
+    model = saved("OPT", folder, BASE)
     rename_tensors(folder, lambda name: name.removeprefix("model."))
     absent = ("tie_word_embeddings", "enable_bias", "layer_norm_elementwise_affine", "_remove_final_layer_norm")
     write_config(folder, prefix="</s>", **dict.fromkeys(absent))

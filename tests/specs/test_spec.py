@@ -18,7 +18,8 @@ from specs.equations import BinOp, Call, Constant, IfExp, Name, Repeat, walk
 from specs.errors import SpecRTError, Where
 from specs.expressions import parse_expr
 from specs.layouts import parse_layout
-from specs.parts import Attention, Rope
+from specs.parts import Attention
+from specs.positions import Rope
 from specs.rope import inv_freq, rope_formulas
 from specs.schema import load_spec
 from specs.yaml_loader import YamlList, YamlMap, load_yaml, plain
