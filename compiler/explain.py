@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.api import Prepared
 from compiler.passes.quantization_plan import QuantizationPlan
+from compiler.precision.lints import lints
 from compiler.sizes import counted, sizes
 from specs.errors import SpecRTError
 
@@ -117,8 +118,10 @@ def _spec_fact(prepared: Prepared) -> Fact:
         return Fact("spec", f"`{spec.name}`, given, in its size `{prepared.request.size}`", _place(spec.where))
     if prepared.request.source.is_file():
         return Fact("spec", f"`{spec.name}` from {file}, named in the request", _place(spec.where))
-    kind = source.checkpoint.config.get("model_type")
-    return Fact("spec", f"`{spec.name}`: config.json says `model_type: {kind}`, matched here", _place(spec.match.where))
+    config = source.checkpoint.config
+    key = "model_type" if "model_type" in config else "architecture"
+    text = f"`{spec.name}`: config.json says `{key}: {config.get(key)}`, matched here"
+    return Fact("spec", text, _place(spec.match.where))
 
 
 def _role_fact(prepared: Prepared) -> Fact:
@@ -144,9 +147,14 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
     told = _BASES["fp32"] if base == "fp32" else _HALVES.format(base) if halves else _BASES[base]
     facts = [Fact("precision", f"{recipe.name}: {told}", _place(recipe.where))]
     if recipe.weights is not None:
-        facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code != "base"]
+        facts += [
+            Fact(reason.code, reason.text)
+            for reason in chosen.decision.reasons
+            if reason.code not in ("base", "hazard")
+        ]
     if chosen.plan is not None:
         facts += [Fact("quantized", text) for text in _quantized(chosen.plan)]
+    facts += [Fact("beware", lint.text) for lint in lints(prepared)]
     checkpoint = prepared.source.checkpoint
     if checkpoint is not None:
         stored = sorted({tensor.dtype for tensor in checkpoint.tensors.values()})

@@ -85,6 +85,7 @@ def compile_command(
 def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """What `compile --json` prints."""
     from compiler.passes.runner import count_equations
+    from compiler.precision.lints import lints
     from compiler.sizes import sizes
 
     size = sizes(prepared)
@@ -105,6 +106,7 @@ def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict
         "fusions": fusions(prepared),
         "limits": {"max_batch": prepared.limits.batch, "max_sequence": prepared.limits.sequence},
         "gates": prepared.request.card,
+        "beware": [lint.text for lint in lints(prepared)],
         "weight_bytes": size.weight_bytes,
         "cache_bytes_per_token": size.cache_bytes_per_token,
         "bundle_bytes": sum(files.values()),
@@ -168,6 +170,8 @@ def _show(summary: dict[str, Any], dump: Path | None) -> None:
     if summary["gates"] is not None:
         for line in _gates(summary["gates"]):
             console.print(line, soft_wrap=True)
+    for text in summary["beware"]:
+        console.print(f"[yellow]beware[/]   {escape(text)}", soft_wrap=True)
     if dump is not None:
         console.print(f"graphs   {escape(str(dump))}/", soft_wrap=True)
     console.print(
