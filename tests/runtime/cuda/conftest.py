@@ -1,0 +1,6 @@
+"""What Triton's interpreter is told for the kernels."""
+
+from tests.kernels.conftest import _bf16_products, _rounding_to_e4m3
+from tests.runtime.cuda.emulated import gpu
+
+__all__ = ["_bf16_products", "_rounding_to_e4m3", "gpu"]

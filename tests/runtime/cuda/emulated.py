@@ -1,0 +1,172 @@
+"""A GPU that is none: device memory is a tensor, kernels run in Triton's interpreter, engines in the IR's.
+
+With it the whole GPU runtime runs here: what is loaded where, addresses, scratch, graphs, choices. Not its speed, and
+nothing of what CUDA and TensorRT do by themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compiler.ir.interpreter import run, torch_dtype
+from compiler.ir.parser import parse
+from compiler.kernels import library
+from compiler.kernels.attention import Launch
+from compiler.kernels.build import Compiled, load
+
+BYTES = 5 << 20  # the interpreter copies all of it at each launch
+START = 4096  # no address is 0
+KERNELS: dict[str, Any] = {}
+LAUNCHES: dict[bytes, Launch] = {}  # by what stands for their machine code
+
+
+def build(launches: Sequence[Launch], architecture: int, processes: int | None = None) -> list[Compiled]:  # noqa: ARG001
+    """In place of compiling."""
+    made = []
+    for launch in launches:
+        code = library._key(launch).encode()
+        LAUNCHES[code] = launch
+        made.append(Compiled(launch, architecture, code, launch.name, 128, 0))
+    return made
+
+
+class Device:
+    """What runtime/cuda/driver.py offers; the stream is the program's order."""
+
+    name, capability, multiprocessors, stream = "Emulated", 90, 1, 0
+
+    def __init__(self, ordinal: int = 0) -> None:
+        del ordinal
+        self.memory = torch.full((BYTES,), 0x7F, dtype=torch.uint8)  # NaN in every type: nothing may read it
+        self.bytes = self.memory.numpy()
+        self.used = START
+        self.launched: list[str] = []
+
+    @property
+    def free_memory(self) -> int:
+        return BYTES - self.used
+
+    def allocate(self, size: int) -> int:
+        address = self.used
+        self.used += -(-max(size, 256) // 256) * 256
+        assert self.used <= BYTES
+        return address
+
+    def pinned(self, size: int) -> Any:
+        return np.zeros(max(size, 1), np.uint8)
+
+    def fill(self, address: int, bits: int, size: int, count: int) -> None:
+        one = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
+        self.bytes[address : address + size * count] = np.tile(one, count)
+
+    def upload(self, target: int, source: Any, size: int | None = None) -> None:
+        data = source.reshape(-1).view(np.uint8)[:size]
+        self.bytes[target : target + len(data)] = data
+
+    def download(self, target: Any, source: int) -> None:
+        data = target.reshape(-1).view(np.uint8)
+        data[:] = self.bytes[source : source + len(data)]
+
+    def event(self) -> float:
+        return time.perf_counter()
+
+    def milliseconds(self, start: float, stop: float) -> float:
+        return 1e3 * (stop - start)
+
+    def nothing(self, *_: Any) -> None:
+        """The stream is always done."""
+
+    wait = passed = use = close = drop = nothing
+
+    def function(self, file: Path, entry: str, shared: int) -> Launch:  # noqa: ARG002
+        return LAUNCHES[file.read_bytes()]
+
+    def tensor(self, address: int, dtype: str) -> torch.Tensor:
+        """The rest of memory from an address on, as elements of a type."""
+        kind = torch_dtype(dtype)
+        assert START <= address < self.used
+        assert address % kind.itemsize == 0
+        return self.memory[address : address + (self.used - address) // kind.itemsize * kind.itemsize].view(kind)
+
+    def launch(self, launch: Launch, grid: Sequence[int], threads: int, shared: int, given: Sequence[int]) -> None:
+        del threads, shared
+        self.launched.append(launch.name)
+        left = iter(given)
+        arguments = [
+            None if not kind else next(left) if kind == "int" else self.tensor(next(left), kind)
+            for _, kind in launch.arguments
+        ]
+        key = library._key(launch)
+        if key not in KERNELS:
+            KERNELS[key] = load(launch)
+        KERNELS[key][tuple(grid)](*arguments, **launch.constants)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def replay(self, graph: Callable[[], None]) -> None:
+        graph()
+
+
+class _Engine:
+    def __init__(self, path: Path, device: Device) -> None:
+        self.graph, self.device = parse(path.read_text(encoding="utf-8")), device
+        self.dynamic = tuple(
+            value.name for value in self.graph.inputs if any(isinstance(dim, str) for dim in value.type.shape)
+        )
+
+    def enqueue(
+        self, profile: int, use: object, scratch: int, addresses: Mapping[str, int], shapes: Mapping[str, Any]
+    ) -> None:
+        del profile, use, scratch
+        self.device.launched.append("engine")
+        sizes: dict[str, int] = {}
+        inputs = {}
+        for value in self.graph.inputs:
+            shape = shapes.get(value.name) or value.type.static_shape()
+            sizes |= {dim: size for dim, size in zip(value.type.shape, shape, strict=True) if isinstance(dim, str)}
+            inputs[value.name] = self.at(addresses[value.name], value.type.dtype, shape).clone()
+        for port, tensor in run(self.graph, inputs, {}.__getitem__).items():
+            dtype = next(value.type.dtype for name, value in self.graph.outputs if name == port)
+            self.at(addresses[port], dtype, tensor.shape).copy_(tensor)
+
+    def at(self, address: int, dtype: str, shape: Sequence[int]) -> torch.Tensor:
+        return self.device.tensor(address, dtype)[: int(np.prod(shape, dtype=int))].reshape(tuple(shape))
+
+
+class Engines(dict[str, _Engine]):
+    """Segments of a bundle, interpreted."""
+
+    memory = 1000
+
+    def __init__(self, folder: Path, files: set[str], device: Device) -> None:
+        super().__init__({file: _Engine(folder / file, device) for file in files})
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles are compiled for, and run on, the emulated GPU."""
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.driver"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["cuda.bindings"].driver = sys.modules["cuda.bindings.driver"]  # type: ignore[attr-defined]
+    engines = ModuleType("runtime.cuda.engines")
+    engines.Engines = Engines  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "runtime.cuda.engines", engines)
+    for name in ("driver", "kernels", "weights", "graphs", "steps", "executable"):
+        monkeypatch.delitem(sys.modules, f"runtime.cuda.{name}", raising=False)
+    monkeypatch.setattr(library, "build", build)
+    import runtime.cuda.executable as executable
+
+    monkeypatch.setattr(executable, "Device", Device)

@@ -1,0 +1,51 @@
+"""The GPU runtime on an emulated GPU, with every kind of step, against the IR."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime
+from compiler.api import compile_with, prepare, weights_of
+from compiler.validate.metrics import agreement
+from compiler.validate.reference import outputs, random_rows
+from specs.precision import load_recipe
+from tests.precision.models import MODELS, calibration, quantized_graph
+
+LENGTHS = (1, 7)
+
+
+def model_and_reference(spec: str, precision: str, folder: Path) -> tuple[runtime.Model, list[Any], list[Any]]:
+    """A tiny model on the emulated GPU, rows of tokens, and what the interpreter makes of them."""
+    data = {"calibration": calibration(folder)} if load_recipe(precision).calibration else {}
+    prepared = prepare(
+        MODELS / f"{spec}.yaml", size="tiny", weights="random", max_sequence=64, max_batch=2, precision=precision,
+        target="sm90", toolchain="tensorrt-8.6", out=folder / "bundle", **data,
+    )  # fmt: skip
+    weights = weights_of(prepared)
+    rows = random_rows(prepared.source.config["vocab"], LENGTHS)
+    expected = [row["logits"] for row in outputs(quantized_graph(prepared), weights, rows)]
+    return runtime.load(compile_with(prepared, weights)), rows, expected
+
+
+# Each takes ten seconds. SPECRT_ALL_PAIRS=1: the others too.
+PAIRS = [("llama", "w4a16"), ("mixtral", "fp8_rowwise")]
+OTHERS = [("llama", "fp16"), ("llama", "w8a8_sq"), ("llama", "fp8"), ("bloom", "w8a16")]
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("spec", "precision"), PAIRS + OTHERS if os.environ.get("SPECRT_ALL_PAIRS") else PAIRS)
+def test_logits_and_generation(spec: str, precision: str, tmp_path: Path) -> None:
+    model, rows, expected = model_and_reference(spec, precision, tmp_path)
+    found = model.logits(rows)
+    assert agreement(found, expected).relative <= load_recipe(precision).bound.relative
+    made = model.generate(rows, max_new_tokens=3, stop=())
+    again = model.logits([[*row, *new] for row, new in zip(rows, made, strict=True)])
+    for row, new, logits in zip(rows, made, again, strict=True):
+        for at, token in enumerate(new):
+            best = logits[len(row) + at - 1]
+            assert best[token] >= np.max(best) - 0.05 * np.abs(best).max()  # other sums in another company
