@@ -220,6 +220,7 @@ CASES: tuple[Case, ...] = (
     _stored("rows", "[8,1]", "f32"),
     _stored("whole", "[1]", "f16"),
     _stored("groups", "[8,4]", "f16", attrs=", block = (1, 16)"),
+    _stored("whole-rows", "[8,1]", "f16", attrs=", block = (1, 64)"),
     _stored("zeros", "[8,2]", "f32", zero="u4[8,2]", attrs=", block = (1, 32)"),
     _stored("byte-zeros", "[8,2]", "f32", zero="u8[8,2]", attrs=", block = (1, 32)"),
     _stored("squares", "[2,4]", "f32", attrs=", block = (4, 16)"),

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from compiler.ir import Graph
+from compiler.ir.formats import HALF_BYTES, pack
 from compiler.ir.interpreter import run, torch_dtype
 from compiler.ir.ops import REGISTRY
 from compiler.lower.plan import Step
 from compiler.lower.tensorrt.cut import Cut
 from compiler.lower.tensorrt.dialects import Dialect
+from compiler.lower.tensorrt.emitter import Baked
 from compiler.lower.tensorrt.network import create_network, emit
 
 Values = Mapping[str, torch.Tensor]
@@ -23,14 +25,27 @@ Engine = Callable[[Graph, Values], dict[str, torch.Tensor]]
 BLOCKS = 8
 
 
-def recorded(trt: Any, dialect: Dialect) -> Engine:
-    """Engines recorded once for each segment, then evaluated."""
+def baked(pieces: Cut, weights: Values) -> Baked:
+    """Stored tensors as an engine that holds them asks for them: numpy's types, or bits."""
+    bits = {"bf16": torch.uint16, "f8e4m3": torch.uint8, "f8e8m0": torch.uint8}
+
+    def array(name: str) -> Any:
+        dtype, tensor = pieces.tensors[name].type.dtype, weights[name].contiguous()
+        if dtype in HALF_BYTES:
+            return pack(tensor, dtype).numpy()
+        return (tensor.view(bits[dtype]) if dtype in bits else tensor).numpy()
+
+    return array
+
+
+def recorded(trt: Any, dialect: Dialect, held: Baked | None = None) -> Engine:
+    """Engines recorded once for each segment, then evaluated; `held` gives weights to those that hold theirs."""
     networks: dict[int, Any] = {}
 
     def engine(graph: Graph, inputs: Values) -> dict[str, torch.Tensor]:
         if id(graph) not in networks:
             network = create_network(trt, trt.Builder(trt.Logger()), dialect)
-            emitter = emit(trt, graph, network, dialect)
+            emitter = emit(trt, graph, network, dialect, held)
             network.finish()
             networks[id(graph)] = (network, emitter, graph)
         outputs: dict[str, torch.Tensor] = networks[id(graph)][0].evaluate(inputs)

@@ -46,11 +46,14 @@ class Tiny:
         return noise * 0.3 + (1.0 if name.endswith(".weight") else 0.0)
 
 
-def tiny(path: Path, precision: str = "fp32", *, native: bool = False) -> Tiny:
-    """The first size of a spec scaled down, after the passes for a GPU; `native` for TensorRT's attention and cache."""
+def tiny(path: Path, precision: str = "fp32", *, native: bool = False, wide: bool = False) -> Tiny:
+    """The first size of a spec scaled down, after the passes for a GPU.
+
+    `native`: for TensorRT's attention and cache; `wide`: rows are whole blocks of 64.
+    """
     spec = load_spec(path)
     name, size = next(iter(spec.sizes.items()))
-    config = resolve_size(replace_size(spec, name, scaled(dict(size.values))), name)
+    config = resolve_size(replace_size(spec, name, scaled(dict(size.values), wide=wide)), name)
     limits = Limits(4, 64)
     built = build(spec, config, limits)
     from compiler.api import role_of
@@ -67,7 +70,7 @@ def replace_size(spec: Any, name: str, values: dict[str, Any]) -> Any:
     return spec.model_copy(update={"sizes": {**spec.sizes, name: size}})
 
 
-def scaled(values: dict[str, Any]) -> dict[str, Any]:
+def scaled(values: dict[str, Any], *, wide: bool = False) -> dict[str, Any]:
     """The values of a size, small: four heads, in the groups that it has one, some or as many of."""
     heads, groups = values["heads"], values.get("kv_heads")
     head = values.get("d_head", values["d_model"] // heads)
@@ -75,7 +78,9 @@ def scaled(values: dict[str, Any]) -> dict[str, Any]:
     small["heads"] = HEADS
     if groups is not None:
         small["kv_heads"] = 1 if groups == 1 else HEADS if groups == heads else 2
-    small["d_model"] = HEADS * 16 if values.get("d_head") is None else 48
+    small["d_model"] = HEADS * 16 if values.get("d_head") is None or wide else 48
+    if wide:
+        small |= {key: -(-small[key] // 64) * 64 for key in ("d_ffn", "d_expert") if key in small}
     return small
 
 

@@ -68,7 +68,7 @@ def test_emitted(path: Path, precision: str, version: str) -> None:
         return got
 
     states, expected_states = states_of(pieces.graph), states_of(pieces.graph)
-    for batch in _batches(model):
+    for batch in batches(model):
         got = run_plan(pieces, batch, weights, states, engine)
         expected = run(pieces.graph, batch, weights.__getitem__, expected_states)
         for name, tensor in got.items():
@@ -76,7 +76,7 @@ def test_emitted(path: Path, precision: str, version: str) -> None:
             close(tensor[rows], expected[name][rows], MODEL * unit, name)
 
 
-def _batches(model: Tiny) -> list[Mapping[str, torch.Tensor]]:
+def batches(model: Tiny) -> list[Mapping[str, torch.Tensor]]:
     if model.role == "encoder":
         return [padded(model.graph, [7, 3]), padded(model.graph, [1])]
     return [packed(model.graph, [0, 0, 0], [5, 1, 9]), packed(model.graph, [5, 1], [1, 2], seed=2)]
@@ -89,7 +89,7 @@ def test_cut_computes_what_the_model_does(path: Path) -> None:
     pieces: Cut = cut(model.graph)
     weights = {name: tensor.make(model.weights) for name, tensor in pieces.tensors.items()}
     states, expected_states = states_of(pieces.graph), states_of(pieces.graph)
-    for batch in _batches(model):
+    for batch in batches(model):
         got = run_plan(pieces, batch, weights, states, lambda graph, inputs: run(graph, inputs, {}.__getitem__))
         expected = run(model.graph, batch, model.weights, expected_states)
         for name, tensor in got.items():

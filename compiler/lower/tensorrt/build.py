@@ -87,6 +87,8 @@ def configure(trt: Any, config: Any, graph: Graph, line: Dialect, options: Build
         types = {value.type.dtype for equation in walk(graph.equations) for value in equation.results}
         if "f16" in types | {value.type.dtype for value in graph.inputs}:
             config.set_flag(flags.FP16)
+        if "i8" in types | {value.type.dtype for value in graph.inputs}:
+            config.set_flag(flags.INT8)
         # contexts of one engine may then share a profile, as from 10.0 on always: one for each captured graph
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         # not cuBLAS, cuBLASLt and cuDNN: their own libraries may be absent, and TensorRT's kernels did as well

@@ -21,7 +21,10 @@ NO_INT8 = Unsupported("8-bit integers occur behind a quantize operation only")
 NO_UINT8 = Unsupported("UINT8 is a type of inputs and outputs only")
 NO_LAYER = Unsupported("TensorRT has layers for a linear cache from 10.16 on")
 NO_STORED = Unsupported("a type of stored codes and scales only, which need an operation that unpacks them")
-NO_QUANTIZED = Unsupported("quantized products are not lowered to TensorRT yet")
+NO_CODES = Unsupported("no format of codes that TensorRT has a layer for")
+NO_ZERO = Unsupported("TensorRT's quantization is symmetric: no zero points")
+NO_BLOCKS = Unsupported("TensorRT has blocks of 64 or 128 INT4, of 16 NVFP4 and of 32 MXFP8 along a row, no others")
+NO_HALF_BYTE_ROWS = Unsupported("TensorRT has 4-bit codes in blocks only")
 NO_BOOL = Unsupported("no arithmetic on bool")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and TensorRT (to zero)")
 
@@ -54,6 +57,7 @@ _LAYER = Decompose("(x - mean) / sqrt(var + eps), in float32, rounded to the ope
 _ATTENTION = Decompose("products, mask and softmax, the scores in float32")
 _OVER_CACHE = Decompose("products, mask and softmax over the whole cache in float32: softcap, or values of other width")
 _EXPERTS = Decompose("every row times every expert, then the chosen: right, and as slow as if all were chosen")
+_CODES = Emit("a power of two is the layer's scale, what is left of ours is multiplied with the product")
 _PAIRS = Decompose("slices, products with cos and sin in float32, concatenation")
 
 # Without regard to the version; `table` takes out what a version lacks.
@@ -98,10 +102,10 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "top_k": _float(Emit("which of equals comes first is TensorRT's choice")),
     "take": _any(Emit()),
     "gather_matmul": _float(_EXPERTS),
-    "quantize": _float(NO_QUANTIZED),
-    "dequantize": _row(NO_QUANTIZED, *DTYPES),
-    "row_scale": _float(NO_QUANTIZED),
-    "weight": _any(WEIGHT),
+    "quantize": _float(Emit("by a power of two, after division by what is left of the scale")),
+    "dequantize": {**_row(NO_CODES, *DTYPES), **_row(_CODES, "i8", "f8e4m3", "i4", "f4e2m1")},
+    "row_scale": _float(Decompose("maximum of |x| by reduction; powers of two by the layer that quantizes by blocks")),
+    "weight": {**_any(WEIGHT), **_row(WEIGHT, "i8", "f8e4m3", "i4", "f4e2m1", "f8e8m0")},
     "state": {**_any(Unsupported("a cache holds floats")), **_row(STATE, *FLOATS)},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out; equal rounds share one engine")),
@@ -134,6 +138,8 @@ def verdict(equation: Equation, dialect: Dialect) -> Verdict:
         return NO_BF16_BIAS
     if equation.op == "cached_attention" and isinstance(found, Emit) and by_products(equation):
         return _OVER_CACHE
+    if equation.op in ("quantize", "dequantize", "row_scale") and not isinstance(found, Unsupported):
+        return _quantized(equation, dialect) or found
     if equation.op == "cast" and not isinstance(found, Unsupported):
         to = rows["cast"][equation.results[0].type.dtype]
         return to if isinstance(to, Unsupported) else found
@@ -144,3 +150,37 @@ def by_products(equation: Equation) -> bool:
     """Whether an attention over a linear cache asks for what TensorRT's layer has not: it is written as products."""
     _, k, v = equation.values[:3]
     return equation.attr.get("softcap") is not None or k.type.shape != v.type.shape
+
+
+# Codes and size of the blocks that share a scale, and the scale's type.
+BLOCKS = frozenset({
+    ("i4", 64, "f32"), ("i4", 64, "f16"), ("i4", 128, "f32"), ("i4", 128, "f16"),
+    ("f4e2m1", 16, "f8e4m3"), ("f8e4m3", 32, "f8e8m0"),
+})  # fmt: skip
+
+
+def _quantized(equation: Equation, dialect: Dialect) -> Unsupported | None:
+    """Why a version has no layer for these codes and scales, or None."""
+    if equation.op == "row_scale":
+        return _row_scale(equation, dialect)
+    codes = (equation.results if equation.op == "quantize" else equation.values)[0].type
+    scale, block = equation.values[1].type.dtype, equation.attr.get("block")
+    if lacking := {codes.dtype, scale} - dialect.dtypes:
+        return Unsupported(f"TensorRT {dialect.version} has no {' and no '.join(sorted(lacking))}")
+    if len(equation.args) > 2 and equation.args[2] is not None:
+        return NO_ZERO
+    if isinstance(block, tuple):
+        plain = all(size == 1 for size in block[:-1]) and int(str(codes.shape[-1])) % int(str(block[-1])) == 0
+        return None if plain and (codes.dtype, block[-1], scale) in BLOCKS else NO_BLOCKS
+    return None if codes.dtype in ("i8", "f8e4m3") else NO_HALF_BYTE_ROWS
+
+
+def _row_scale(equation: Equation, dialect: Dialect) -> Unsupported | None:
+    block, width = equation.attr.get("block"), int(str(equation.values[0].type.shape[-1]))
+    if block is not None and width % int(str(block)):
+        return NO_BLOCKS
+    if equation.attr.get("scale", "f32") == "f32":
+        return None
+    if (equation.attr["dtype"], block) != ("f8e4m3", 32):
+        return NO_BLOCKS
+    return None if "f8e8m0" in dialect.dtypes else Unsupported(f"TensorRT {dialect.version} has no f8e8m0")

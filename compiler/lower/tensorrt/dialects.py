@@ -13,6 +13,7 @@ from specs.errors import SpecRTError
 # IR element type -> TensorRT's name of it.
 DATA_TYPES = {
     "f32": "FLOAT", "f16": "HALF", "bf16": "BF16", "i32": "INT32", "i64": "INT64", "i8": "INT8", "bool": "BOOL",
+    "f8e4m3": "FP8", "i4": "INT4", "f4e2m1": "FP4", "f8e8m0": "E8M0",
 }  # fmt: skip
 
 
@@ -39,18 +40,23 @@ class Dialect:
 
 
 _8 = frozenset({"f32", "f16", "i32", "i8", "bool"})
-_10 = _8 | {"bf16", "i64"}
+_10 = _8 | {"bf16", "i64", "f8e4m3", "i4"}
+_10_8 = _10 | {"f4e2m1"}
+_10_16 = _10_8 | {"f8e8m0"}
 _STRONG = ("STRONGLY_TYPED",)
 _AMPERE = ("AMPERE_PLUS",)
 _BOTH = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
-# 8.6 has add_normalization too; there the norm is written out, with float32 statistics in a float16 network.
+# 8.6 names FP8 too and refuses to build it. It has add_normalization; there the norm is written out, with float32
+# statistics in a float16 network.
 DIALECTS = (
     Dialect("8.6", False, ("EXPLICIT_BATCH",), _8, "i32", False, None, False, None, _AMPERE, (70, 90)),
     Dialect("10.0", True, _STRONG, _10, "i64", True, "add_normalization", False, None, _AMPERE, (70, 90)),
-    Dialect("10.8", True, _STRONG, _10, "i64", True, "add_normalization", False, None, _AMPERE, (75, 120)),
-    Dialect("10.16", True, _STRONG, _10, "i64", True, "add_normalization_v2", True, "add_attention", _BOTH, (75, 120)),
+    Dialect("10.8", True, _STRONG, _10_8, "i64", True, "add_normalization", False, None, _AMPERE, (75, 120)),
     Dialect(
-        "11.4", True, _STRONG, _10, "i64", True, "add_normalization_v2", True, "add_attention_v2", _BOTH, (75, 120)
+        "10.16", True, _STRONG, _10_16, "i64", True, "add_normalization_v2", True, "add_attention", _BOTH, (75, 120)
+    ),
+    Dialect(
+        "11.4", True, _STRONG, _10_16, "i64", True, "add_normalization_v2", True, "add_attention_v2", _BOTH, (75, 120)
     ),
 )
 TOOLCHAINS = tuple(item.toolchain for item in DIALECTS)

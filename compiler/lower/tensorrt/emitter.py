@@ -7,7 +7,9 @@ mode; there every layer is told its precision and the type of its result, and th
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,12 +18,25 @@ from compiler.ir.types import Shape, TensorType
 from compiler.lower.tensorrt.dialects import DATA_TYPES, Dialect
 from specs.errors import SpecRTError, Where
 
+if TYPE_CHECKING:
+    from compiler.lower.tensorrt.quantized import Outlook
+
 Tensor = Any  # trt.ITensor
 Emission = Callable[["Emitter", Equation], Tensor]
 EMISSIONS: dict[str, Emission] = {}
 _FLOATS = ("f32", "f16", "bf16")
 _NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "i8": np.int8, "bool": np.bool_}
-Baked = Callable[[str], "np.ndarray[Any, Any]"]  # a weight by name; bf16 as the bits, uint16
+# A weight by name; what numpy has no type for as its bits: bf16 uint16, 8-bit floats uint8, half bytes two in a uint8.
+Baked = Callable[[str], "np.ndarray[Any, Any]"]
+_BITS = ("bf16", "f8e4m3", "i4", "f4e2m1", "f8e8m0")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A dequantized value that only products read: its codes and their scale."""
+
+    codes: Value
+    scale: Value
 
 
 def emits(*names: str) -> Callable[[Emission], Emission]:
@@ -37,13 +52,16 @@ def emits(*names: str) -> Callable[[Emission], Emission]:
 class Emitter:
     """One network being written with the module `trt`, the real one or a recorder."""
 
-    def __init__(self, trt: Any, network: Any, dialect: Dialect, baked: Baked | None = None) -> None:
+    def __init__(self, trt: Any, network: Any, dialect: Dialect, baked: Baked | None, outlook: Outlook) -> None:
         self.trt, self.network, self.dialect, self.baked = trt, network, dialect, baked
+        self.outlook = outlook
+        self.operands: dict[str, Operand] = {}  # of products only, in place of a tensor in the scope
+        self.constants: set[str] = set()  # values that are known when the engine is built
         self.scope: dict[str, Tensor] = {}
         self.places: dict[str, Where] = {}  # of layers, by name
         self.alive: list[Any] = []  # arrays that the network points into until it is built
         self.inputs: dict[str, tuple[Tensor, int]] = {}  # a symbolic dim -> an input and its axis that has it
-        self._label, self._where = "", None  # type: tuple[str, Where | None]
+        self._label, self.where = "", None  # type: tuple[str, Where | None]
         self._memo: dict[Hashable, Tensor] = {}
         self._named: dict[str, int] = {}
 
@@ -94,7 +112,7 @@ class Emitter:
     def type(self, dtype: str) -> Any:
         """TensorRT's type of an IR type; raises SpecRTError LOWER-031 where the version has none."""
         if dtype not in self.dialect.dtypes:
-            raise SpecRTError("LOWER-031", f"TensorRT {self.dialect.version} has no `{dtype}`", where=self._where)
+            raise SpecRTError("LOWER-031", f"TensorRT {self.dialect.version} has no `{dtype}`", where=self.where)
         return getattr(self.trt.DataType, DATA_TYPES[dtype])
 
     # -- layers -------------------------------------------------------------------------------------------------------
@@ -103,10 +121,10 @@ class Emitter:
         """Name a layer after the equation that it is for: `mlp.up @ model.yaml:38`, helpers `mlp.up/cast @ ...`."""
         if layer is None:
             message = f"TensorRT refuses a layer of `{self._label}`{f' ({what})' if what else ''}"
-            raise SpecRTError("LOWER-032", message, where=self._where, hint="its log above says why")
+            raise SpecRTError("LOWER-032", message, where=self.where, hint="its log above says why")
         head = f"{self._label}/{what}" if what else self._label
         number = self._named[head] = self._named.get(head, 0) + 1
-        where = self._where
+        where = self.where
         place = "" if where is None else f" @ {where.file.rsplit('/', 1)[-1]}:{where.line}"
         layer.name = f"{head if number == 1 else f'{head}#{number}'}{place}"
         if where is not None:
@@ -233,7 +251,9 @@ class Emitter:
     def run(self, equations: tuple[Equation, ...]) -> None:
         """Write equations in order into the scope."""
         for equation in equations:
-            self._label, self._where = equation.results[0].name, equation.where
+            if equation.results[0].name in self.outlook.absorbed:
+                continue
+            self._label, self.where = equation.results[0].name, equation.where
             self.scope[equation.result.name] = self._equation(equation)
 
     def _equation(self, equation: Equation) -> Tensor:
@@ -241,6 +261,7 @@ class Emitter:
         if equation.op == "const":
             return self.const(equation.attr["value"], kind)
         if equation.op == "weight":
+            self.constants.add(equation.result.name)
             return self._weight(str(equation.attr["name"]), kind)
         if equation.op not in EMISSIONS:
             raise AssertionError(f"`{equation.op}` in an engine's segment")  # the capability table is checked before
@@ -250,8 +271,8 @@ class Emitter:
         assert self.baked is not None  # with weights as inputs there are none left
         data = np.ascontiguousarray(self.baked(name))
         self.alive.append(data)
-        if kind.dtype == "bf16":
-            weights = self.trt.Weights(self.type("bf16"), data.ctypes.data, data.size)
+        if kind.dtype in _BITS:
+            weights = self.trt.Weights(self.type(kind.dtype), data.ctypes.data, prod(kind.static_shape()))
         else:
             weights = self.trt.Weights(data)
         return self.named(self.network.add_constant(kind.static_shape(), weights)).get_output(0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from compiler.ir.core import Graph, Value
 from compiler.ir.types import Sym
-from compiler.lower.tensorrt import attention, cached, operations, routing  # noqa: F401 (they register how operations are written)
+from compiler.lower.tensorrt import attention, cached, operations, quantized, routing  # noqa: F401 (they register emissions)
 from compiler.lower.tensorrt.dialects import Dialect
 from compiler.lower.tensorrt.emitter import Baked, Emitter
 
@@ -25,9 +25,10 @@ def create_network(trt: Any, builder: Any, dialect: Dialect) -> Any:
 def emit(trt: Any, graph: Graph, network: Any, dialect: Dialect, baked: Baked | None = None) -> Emitter:
     """Write a segment into a network, ports named as in the IR; keep the emitter until the network is built.
 
-    Raises SpecRTError LOWER-031 for a type that the version lacks, LOWER-032 where TensorRT refuses a layer.
+    Raises SpecRTError LOWER-031 for a type that the version lacks, LOWER-032 where TensorRT refuses a layer,
+    LOWER-040 for scales of blocks that are inputs.
     """
-    emitter = Emitter(trt, network, dialect, baked)
+    emitter = Emitter(trt, network, dialect, baked, quantized.outlook(graph))
     for value in graph.inputs:
         emitter.input(value)
     emitter.run(graph.equations)

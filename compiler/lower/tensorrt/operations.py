@@ -10,6 +10,7 @@ import numpy as np
 from compiler.ir.core import Equation, Value
 from compiler.ir.types import Shape, TensorType
 from compiler.lower.tensorrt.emitter import Emitter, Tensor, attr_float, attr_int, emits
+from compiler.lower.tensorrt.quantized import product
 
 _BINARY = {
     "add": "SUM", "sub": "SUB", "mul": "PROD", "div": "DIV", "maximum": "MAX", "minimum": "MIN", "and": "AND",
@@ -106,6 +107,8 @@ def cast(e: Emitter, equation: Equation) -> Tensor:
 def matmul(e: Emitter, equation: Equation) -> Tensor:
     a, b = equation.values
     kind = equation.result.type
+    if a.name in e.operands or b.name in e.operands:
+        return product(e, equation)
     left, right = (e.aligned(e.scope[value.name], value.type.shape, kind.rank, kind.dtype) for value in (a, b))
     plain, turned = e.trt.MatrixOperation.NONE, e.trt.MatrixOperation.TRANSPOSE
     transpose = equation.attr.get("transpose_b", False) is True

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.tensorrt.recorder import semantics
+from compiler.ir.formats import unpack
+from tests.tensorrt.recorder import quantization, semantics  # noqa: F401 (quantization registers its layers)
 from tests.tensorrt.recorder.api import Api, Guarded
 from tests.tensorrt.recorder.semantics import NAMES, TORCH, check_types
 
-OUTPUT = {"add_topk": 1}  # the output that the recorder computes, where it is not the first
+HALF_BYTES = {"INT4": "i4", "FP4": "f4e2m1"}  # two in a byte; the IR's name
 
 
 class Logger:
@@ -29,8 +30,8 @@ class Logger:
 class Weights:
     """Constant data with its type."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: torch.Tensor, kind: str) -> None:
+        self.tensor, self.kind = tensor, kind
 
 
 def make_weights(api: Api, *args: Any) -> Weights:
@@ -38,11 +39,15 @@ def make_weights(api: Api, *args: Any) -> Weights:
     api.check_call("Weights", "__init__", len(args))
     if len(args) == 1:
         assert isinstance(args[0], np.ndarray), f"Weights of {type(args[0])}"
-        return Weights(torch.from_numpy(args[0].copy()))
+        tensor = torch.from_numpy(args[0].copy())
+        return Weights(tensor, NAMES[tensor.dtype])
     kind, address, count = args
     dtype = TORCH[kind.name]
-    raw = ctypes.string_at(address, count * dtype.itemsize)
-    return Weights(torch.frombuffer(bytearray(raw), dtype=dtype).clone())
+    raw = bytearray(ctypes.string_at(address, -(-count // 2) if kind.name in HALF_BYTES else count * dtype.itemsize))
+    if kind.name in HALF_BYTES:
+        packed = torch.frombuffer(raw, dtype=torch.uint8)
+        return Weights(unpack(packed, HALF_BYTES[kind.name])[:count].clone(), kind.name)
+    return Weights(torch.frombuffer(raw, dtype=dtype).clone(), kind.name)
 
 
 class Tensor(Guarded):
@@ -62,7 +67,7 @@ class Tensor(Guarded):
 
 
 class Layer(Guarded):
-    """A layer: what it reads, its parameters, the types that were set, its one output."""
+    """A layer: what it reads, its parameters, the types that were set, its outputs."""
 
     def __init__(
         self, network: Network, owner: str, kind: str, inputs: Sequence[Tensor], params: dict[str, Any]
@@ -70,7 +75,7 @@ class Layer(Guarded):
         super().__init__(network._api, owner)
         self._network, self._kind, self._params = network, kind, params
         self._inputs: list[Any] = list(inputs)  # None where an optional one is left out
-        self._set_type: str | None = None
+        self._set_types: dict[int, str] = {}
         self._state.update(name="", num_elementwise_dims=0)
         if owner == "IAttention":
             self._state.update(decomposable=False)
@@ -78,8 +83,8 @@ class Layer(Guarded):
             self._state.update(precision=None)
         for tensor in inputs:
             assert isinstance(tensor, Tensor), f"{kind} of {type(tensor)}"
-        dtype, rank = check_types(self)
-        self._output = Tensor(network._api, self, dtype, rank, self._length())
+        made = check_types(self)
+        self._outputs = [Tensor(network._api, self, dtype, rank, self._length()) for dtype, rank in made]
         network._layers.append(self)
 
     def _length(self) -> tuple[int, ...] | None:
@@ -94,9 +99,12 @@ class Layer(Guarded):
             return (sum(tensor._shape[0] for tensor in self._inputs),)
         return None
 
+    @property
+    def _output(self) -> Tensor:
+        return self._outputs[0]
+
     def get_output(self, index: int) -> Tensor:
-        assert index == OUTPUT.get(self._kind, 0), "the recorder has one output of each layer"
-        return self._output
+        return self._outputs[index]
 
     def set_input(self, index: int, tensor: Tensor) -> bool:
         self._inputs += [None] * (index + 1 - len(self._inputs))
@@ -106,9 +114,8 @@ class Layer(Guarded):
         return True
 
     def set_output_type(self, index: int, dtype: Any) -> None:
-        assert index == OUTPUT.get(self._kind, 0)
         assert not self._network._strong, "set_output_type in a strongly typed network"
-        self._set_type = dtype.name
+        self._set_types[index] = dtype.name
 
     def __setattr__(self, name: str, value: Any) -> None:
         assert name != "precision" or not self._network._strong, "precision in a strongly typed network"
@@ -170,7 +177,7 @@ class Network(Guarded):
     def add_constant(self, shape: Sequence[int], weights: Weights) -> Layer:
         data = weights.tensor.reshape(tuple(shape))
         owner = self._api.check_call("INetworkDefinition", "add_constant", 2)
-        return Layer(self, owner, "add_constant", [], {"data": data})
+        return Layer(self, owner, "add_constant", [], {"data": data, "kind": weights.kind})
 
     def mark_output(self, tensor: Tensor) -> None:
         assert tensor._source is not None, f"output `{tensor.name}` is an input"
@@ -191,15 +198,25 @@ class Network(Guarded):
                 assert readers == [layer.name], f"{readers} read a cache from before its update"
         if self._strong:
             return
+        used = {id(tensor) for reader in self._layers for tensor in reader._inputs}
+        used |= {id(tensor) for tensor in self._outputs}
         for layer in self._layers:
-            output = layer._output._kind
-            if layer._kind == "add_constant" or output == "BOOL":
+            if layer._kind == "add_constant" or layer._output._kind == "BOOL":
                 continue
-            assert layer._set_type == output, f"{layer.name}: makes {output}, told {layer._set_type}"
+            for index, name in layer._set_types.items():
+                output = layer._outputs[index]._kind
+                assert name == output, f"{layer.name}: makes {output}, told {name}"
+            for index, tensor in enumerate(layer._outputs):
+                assert index in layer._set_types or id(tensor) not in used, (
+                    f"{layer.name}: makes {tensor._kind}, told None"
+                )
             floats = {tensor._kind for tensor in layer._inputs if tensor is not None} & {"FLOAT", "HALF", "BF16"}
-            if floats and layer._kind not in ("add_cast", "add_shape"):
+            if floats and layer._kind not in ("add_cast", "add_shape", "add_dequantize"):
                 precision = layer.precision.name if layer.precision is not None else None
-                assert floats == {precision}, f"{layer.name}: computes {floats}, told {precision}"
+                if all(tensor is not None and _is_code(tensor) for tensor in layer._inputs):
+                    assert precision is None, f"{layer.name}: a product of codes, told {precision}"
+                else:
+                    assert floats == {precision}, f"{layer.name}: computes {floats}, told {precision}"
         for tensor in self._outputs:
             assert tensor.dtype.name == tensor._kind, (
                 f"output `{tensor.name}` is {tensor._kind}, said {tensor.dtype.name}"
@@ -211,7 +228,7 @@ class Network(Guarded):
         dims: dict[str, int] = {}
         for tensor in self._inputs:
             given = inputs[tensor.name]
-            assert NAMES[given.dtype] == tensor._kind, f"input `{tensor.name}` is {tensor._kind}, got {given.dtype}"
+            assert TORCH[tensor._kind] == given.dtype, f"input `{tensor.name}` is {tensor._kind}, got {given.dtype}"
             assert given.ndim == tensor._rank, f"input `{tensor.name}` has rank {tensor._rank}, got {list(given.shape)}"
             for axis, (size, wanted) in enumerate(zip(given.shape, tensor._shape, strict=True)):
                 known = (
@@ -221,17 +238,18 @@ class Network(Guarded):
             values[id(tensor)] = given
         for layer in self._ordered():
             arguments = [None if tensor is None else values[id(tensor)] for tensor in layer._inputs]
-            evaluate: Callable[..., torch.Tensor] = semantics.LAYERS[layer._kind][1]
+            evaluate: Callable[..., Any] = semantics.LAYERS[layer._kind][1]
             try:
                 result = evaluate(layer, *arguments)
             except (AssertionError, RuntimeError, IndexError) as error:
                 raise AssertionError(f"layer `{layer.name}` ({layer._kind}): {error}") from error
-            wanted = layer._output._kind
-            assert NAMES[result.dtype] == wanted, f"{layer.name} makes {result.dtype}, recorded {wanted}"
-            assert result.ndim == layer._output._rank, (
-                f"{layer.name}: rank {result.ndim}, recorded {layer._output._rank}"
-            )
-            values[id(layer._output)] = result
+            results = result if isinstance(result, tuple) else (result,)
+            for output, tensor in zip(layer._outputs, results, strict=True):
+                assert TORCH[output._kind] == tensor.dtype, (
+                    f"{layer.name} makes {tensor.dtype}, recorded {output._kind}"
+                )
+                assert tensor.ndim == output._rank, f"{layer.name}: rank {tensor.ndim}, recorded {output._rank}"
+                values[id(output)] = tensor
         return {tensor.name: values[id(tensor)] for tensor in self._outputs}
 
     def _ordered(self) -> list[Layer]:
@@ -249,6 +267,10 @@ class Network(Guarded):
         for layer in self._layers:
             visit(layer)
         return list(order.values())
+
+
+def _is_code(tensor: Tensor) -> bool:
+    return tensor._source is not None and tensor._source._kind == "add_dequantize"
 
 
 class Profile(Guarded):

@@ -16,22 +16,25 @@ if TYPE_CHECKING:
 
 TORCH = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32, "INT64": torch.int64,
-    "INT8": torch.int8, "BOOL": torch.bool,
+    "INT8": torch.int8, "BOOL": torch.bool, "FP8": torch.float8_e4m3fn, "E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in TORCH.items()}
+TORCH |= {"INT4": torch.int8, "FP4": torch.float8_e4m3fn}  # one value to an element, as the interpreter holds them
 _FLOATS = ("FLOAT", "HALF", "BF16")
 _NUMBERS = (*_FLOATS, "INT32", "INT64")
-Rule = Callable[..., tuple[str, int]]
+T = tuple[str, int]
+Rule = Callable[..., T | list[T]]  # a list where a layer has several outputs
 LAYERS: dict[str, tuple[Rule, Callable[..., torch.Tensor]]] = {}
 
 
-def check_types(layer: Layer) -> tuple[str, int]:
-    """The type and rank that a layer's output has; AssertionError where strong typing refuses its inputs."""
+def check_types(layer: Layer) -> list[T]:
+    """The type and rank that each of a layer's outputs has; AssertionError where strong typing refuses its inputs."""
     rule = LAYERS[layer._kind][0]
-    return rule(layer, *((tensor._kind, tensor._rank) for tensor in layer._inputs))
+    found = rule(layer, *((tensor._kind, tensor._rank) for tensor in layer._inputs))
+    return found if isinstance(found, list) else [found]
 
 
-def _layer(name: str, rule: Rule) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
+def layer_of(name: str, rule: Rule) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
     def register(evaluate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         LAYERS[name] = (rule, evaluate)
         return evaluate
@@ -40,8 +43,6 @@ def _layer(name: str, rule: Rule) -> Callable[[Callable[..., torch.Tensor]], Cal
 
 
 # -- rules ------------------------------------------------------------------------------------------------------------
-
-T = tuple[str, int]
 
 
 def _same(*allowed: str) -> Rule:
@@ -133,18 +134,18 @@ def _attention(layer: Layer, q: T, k: T, v: T, *masks: T) -> T:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-@_layer("add_constant", lambda layer: (NAMES[layer._params["data"].dtype], layer._params["data"].ndim))
+@layer_of("add_constant", lambda layer: (layer._params["kind"], layer._params["data"].ndim))
 def constant(layer: Layer) -> torch.Tensor:
     data: torch.Tensor = layer._params["data"]
     return data
 
 
-@_layer("add_identity", _same(*TORCH))
+@layer_of("add_identity", _same(*TORCH))
 def identity(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@_layer("add_cast", lambda layer, x: (layer._params["to_type"].name, x[1]))
+@layer_of("add_cast", lambda layer, x: (layer._params["to_type"].name, x[1]))
 def cast(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return x.to(TORCH[layer._params["to_type"].name])
 
@@ -158,7 +159,7 @@ _BINARY: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }  # fmt: skip
 
 
-@_layer("add_elementwise", _elementwise)
+@layer_of("add_elementwise", _elementwise)
 def elementwise(layer: Layer, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     for left, right in zip(a.shape, b.shape, strict=True):
         assert left == right or 1 in (left, right), f"shapes {list(a.shape)} and {list(b.shape)}"
@@ -172,7 +173,7 @@ _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }  # fmt: skip
 
 
-@_layer("add_unary", _unary)
+@layer_of("add_unary", _unary)
 def unary(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return _UNARY[layer._params["op"].name](x)
 
@@ -183,7 +184,7 @@ _ACTIVATION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }  # fmt: skip
 
 
-@_layer("add_activation", _same(*_FLOATS))
+@layer_of("add_activation", _same(*_FLOATS))
 def activation(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return _ACTIVATION[layer._params["type"].name](x)
 
@@ -194,7 +195,7 @@ def _axes(mask: int, rank: int) -> list[int]:
     return axes
 
 
-@_layer("add_reduce", lambda layer, x: (x[0], x[1] if layer._params["keep_dims"] else x[1] - 1))
+@layer_of("add_reduce", lambda layer, x: (x[0], x[1] if layer._params["keep_dims"] else x[1] - 1))
 def reduce(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     axes, keep = _axes(int(layer._params["axes"]), x.ndim), layer._params["keep_dims"]
     return {"AVG": torch.mean, "SUM": torch.sum, "MAX": torch.amax, "MIN": torch.amin}[layer._params["op"].name](
@@ -202,13 +203,13 @@ def reduce(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-@_layer("add_softmax", _same(*_FLOATS))
+@layer_of("add_softmax", _same(*_FLOATS))
 def softmax(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     (axis,) = _axes(layer._state["axes"], x.ndim)
     return torch.softmax(x, axis)
 
 
-@_layer("add_matrix_multiply", _matmul)
+@layer_of("add_matrix_multiply", _matmul)
 def matrix_multiply(layer: Layer, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     for left, right in zip(a.shape[:-2], b.shape[:-2], strict=True):
         assert left == right or 1 in (left, right), f"shapes {list(a.shape)} and {list(b.shape)}"
@@ -217,7 +218,7 @@ def matrix_multiply(layer: Layer, a: torch.Tensor, b: torch.Tensor) -> torch.Ten
     return a @ b
 
 
-@_layer("add_gather", _gather)
+@layer_of("add_gather", _gather)
 def gather(layer: Layer, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     axis = int(layer._params["axis"])
     if shared := layer._state["num_elementwise_dims"]:
@@ -229,31 +230,32 @@ def gather(layer: Layer, table: torch.Tensor, index: torch.Tensor) -> torch.Tens
     return found.reshape(*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
 
 
-@_layer("add_gather_v2", lambda layer, x, index: x)
+@layer_of("add_gather_v2", lambda layer, x, index: x)
 def gather_elements(layer: Layer, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     assert layer._params["mode"].name == "ELEMENT"
     return x.gather(layer._state["axis"], index.long())
 
 
-@_layer("add_topk", lambda layer, x: ("INT32", x[1]))
-def topk(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+@layer_of("add_topk", lambda layer, x: [x, ("INT32", x[1])])
+def topk(layer: Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     (axis,) = _axes(int(layer._params["axes"]), x.ndim)
     assert layer._params["op"].name == "MAX"
-    places = torch.sort(x, dim=axis, descending=True, stable=True).indices
-    return places.narrow(axis, 0, int(layer._params["k"])).int()
+    values, places = torch.sort(x, dim=axis, descending=True, stable=True)
+    count = int(layer._params["k"])
+    return values.narrow(axis, 0, count), places.narrow(axis, 0, count).int()
 
 
-@_layer("add_select", _select)
+@layer_of("add_select", _select)
 def select(layer: Layer, condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(condition, a, b)
 
 
-@_layer("add_shape", lambda layer, x: ("INT64" if layer._api.version[:2] in ("10", "11") else "INT32", 1))
+@layer_of("add_shape", lambda layer, x: ("INT64" if layer._api.version[:2] in ("10", "11") else "INT32", 1))
 def shape(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return torch.tensor(x.shape, dtype=TORCH[layer._output._kind])
 
 
-@_layer("add_shuffle", lambda layer, x: x)  # of the input's rank until reshape_dims or input 1 is set
+@layer_of("add_shuffle", lambda layer, x: x)  # of the input's rank until reshape_dims or input 1 is set
 def shuffle(layer: Layer, x: torch.Tensor, *size: torch.Tensor) -> torch.Tensor:
     state = layer._state
     if "first_transpose" in state:
@@ -268,7 +270,7 @@ def shuffle(layer: Layer, x: torch.Tensor, *size: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@_layer("add_slice", lambda layer, x, *_: x)
+@layer_of("add_slice", lambda layer, x, *_: x)
 def slice_(layer: Layer, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
     parts = [list(layer._params[name]) for name in ("start", "shape", "stride")]
     for index, tensor in enumerate(rest):
@@ -284,15 +286,15 @@ def slice_(layer: Layer, x: torch.Tensor, *rest: torch.Tensor | None) -> torch.T
     return x
 
 
-@_layer("add_concatenation", _concat)
+@layer_of("add_concatenation", _concat)
 def concatenation(layer: Layer, *parts: torch.Tensor) -> torch.Tensor:
     axis = layer._state["axis"]
     assert 0 <= axis < parts[0].ndim
     return torch.cat(parts, axis)
 
 
-@_layer("add_normalization", _norm)
-@_layer("add_normalization_v2", _norm)
+@layer_of("add_normalization", _norm)
+@layer_of("add_normalization_v2", _norm)
 def normalization(layer: Layer, x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     axes = _axes(int(layer._params["axesMask"]), x.ndim)
     assert axes == [x.ndim - 1], "the recorder has layer norm over the last dim"
@@ -304,7 +306,7 @@ def normalization(layer: Layer, x: torch.Tensor, scale: torch.Tensor, bias: torc
     return (centred * spread * scale.float() + bias.float()).to(x.dtype)
 
 
-@_layer("add_rotary_embedding", _rotary)
+@layer_of("add_rotary_embedding", _rotary)
 def rotary_embedding(layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     size = int(layer._params["rotary_embedding_dim"]) or x.shape[-1]
     half = size // 2
