@@ -322,7 +322,7 @@ def rotary_embedding(layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torc
     return torch.cat((turned, rest), -1)
 
 
-@_layer("add_kv_cache_update", _update)
+@layer_of("add_kv_cache_update", _update)
 def kv_cache_update(layer: Layer, cache: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """In place: what the caller gave is changed, and is the output."""
     for row, start in enumerate(places.tolist()):
@@ -332,8 +332,8 @@ def kv_cache_update(layer: Layer, cache: torch.Tensor, new: torch.Tensor, places
     return cache
 
 
-@_layer("add_attention", _attention)
-@_layer("add_attention_v2", _attention)
+@layer_of("add_attention", _attention)
+@layer_of("add_attention_v2", _attention)
 def attention(layer: Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
     assert layer._params["norm_op"].name == "SOFTMAX"
     assert k.shape == v.shape, f"keys of {list(k.shape)}, values of {list(v.shape)}"
