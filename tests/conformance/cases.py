@@ -46,19 +46,25 @@ def _unary(op: str, low: float = -4.0, high: float = 4.0, attrs: str = "") -> Ca
     return Case(op, "%x: {F}[B,S,6]", f"%y: {{F}}[B,S,6] = {op}(%x){attrs}", "y", ranges={"x": (low, high)})
 
 
-def _attention(variant: str, attrs: str, heads: int = 4, groups: int = 2, dim: int = 16, wide: int = 16) -> Case:
-    operands, extra = "%q, %k, %v, %positions", ""
+def _optional(variant: str, heads: int) -> tuple[str, str]:
+    """Operands behind the positions of an attention, and the inputs that they are."""
+    operands, inputs = "", ""
     if "prefix" in variant or "sinks" in variant:
         operands += ", %prefix" if "prefix" in variant else ", _"
-        extra += ", %prefix: i32[B]" if "prefix" in variant else ""
+        inputs += ", %prefix: i32[B]" if "prefix" in variant else ""
     if "sinks" in variant:
         operands += ", %sinks"
-        extra += f", %sinks: {{F}}[{heads}]"
+        inputs += f", %sinks: {{F}}[{heads}]"
+    return operands, inputs
+
+
+def _attention(variant: str, attrs: str, heads: int = 4, groups: int = 2, dim: int = 16, wide: int = 16) -> Case:
+    operands, extra = _optional(variant, heads)
     shapes = f"%q: {{F}}[B,S,{heads},{dim}], %k: {{F}}[B,S,{groups},{dim}], %v: {{F}}[B,S,{groups},{wide}]"
     return Case(
         f"attention-{variant}",
         f"{shapes}, %positions: i32[B,S]{extra}",
-        f"%y: {{F}}[B,S,{heads},{wide}] = attention({operands}) {{{attrs}}}",
+        f"%y: {{F}}[B,S,{heads},{wide}] = attention(%q, %k, %v, %positions{operands}) {{{attrs}}}",
         "y",
         ranges={"prefix": (2, 3)},
     )
@@ -66,18 +72,12 @@ def _attention(variant: str, attrs: str, heads: int = 4, groups: int = 2, dim: i
 
 def _cached(variant: str, attrs: str, heads: int = 4, groups: int = 2, wide: int = 16) -> Case:
     """Attention over a linear cache that is an input, all of it written: 5 places before the tokens, 5 of them."""
-    operands, extra = "%q, %k, %v, %at", ""
-    if "prefix" in variant or "sinks" in variant:
-        operands += ", %prefix" if "prefix" in variant else ", _"
-        extra += ", %prefix: i32[B]" if "prefix" in variant else ""
-    if "sinks" in variant:
-        operands += ", %sinks"
-        extra += f", %sinks: {{F}}[{heads}]"
+    operands, extra = _optional(variant, heads)
     shapes = f"%q: {{F}}[B,S,{heads},16], %k: {{F}}[B,{groups},11,16], %v: {{F}}[B,{groups},11,{wide}]"
     return Case(
         f"cached_attention-{variant}",
         f"{shapes}, %at: i32[B,S]{extra}",
-        f"%y: {{F}}[B,S,{heads},{wide}] = cached_attention({operands}) {{{attrs}}}",
+        f"%y: {{F}}[B,S,{heads},{wide}] = cached_attention(%q, %k, %v, %at{operands}) {{{attrs}}}",
         "y",
         ranges={"prefix": (2, 3), "at": (4, 9)},
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from compiler.ir.interpreter import run
 from compiler.ir.parser import parse
 from compiler.ir.verify import verify
 from compiler.lower.tensorrt import plans
+from compiler.lower.tensorrt.dialects import dialect
 from compiler.lower.tensorrt.native import check_native
+from compiler.lower.tensorrt.network import create_network
 from runtime.engine import Engine
 from runtime.executable import PACKED
 from runtime.request import Request
@@ -170,3 +173,57 @@ def test_explained(deployment: Path) -> None:
     facts = {fact.subject: fact.text for fact in explain(compiler.prepare(deployment)).facts}
     assert "linear KV cache" in facts["role"]
     assert facts["engines"].startswith("tensorrt-11.4: one engine")
+
+
+# -- what the recorder holds a network to ------------------------------------------------------------------------------
+
+
+def cached(version: str = "11.4.0") -> tuple[Any, Any, Any, list[Any]]:
+    """A network with a cache, an update of it and a mask, all inputs."""
+    trt = recorder.module(version)
+    network = create_network(trt, trt.Builder(None), dialect(version))
+    cache = network.add_input("cache", trt.DataType.HALF, (-1, 2, 64, 8))
+    new = network.add_input("new", trt.DataType.HALF, (-1, 2, -1, 8))
+    places = network.add_input("places", trt.DataType.INT32, (-1,))
+    mask = network.add_input("mask", trt.DataType.BOOL, (-1, 1, -1, 64))
+    return trt, network, trt.KVCacheMode.LINEAR, [cache, new, places, mask]
+
+
+def test_a_cache_is_an_input_and_an_output() -> None:
+    trt, network, linear, (cache, new, places, _) = cached()
+    wide = network.add_cast(cache, trt.DataType.HALF).get_output(0)
+    with pytest.raises(AssertionError, match="must be an input"):
+        network.add_kv_cache_update(wide, new, places, linear)
+    moving = network.add_input("moving", trt.DataType.HALF, (-1, 2, -1, 8))
+    with pytest.raises(AssertionError, match="static number of places"):
+        network.add_kv_cache_update(moving, new, places, linear)
+    _, network, linear, (cache, new, places, _) = cached()
+    network.add_kv_cache_update(cache, new, places, linear).name = "update"
+    with pytest.raises(AssertionError, match="update: must be an output"):
+        network.finish()
+
+
+def test_nobody_reads_a_cache_from_before_its_update() -> None:
+    _, network, linear, (cache, new, places, _) = cached()
+    update = network.add_kv_cache_update(cache, new, places, linear)
+    early = network.add_identity(cache)
+    for layer, name in ((update, "update"), (early, "early")):
+        layer.name = name
+        layer.get_output(0).name = f"{name}.out"
+        network.mark_output(layer.get_output(0))
+    with pytest.raises(AssertionError, match="read a cache from before its update"):
+        network.finish()
+
+
+def test_a_mask_is_bool_or_of_the_type_of_the_queries_and_alone() -> None:
+    trt, network, linear, (cache, new, places, mask) = cached()
+    keys = network.add_kv_cache_update(cache, new, places, linear).get_output(0)
+    softmax, kinds = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind
+    plain = network.add_attention_v2(new, keys, keys, softmax, kinds.NONE)
+    with pytest.raises(AssertionError, match="a mask of FLOAT"):
+        plain.mask = network.add_cast(mask, trt.DataType.FLOAT).get_output(0)
+    causal = network.add_attention_v2(new, keys, keys, softmax, kinds.LOWER_RIGHT)
+    with pytest.raises(AssertionError, match="a mask and a kind"):
+        causal.mask = mask
+    with pytest.raises(AttributeError, match="add_attention_v2"):
+        _ = cached("10.16.1")[1].add_attention_v2

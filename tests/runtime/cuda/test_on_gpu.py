@@ -76,3 +76,28 @@ def test_closing_gives_back_memory(models: tuple[runtime.Model, runtime.Model]) 
         runtime.load(path, cache_tokens=512).close()
     assert device.free_memory >= before
     device.close()
+
+
+def test_a_decoder_in_one_engine(models: tuple[runtime.Model, runtime.Model], tmp_path: Path) -> None:
+    """`attention: native`, where the TensorRT that is here has the layers."""
+    import tensorrt
+
+    from compiler.lower.tensorrt.dialects import dialect
+    from compiler.lower.tensorrt.plans import build_bundle
+
+    line = dialect(tensorrt.__version__)
+    if line.attention is None:
+        pytest.skip(f"TensorRT {tensorrt.__version__} has no attention of its own")
+    cpu, gpu = models
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(
+        f"deployment: 1\ncheckpoint: {ROOT / 'demo' / 'tiny-llama'}\ntarget: {gpu.bundle.manifest['target']}\n"
+        f"toolchain: {line.toolchain}\nbuild: {{attention: native}}\nlimits: {{max_batch: 8, max_sequence: 512}}\n"
+    )
+    out = compiler.compile(deployment, out=tmp_path / "native")
+    build_bundle(out)
+    rows = prompts(cpu.vocab)
+    with runtime.load(out, step_tokens=64) as native:
+        for expected, got in zip(cpu.logits(rows), native.logits(rows), strict=True):
+            assert np.abs(got - expected).max() <= 1e-3
+        assert native.generate(rows, max_new_tokens=NEW, stop=()) == cpu.generate(rows, max_new_tokens=NEW, stop=())
