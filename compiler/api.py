@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +35,7 @@ class Request:
     size: str | None = None
     target: str = "cpu"
     precision: str | None = None  # a low-bit checkpoint's own, else fp32
+    kv_cache: str | None = None  # None: as the precision's recipe says
     max_batch: int = 8
     max_sequence: int | None = None
     weights: str = "checkpoint"
@@ -96,7 +95,8 @@ def request(source: str | Path, **options: Any) -> Request:
         return _checked(Request(path, **given))
     deployment = load_deployment(path)
     stated: dict[str, Any] = {
-        key: getattr(deployment, key) for key in ("size", "target", "toolchain", "precision", "weights", "seed")
+        key: getattr(deployment, key)
+        for key in ("size", "target", "toolchain", "precision", "kv_cache", "weights", "seed")
     }
     if deployment.build is not None:
         stated["build"] = deployment.build.given()
@@ -120,13 +120,16 @@ def request(source: str | Path, **options: Any) -> Request:
 
 def _checked(request: Request) -> Request:
     from specs.hardware import gpu_names
+    from specs.precision import load_caches
 
     for name, value, known in (
         ("target", request.target, ("cpu", *gpu_names())),
         ("weights", request.weights, ("checkpoint", "random")),
+        ("kv_cache", request.kv_cache, (None, *load_caches())),
     ):
         if value not in known:
-            raise SpecRTError("CLI-010", f"unknown {name} `{value}`", hint=f"known: {', '.join(known)}")
+            listed = ", ".join(item for item in known if item is not None)
+            raise SpecRTError("CLI-010", f"unknown {name} `{value}`", hint=f"known: {listed}")
     for name, number in (("max_batch", request.max_batch), ("max_sequence", request.max_sequence)):
         if number is not None and number < 1:
             raise SpecRTError("CLI-011", f"`{name}` is {number}, expected 1 or more")
@@ -142,12 +145,12 @@ def _check_gpu(request: Request) -> None:
     """Raise SpecRTError PREC-010 where the GPU or the toolchain lacks the precision, or the toolchain the GPU."""
     from compiler.precision.decide import decide, require
     from specs.hardware import load_gpu, load_toolchain
-    from specs.precision import STORED, load_recipe
+    from specs.precision import STORED, load_recipe, with_cache
 
     if request.precision in (None, STORED):  # the checkpoint tells
         return
     toolchain = load_toolchain(request.options().toolchain)
-    require(decide(load_recipe(request.precision), toolchain, load_gpu(request.target)))
+    require(decide(with_cache(load_recipe(request.precision), request.kv_cache), toolchain, load_gpu(request.target)))
 
 
 def prepare(
@@ -179,13 +182,13 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         message = f"size `{asked.size}` states {found.parameters} parameters, its shapes have {built.parameters}"
         raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
-    stored = _stored(asked, found, built)
-    precision = choose(asked.target, toolchain, asked.precision, asked.layers, stored, native=native)
+    stored, cache = _stored(asked, found, built), asked.kv_cache
+    precision = choose(asked.target, toolchain, asked.precision, asked.layers, stored, cache, native=native)
     role = role_of(found)
     if native:
         from compiler.lower.tensorrt.native import check_native
 
-        check_native(role, found.label, bool(precision.recipe.weights or asked.layers), precision.recipe.where)
+        check_native(role, found.label, precision.quantized, precision.recipe.where)
     graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
     lap("passes")
     return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)
@@ -226,6 +229,7 @@ def compile(  # noqa: A001 (the public name)
     target: str | None = None,
     toolchain: str | None = None,
     precision: str | None = None,
+    kv_cache: str | None = None,
     out: str | Path | None = None,
     max_batch: int | None = None,
     max_sequence: int | None = None,
@@ -239,20 +243,23 @@ def compile(  # noqa: A001 (the public name)
 
     `target` is cpu, or a GPU as sm90 with a `toolchain` as tensorrt-10.8; `precision` a recipe's
     name (specs/precisions) or file, or checkpoint: its own low-bit weights as they are, which a low-bit checkpoint
-    gets where nothing says otherwise, others get fp32; `calibration` a .npy file of token ids or a
-    text file; `weights` checkpoint or random.
+    gets where nothing says otherwise, others get fp32; `kv_cache` int8 or fp8 keeps keys and values in 8 bits with any
+    of them; `calibration` a .npy file of token ids or a text file; `weights` checkpoint or random.
     Raises SpecRTError for every mistake in what was given; nothing is left behind then.
     """
     asked = request(
-        source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision, out=out,
-        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed, calibration=calibration,
+        source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision,
+        kv_cache=kv_cache, out=out, max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
+        calibration=calibration,
     )  # fmt: skip
     return compile_prepared(prepare_request(asked, dump), progress)
 
 
 def default_out(prepared: Prepared) -> Path:
     """Where a bundle goes when nothing says so."""
-    return Path("build") / f"{prepared.source.label}-{prepared.request.target}-{prepared.precision.recipe.name}"
+    cache = "" if prepared.request.kv_cache is None else f"-kv_{prepared.request.kv_cache}"
+    name = f"{prepared.source.label}-{prepared.request.target}-{prepared.precision.recipe.name}"
+    return Path("build") / f"{name}{cache}"
 
 
 def settled(prepared: Prepared, progress: Progress | None = None) -> Prepared:
@@ -277,6 +284,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
     """The same with weights from elsewhere, by name; None: a GPU makes random ones when the bundle is loaded."""
     from compiler.bundle import new_bundle, write_manifest
     from compiler.lower import lower
+    from compiler.manifest import manifest_of
     from compiler.quantization.model import forget_calibration
 
     asked = prepared.request
@@ -289,7 +297,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
             progress=progress,
         )  # fmt: skip
         tokenizer = _copy_tokenizer(prepared.source, work)
-        write_manifest(work, _manifest(prepared, lowered.toolchain, tokenizer))
+        write_manifest(work, manifest_of(prepared, lowered.toolchain, tokenizer))
     forget_calibration(out)
     if asked.on_gpu:
         from compiler.lower.tensorrt.plans import build_here
@@ -326,73 +334,3 @@ def _copy_tokenizer(source: Source, work: Path) -> bool:
         return False
     (work / "tokenizer.json").write_bytes(path.read_bytes())
     return True
-
-
-def _manifest(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) -> dict[str, Any]:
-    import specs
-
-    asked, source = prepared.request, prepared.source
-    spec_file = Path(source.spec.where.file)
-    head = source.config.get("vocab")
-    return {
-        "specrt": specs.__version__,
-        "name": source.label,
-        "architecture": source.spec.name,
-        "role": prepared.role,
-        "target": asked.target,
-        "precision": prepared.precision.recipe.name,
-        "parameters": prepared.built.parameters,
-        "vocab": head,
-        "config": dict(source.config),
-        "limits": {
-            "max_batch": prepared.limits.batch,
-            "max_sequence": prepared.limits.sequence,
-        },
-        "generation": _generation(source),
-        "derive": derive_of(prepared),
-        "bounds": _bounds(prepared.graph),
-        "tokenizer": "tokenizer.json" if tokenizer else None,
-        "toolchain": toolchain,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "source": {
-            "spec": spec_file.name,
-            "spec_sha256": hashlib.sha256(spec_file.read_bytes()).hexdigest(),
-            "weights": asked.weights if source.checkpoint is None or asked.weights == "random" else source.label,
-        },
-        "gates": None if asked.card is None else dict(asked.card),
-        "passes": [{"name": report.name, "hits": len(report.hits)} for report in prepared.reports],
-    }
-
-
-def derive_of(prepared: Prepared) -> dict[str, Any]:
-    """How inputs of the graph follow from the tokens, by name; see runtime/derive.py."""
-    names = {value.name for value in prepared.graph.inputs}
-    rules = prepared.source.spec.derive
-    return {name: entry.rule(prepared.source.config) for name, entry in rules.items() if name in names}
-
-
-def _bounds(graph: Graph) -> dict[str, int]:
-    """Inputs that choose rows of a table: how many rows there are."""
-    from compiler.ir.core import walk
-
-    inputs, found = set(graph.inputs), {}
-    for equation in walk(graph.equations):
-        if equation.op == "gather" and equation.values[1] in inputs:
-            rows = equation.values[0].type.shape[0]
-            if isinstance(rows, int):
-                found[equation.values[1].name] = rows
-    return found
-
-
-def _generation(source: Source) -> dict[str, Any]:
-    """Stop tokens of the checkpoint: `eos_token_id` of generation_config.json, else of config.json."""
-    import json
-
-    if source.checkpoint is None:
-        return {"stop": []}
-    content = dict(source.checkpoint.config)
-    path = Path(source.checkpoint.dir) / "generation_config.json"
-    if path.is_file():
-        content.update(json.loads(path.read_text(encoding="utf-8")))
-    stop = content.get("eos_token_id")
-    return {"stop": stop if isinstance(stop, list) else [] if stop is None else [stop]}

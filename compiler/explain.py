@@ -146,12 +146,9 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
     halves = base == "bf16" or prepared.request.on_gpu
     told = _BASES["fp32"] if base == "fp32" else _HALVES.format(base) if halves else _BASES[base]
     facts = [Fact("precision", f"{recipe.name}: {told}", _place(recipe.where))]
-    if recipe.weights is not None:
-        facts += [
-            Fact(reason.code, reason.text)
-            for reason in chosen.decision.reasons
-            if reason.code not in ("base", "hazard")
-        ]
+    skipped = ("base", "hazard") if recipe.weights is not None else ("base", "hazard", "toolchain-gpu")
+    if recipe.weights is not None or recipe.kv_cache is not None:
+        facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code not in skipped]
     if chosen.plan is not None:
         facts += [Fact("quantized", text) for text in _quantized(chosen.plan)]
     facts += [Fact("beware", lint.text) for lint in lints(prepared)]

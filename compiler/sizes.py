@@ -87,6 +87,15 @@ def cache_bytes_per_token(graph: Graph) -> int:
     return total
 
 
+def cache_rows_per_token(graph: Graph) -> int:
+    """Rows of K and V that one more token takes in all layers, one for each key head."""
+    return sum(
+        count * int(equation.result.type.shape[1])
+        for equation, count in counted(graph.equations)
+        if equation.op == "state"
+    )
+
+
 def counted(equations: tuple[Equation, ...], times: int = 1) -> Iterator[tuple[Equation, int]]:
     """Every equation with how often it runs: those in a `repeat` once for each round."""
     for equation in equations:

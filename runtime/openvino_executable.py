@@ -133,5 +133,7 @@ def restore_properties(model: Any) -> None:
             info = node.get_rt_info()
             for letter, port in (("k", 3), ("v", 4)):
                 shape = node.input(port).get_partial_shape()
+                # a row of bytes begins with its scale and zero
+                head = 8 if node.input(port).get_element_type().get_type_name() == "u8" else 0
                 info[f"num_{letter}_heads"] = shape[1].get_length()
-                info[f"{letter}_head_size"] = shape[3].get_length()
+                info[f"{letter}_head_size"] = shape[3].get_length() - head

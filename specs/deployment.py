@@ -94,6 +94,7 @@ class Deployment(Node):
         None,
         description="a recipe's name, a recipe file, or checkpoint: low-bit weights as they are; left out: so, or fp32",
     )
+    kv_cache: Text | None = Field(None, description="int8 or fp8; left out: as the precision says")
     layers: Annotated[tuple[Layers, ...], Sequence] = Field((), description="linears with a precision of their own")
     gates: Gates | None = None
     calibration: Text | None = Field(None, description="a .npy file of token ids, or a text file")

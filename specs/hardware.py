@@ -90,6 +90,16 @@ class Product(Node):
     note: Text = Field(description="said by explain")
 
 
+class Held(Node):
+    """How a toolchain keeps a KV cache of 8 bits."""
+
+    title: ClassVar[str] = "an entry of `kv_cache`"
+    how: Annotated[Literal["native", "kernel", "emulate"], Word] = Field(
+        description="codes read by the toolchain, by a kernel step of ours, or rounded and kept wide"
+    )
+    note: Text = Field(description="said by explain")
+
+
 class Toolchain(Node):
     """One version line of an engine builder."""
 
@@ -103,7 +113,7 @@ class Toolchain(Node):
     base: Texts = Field(description="precisions of what is not quantized, all that it can run")
     types: Texts = Field(description="element types that a network can have")
     layers: Texts = Field((), description="native layers beyond products and elementwise operations")
-    kv_cache: Texts = Field((), description="element types of a quantized KV cache")
+    kv_cache: dict[str, Held] = Field(default_factory=dict, description="8-bit KV caches by name: int8, fp8")
     products: Annotated[tuple[Product, ...], Sequence] = ()
 
 

@@ -88,16 +88,6 @@ class Exclude(Node):
     why: Text = Field(description="the reason, shown by explain")
 
 
-class Cache(Node):
-    """How keys and values are stored."""
-
-    title: ClassVar[str] = "`kv_cache`"
-    type: Annotated[Literal["i8", "f8e4m3"], Word] = Field(description="element type")
-    per: Annotated[Literal["tensor", "token"], Word] = Field(
-        description="what shares a scale: all, or a token of a head"
-    )
-
-
 class Bound(Node):
     """How far logits may be from float32's; `source` says where the numbers come from."""
 
@@ -105,6 +95,23 @@ class Bound(Node):
     mean_kl: Float = Field(description="mean KL divergence of the next-token distributions, nats")
     relative: Float = Field(description="|logits - reference| / |reference|, Frobenius norms")
     source: Text = Field(description="measurement or theorem")
+
+
+class Cache(Node):
+    """One way to store keys and values in 8 bits, for any recipe."""
+
+    title: ClassVar[str] = "an entry of `caches`"
+    codes: Annotated[Literal["u8", "f8e4m3"], Word] = Field(description="what a token's numbers become")
+    source: dict[str, Text] = Field(description="where it comes from: `paper`, `code`, ...")
+    bound: Bound = Field(description="how far it alone may take the result")
+
+
+class Caches(Node):
+    """All ways to store keys and values in 8 bits."""
+
+    title: ClassVar[str] = "the file of KV caches"
+    kv_cache: Int = Field(description=f"version of this schema: {VERSION}")
+    caches: dict[str, Cache]
 
 
 class Recipe(Node):
@@ -122,10 +129,34 @@ class Recipe(Node):
     activations: Activations | None = Field(None, description="left out: activations stay in the base precision")
     smooth: Smooth | None = None
     calibration: Calibration | None = Field(None, description="left out: no data is needed")
-    kv_cache: Cache | None = Field(None, description="left out: the base precision")
+    kv_cache: Annotated[Literal["int8", "fp8"], Word] | None = Field(
+        None, description="how keys and values are stored (specs/kv_cache.yaml); left out: the base precision"
+    )
     exclude: Annotated[tuple[Exclude, ...], Sequence] = Field((), description="linears left alone by default")
     instead: Texts = Field((), description="recipes to name where this one can't run")
     bound: Bound = Field(description="how far the result may be from float32")
+
+
+@lru_cache(maxsize=1)
+def load_caches() -> dict[str, Cache]:
+    """The 8-bit KV caches by name, int8 and fp8."""
+    return Caches.model_validate(load_yaml(FOLDER.parent / "kv_cache.yaml")).caches
+
+
+def with_cache(recipe: Recipe, name: str | None) -> Recipe:
+    """The recipe with another KV cache and the bound of both; None leaves it as it is.
+
+    KL divergence is quadratic in the error of the logits and errors add up, so its roots do.
+    """
+    if name is None or name == recipe.kv_cache:
+        return recipe
+    own, more = recipe.bound, load_caches()[name].bound
+    both = {
+        "mean_kl": (own.mean_kl**0.5 + more.mean_kl**0.5) ** 2,
+        "relative": own.relative + more.relative,
+        "source": f"{recipe.name}: {own.source}; {name} cache: {more.source}",
+    }
+    return recipe.model_copy(update={"kv_cache": name, "bound": own.model_copy(update=both)})
 
 
 def recipe_names() -> tuple[str, ...]:

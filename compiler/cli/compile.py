@@ -13,6 +13,7 @@ from compiler.cli.options import (
     CheckpointArgument,
     Debug,
     Json,
+    KvCache,
     MaxBatch,
     MaxSequence,
     Precision,
@@ -34,6 +35,7 @@ def compile_command(
     target: Target = None,
     toolchain: Toolchain = None,
     precision: Precision = None,
+    kv_cache: KvCache = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The bundle's folder.", show_default="build/NAME-TARGET-PRECISION"),
@@ -64,8 +66,9 @@ def compile_command(
 
     start = time.perf_counter()
     asked = request(
-        source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision, out=out,
-        max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed, calibration=calibration,
+        source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision,
+        kv_cache=kv_cache, out=out, max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
+        calibration=calibration,
     )  # fmt: skip
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)
@@ -99,6 +102,7 @@ def summarize(prepared: Prepared, path: Path, seconds: dict[str, float]) -> dict
         "spec": prepared.source.spec.where.file,
         "target": prepared.request.target,
         "precision": prepared.precision.recipe.name,
+        "kv_cache": prepared.precision.recipe.kv_cache,
         "role": prepared.role,
         "parameters": size.parameters,
         "layers": prepared.source.config.get("layers"),
@@ -162,9 +166,10 @@ def _show(summary: dict[str, Any], dump: Path | None) -> None:
     table.add_row("total", f"[bold]{summary['seconds']['total']:.2f} s[/]", "")
     console.print(Padding(table, (0, 0, 0, 2)))
     limits = summary["limits"]
+    cache = f" in {summary['kv_cache']}" if summary["kv_cache"] else ""
     console.print(
         f"serves {plural(limits['max_batch'], 'sequence')} at once, each up to {limits['max_sequence']:,} tokens; "
-        f"KV cache {bytes_text(summary['cache_bytes_per_token'])} a token",
+        f"KV cache{cache} {bytes_text(summary['cache_bytes_per_token'])} a token",
         soft_wrap=True,
     )
     if summary["gates"] is not None:

@@ -9,6 +9,7 @@ from compiler.cli.options import (
     CheckpointArgument,
     Debug,
     Json,
+    KvCache,
     MaxBatch,
     MaxSequence,
     Precision,
@@ -34,6 +35,7 @@ def explain_command(
     target: Target = None,
     toolchain: Toolchain = None,
     precision: Precision = None,
+    kv_cache: KvCache = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
     json: Json = False,
@@ -50,6 +52,7 @@ def explain_command(
         target=target,
         toolchain=toolchain,
         precision=precision,
+        kv_cache=kv_cache,
         max_batch=max_batch,
         max_sequence=max_sequence,
     )

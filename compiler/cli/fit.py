@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compiler.cli.console import bytes_text, command, print_json, stdout
-from compiler.cli.options import CheckpointArgument, Debug, Json, Size, Source
+from compiler.cli.options import CheckpointArgument, Debug, Json, KvCache, Size, Source
 from specs.errors import SpecRTError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def fit_command(
         str | None, typer.Option(show_default="every part", help="A part (h100-sxm) or a generation (sm90).")
     ] = None,
     precisions: Annotated[str, typer.Option(help="`all`, or names with commas.")] = "all",
+    kv_cache: KvCache = None,
     toolchain: Annotated[str, typer.Option(help="The toolchain that must be able to build it.")] = "tensorrt-10.8",
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     context: Annotated[
@@ -44,15 +45,18 @@ def fit_command(
     from compiler.api import prepare
     from compiler.cli.validate import names_of
     from compiler.validate.fit import decode, fit, holds
-    from specs.precision import recipe_names
+    from specs.precision import load_caches, recipe_names
 
+    if kv_cache is not None and kv_cache not in load_caches():
+        hint = f"known: {', '.join(load_caches())}"
+        raise SpecRTError("CLI-010", f"unknown kv_cache `{kv_cache}`", hint=hint)
     prepared = prepare(source, checkpoint, size=size)
     tokens = context or prepared.limits.sequence
     ranked = _prices(prices)
     rows: list[dict[str, Any]] = []
     for part, sm, memory_gb in _parts(gpu):
         for name in names_of("--precisions", precisions, recipe_names()):
-            sizes = _sizes(prepared, name, sm, toolchain)
+            sizes = _sizes(prepared, name, kv_cache, sm, toolchain)
             if sizes is None:
                 continue
             largest = fit(part, sizes.load, tokens)
@@ -88,14 +92,14 @@ def _parts(gpu: str | None) -> list[tuple[Part, str, int]]:
     ]
 
 
-def _sizes(prepared: Any, precision: str, sm: str, toolchain: str) -> Sizes | None:
+def _sizes(prepared: Any, precision: str, kv_cache: str | None, sm: str, toolchain: str) -> Sizes | None:
     """Sizes where the recipe runs on the chip with the toolchain, or None."""
     from compiler.precision import decide
     from compiler.validate.load import sizes_of
     from specs.hardware import load_gpu, load_toolchain
-    from specs.precision import load_recipe
+    from specs.precision import load_recipe, with_cache
 
-    recipe = load_recipe(precision)
+    recipe = with_cache(load_recipe(precision), kv_cache)
     decision = decide(recipe, load_toolchain(toolchain), load_gpu(sm))
     if not decision.works or decision.base is None:
         return None

@@ -12,6 +12,7 @@ from compiler.cli.options import (
     CheckpointArgument,
     Debug,
     Json,
+    KvCache,
     MaxBatch,
     MaxSequence,
     Precision,
@@ -34,6 +35,7 @@ def inspect_command(
     target: Target = None,
     toolchain: Toolchain = None,
     precision: Precision = None,
+    kv_cache: KvCache = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
     stage: Annotated[
@@ -55,6 +57,7 @@ def inspect_command(
             "--target": target,
             "--toolchain": toolchain,
             "--precision": precision,
+            "--kv-cache": kv_cache,
         }
         extra = [
             name for name, value in {**given, "--max-batch": max_batch, "--max-sequence": max_sequence}.items() if value
@@ -68,7 +71,7 @@ def inspect_command(
     else:
         options = {
             "checkpoint": checkpoint, "size": size, "target": target, "toolchain": toolchain, "precision": precision,
-            "max_batch": max_batch, "max_sequence": max_sequence,
+            "kv_cache": kv_cache, "max_batch": max_batch, "max_sequence": max_sequence,
         }  # fmt: skip
         found = _of_source(source, stage, plan, options)
     graph: Graph = found.pop("graph")
@@ -128,6 +131,7 @@ def _of_source(source: Path, stage: str, plan: bool, options: dict[str, Any]) ->
         "spec": prepared.source.spec.where.file,
         "target": prepared.request.target,
         "precision": prepared.precision.recipe.name,
+        "kv_cache": prepared.precision.recipe.kv_cache,
         "role": prepared.role,
         "parameters": prepared.built.parameters,
         "config": dict(prepared.source.config),
@@ -189,7 +193,9 @@ def _show_summary(found: dict[str, Any]) -> None:
     table.add_row(found["kind"], f"[bold]{escape(str(found['name']))}[/], {count_text(found['parameters'])} parameters")
     origin = found["spec"] if "spec" in found else found["source"]["spec"]
     table.add_row("spec", escape(f"{found['architecture']} ({Path(origin).name})"))
-    table.add_row("compiled for" if found["kind"] == "bundle" else "for", f"{found['target']} in {found['precision']}")
+    cache = f", KV cache in {found['kv_cache']}" if found.get("kv_cache") else ""
+    target = f"{found['target']} in {found['precision']}{cache}"
+    table.add_row("compiled for" if found["kind"] == "bundle" else "for", target)
     limits = found["limits"]
     table.add_row(
         "serves", f"{plural(limits['max_batch'], 'sequence')} at once, each up to {limits['max_sequence']:,} tokens"

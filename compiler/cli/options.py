@@ -40,6 +40,10 @@ Precision = Annotated[
         show_default="checkpoint if that is low-bit, else fp32",
     ),
 ]
+KvCache = Annotated[
+    str | None,
+    typer.Option("--kv-cache", help="Keys and values in int8 or fp8, with any precision.", show_default="the recipe's"),
+]
 MaxBatch = Annotated[int | None, typer.Option(min=1, help="Sequences served at once.", show_default="8")]
 MaxSequence = Annotated[
     int | None,

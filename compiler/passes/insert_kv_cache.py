@@ -1,13 +1,16 @@
 """Gives every attention of a decoder a paged KV cache: `attention` becomes `paged_attention` on two states.
 
 All or none: a graph with one attention that a cache can't serve (a key that later tokens change) stays as it is. The
-metadata of the batch become graph inputs; they map one to one onto those of paged attention engines.
+metadata of the batch become graph inputs; they map one to one onto those of paged attention engines. With `codes` the
+states hold rows of bytes, a scale and a zero before a token's codes (compiler/ir/cache_rows.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from compiler.ir.cache_rows import HEAD
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.names import is_template
 from compiler.ir.types import Dim, Shape, Sym, TensorType
@@ -78,6 +81,7 @@ class Inserter:
     """Puts a paged cache into a graph; a sibling says what its own cache needs instead."""
 
     rule = RULE
+    codes: str | None = None
     metadata: tuple[Value, ...] = METADATA
     new_dims: tuple[str, ...] = _NEW_DIMS
 
@@ -120,6 +124,13 @@ class Inserter:
         """The shape of the cache of so many heads."""
         return ("C", heads, BLOCK, dim)
 
+    def cache_type(self, heads: Dim, dim: Dim) -> TensorType:
+        """The type of the cache of so many heads: numbers, or rows of codes."""
+        if self.codes is None:
+            return TensorType("f32", self.cache_shape(heads, dim))
+        assert isinstance(dim, int)  # the type rule of attention
+        return TensorType("u8", self.cache_shape(heads, dim + HEAD))
+
     def equation(self, equation: Equation, scope: Scope, *, inside: bool) -> list[Equation]:
         if equation.op != "attention":
             return [equation]
@@ -132,7 +143,7 @@ class Inserter:
         prefix = cache_prefix(equation, scope, inside=inside)
         states = []
         for operand, letter in zip(equation.values[1:3], "kv", strict=True):
-            kind = TensorType("f32", self.cache_shape(*operand.type.shape[-2:]))
+            kind = self.cache_type(*operand.type.shape[-2:])
             cache = Value(self.names.unique(beside(equation.result.name, f"{letter}_cache")), kind)
             attrs = (("name", self.unique_state(prefix, letter)),)
             states.append(Equation("state", (), (cache,), attrs, None, equation.where))
@@ -141,7 +152,9 @@ class Inserter:
     def attention(self, equation: Equation, caches: list[Value]) -> list[Equation]:
         """What an attention becomes, over its caches."""
         q, k, v, _, *rest = equation.args
-        return [replace(equation, op="paged_attention", args=(q, k, v, *caches, *self.metadata, *rest))]
+        attrs = equation.attrs if self.codes is None else (*equation.attrs, ("codes", self.codes))
+        args = (q, k, v, *caches, *self.metadata, *rest)
+        return [replace(equation, op="paged_attention", args=args, attrs=attrs)]
 
     def unique_state(self, prefix: str, letter: str) -> str:
         name, number = f"{prefix}.{letter}", 1
@@ -150,6 +163,19 @@ class Inserter:
             name = f"{prefix}.{number}.{letter}"
         self.stored.add(name)
         return name
+
+
+class _U8(Inserter):
+    codes = "u8"
+
+
+class _Float8(Inserter):
+    codes = "f8e4m3"
+
+
+def insert_kv_cache(codes: str | None = None) -> Pass:
+    """The pass for a paged cache of the attention's own type, or of 8-bit codes: u8 or f8e4m3."""
+    return Pass("insert_kv_cache", lambda graph, log: insert(graph, log, _KINDS[codes]), required=True)
 
 
 def cache_prefix(equation: Equation, scope: Scope, *, inside: bool) -> str:
@@ -188,4 +214,5 @@ def _common(paths: list[list[str]]) -> str:
     return ".".join(shared)
 
 
-INSERT_KV_CACHE = Pass("insert_kv_cache", lambda graph, log: insert(graph, log, Inserter), required=True)
+_KINDS: Mapping[str | None, type[Inserter]] = {None: Inserter, "u8": _U8, "f8e4m3": _Float8}
+INSERT_KV_CACHE = insert_kv_cache()

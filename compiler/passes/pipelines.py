@@ -8,7 +8,7 @@ from compiler.passes.fuse_attention import FUSE_ATTENTION
 from compiler.passes.fuse_gated_mlp import FUSE_GATED_MLP
 from compiler.passes.fuse_norm import FUSE_NORM
 from compiler.passes.fuse_qkv import FUSE_QKV
-from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.insert_kv_cache import INSERT_KV_CACHE, insert_kv_cache
 from compiler.passes.insert_linear_cache import INSERT_LINEAR_CACHE
 from compiler.passes.join_codes import JOIN_CODES
 from compiler.passes.pack_tokens import PACK_TOKENS
@@ -25,14 +25,20 @@ JOIN_PRODUCTS = (FUSE_GATED_MLP, FUSE_QKV)
 
 
 def pipeline(
-    role: str, precision: str, target: str, quantize: tuple[Pass, ...] = (), *, native: bool = False
+    role: str,
+    precision: str,
+    target: str,
+    quantize: tuple[Pass, ...] = (),
+    codes: str | None = None,
+    *,
+    native: bool = False,
 ) -> tuple[Pass, ...]:
     """The passes of a role (decoder, encoder) for a target; raises SpecRTError PASS-002 for an unknown precision.
 
-    `quantize` names weights one by one: products are joined behind it.
+    `quantize` names weights one by one: products are joined behind it. `codes` are those of an 8-bit cache.
     """
     on_gpu = target != "cpu"
-    serving = NATIVE if native else SERVING
+    serving = NATIVE if native else (insert_kv_cache(codes), *SERVING[1:])
     first = decoder(precision, on_gpu, serving) if role == "decoder" else encoder(precision)
     joined = (*JOIN_PRODUCTS, JOIN_CODES) if quantize else JOIN_PRODUCTS
     return (*first, *quantize, *(joined if on_gpu else ()))

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from compiler.passes import pipelines
 from compiler.passes.quantization_plan import Override, QuantizationPlan
 from compiler.passes.quantize import quantize
+from compiler.passes.round_kv_cache import round_kv_cache
 from compiler.passes.runner import Pass
 from compiler.passes.store_halves import STORE_HALVES
 from compiler.precision.decide import Decision, decide, require
 from compiler.quantization.stored_codes import Stored
 from specs.errors import SpecRTError, Where
 from specs.hardware import load_gpu, load_toolchain
-from specs.precision import STORED, Recipe, load_recipe, stored_recipe
+from specs.precision import STORED, Recipe, load_caches, load_recipe, stored_recipe, with_cache
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,37 @@ class Chosen:
         return self.plans[-1] if self.plans else None
 
     def passes(self, role: str) -> tuple[Pass, ...]:
-        """The whole pipeline for a role. 16-bit floats of the IR are computed in; where only stored, they are cast."""
+        """The whole pipeline for a role. 16-bit floats of the IR are computed in; where only stored, they are cast.
+
+        Raises SpecRTError PREC-018 for a KV cache of an encoder.
+        """
+        if role == "encoder" and self.recipe.kv_cache is not None:
+            message = f"an encoder has no KV cache to keep in {self.recipe.kv_cache}"
+            raise SpecRTError("PREC-018", message, hint="leave `kv_cache` out")
         stored_only = self.base == "fp16" and self.target == "cpu"
         quantized = self.recipe.weights is not None or self.overrides
         own = None if self.stored is None else self.stored.linears
         change = (quantize(self.recipe, self.overrides, self.plans.append, own),) if quantized else ()
+        codes, emulated = self.cache
         base = "fp32" if stored_only else self.base
-        pipeline = pipelines.pipeline(role, base, self.target, change, native=self.native)
+        kept = None if emulated else codes
+        pipeline = pipelines.pipeline(role, base, self.target, change, kept, native=self.native)
+        if codes is not None and emulated:
+            pipeline = (*pipeline, round_kv_cache(codes))
         return (*pipeline, STORE_HALVES) if stored_only else pipeline
+
+    @property
+    def cache(self) -> tuple[str | None, bool]:
+        """The codes of an 8-bit KV cache, None without one, and whether they are only rounded to."""
+        name = self.recipe.kv_cache
+        if name is None:
+            return None, False
+        return load_caches()[name].codes, self.decision.toolchain.kv_cache[name].how == "emulate"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights or the KV cache are in low-bit types."""
+        return bool(self.recipe.weights or self.overrides or self.recipe.kv_cache)
 
     def needing_data(self) -> str | None:
         """The recipe among those in use that needs calibration, if any."""
@@ -74,6 +98,7 @@ def choose(
     precision: str | None,
     layers: Sequence[LayerPrecision] = (),
     stored: Stored | None = None,
+    kv_cache: str | None = None,
     *,
     native: bool = False,
 ) -> Chosen:
@@ -82,10 +107,10 @@ def choose(
     Raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015 to PREC-017.
     """
     toolchain, gpu = load_toolchain(toolchain_name), None if target == "cpu" else load_gpu(target)
-    recipes = _recipes(precision, stored)
+    recipes = [with_cache(recipe, kv_cache) for recipe in _recipes(precision, stored)]
     decisions = [require(decide(recipe, toolchain, gpu)) for recipe in recipes]
     recipe, decision = recipes[0], decisions[0]
-    if decision.base == "tf32":
+    if decision.base == "tf32" or (gpu is not None and recipe.kv_cache is not None):
         raise SpecRTError(
             "PREC-016", f"{recipe.name} is decided for {decision.target} ({decision.how}), but not written by it yet",
             where=recipe.where, hint="fp16, bf16 and fp32 are",

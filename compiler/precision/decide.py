@@ -165,13 +165,12 @@ def _told(recipe: Recipe, toolchain: Toolchain, product: Product | None) -> Reas
 
 
 def _cache(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None) -> Reason:
-    cache = recipe.kv_cache
-    assert cache is not None
-    if cache.type not in toolchain.kv_cache:
-        return Reason("kv-cache", f"{toolchain.name} has no KV cache of {cache.type}", False)
-    if cache.type == "f8e4m3" and gpu is not None and gpu.fp8_storage == "none":
+    held = toolchain.kv_cache.get(str(recipe.kv_cache))
+    if held is None:
+        return Reason("kv-cache", f"{toolchain.name} has no KV cache of {recipe.kv_cache}", False)
+    if recipe.kv_cache == "fp8" and gpu is not None and gpu.fp8_storage == "none":
         return Reason("kv-cache", f"sm{gpu.sm} can't convert from FP8; SM80 or newer can", False)
-    return Reason("kv-cache", f"keys and values in {cache.type}")
+    return Reason("kv-cache", f"{recipe.kv_cache}, {held.how}: {held.note}")
 
 
 def _hazards(recipe: Recipe, base: str | None, gpu: Gpu) -> list[str]:

@@ -40,7 +40,7 @@ def low_bit_weights(prepared: Prepared, base: Weights, progress: Progress | None
 def _calibrated(
     prepared: Prepared, base: Weights, needing: str, plan: QuantizationPlan, progress: Progress | None
 ) -> Weights:
-    from compiler.api import derive_of
+    from compiler.manifest import derive_of
     from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
     from compiler.quantization.calibrate import calibrate

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compiler.api import Prepared, derive_of
+from compiler.api import Prepared
+from compiler.manifest import derive_of
 from compiler.validate import reference
 from compiler.validate.metrics import Floats
 

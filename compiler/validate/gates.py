@@ -163,7 +163,14 @@ class _Judge:
 
         plain = prepare_request(
             replace(
-                self._prepared.request, target="cpu", toolchain=None, build=(), precision="fp32", layers=(), gates=None
+                self._prepared.request,
+                target="cpu",
+                toolchain=None,
+                build=(),
+                precision="fp32",
+                kv_cache=None,
+                layers=(),
+                gates=None,
             )
         )
         self._plain, expected = plain.graph, self._expected

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from compiler.ir.cache_rows import HEAD
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.types import DTYPES
 from compiler.passes.quantization_plan import leaf_of, matches
-from compiler.sizes import cache_bytes_per_token, counted
+from compiler.sizes import cache_bytes_per_token, cache_rows_per_token, counted
 from compiler.validate.fit import Load
 from specs.precision import Recipe
 
@@ -104,7 +105,8 @@ def sizes_of(built: Graph, served: Graph, recipe: Recipe, base: str) -> Sizes:
         if weight.multiplied:
             read += size * weight.active
             operations += 2.0 * weight.numbers * weight.active
-    cached = BASE_BYTES[base] if recipe.kv_cache is None else DTYPES[recipe.kv_cache.type] / 8
-    kv = cache_bytes_per_token(served) / 4 * cached
+    numbers_cached = cache_bytes_per_token(served) / 4
+    coded = numbers_cached + HEAD * cache_rows_per_token(served)
+    kv = numbers_cached * BASE_BYTES[base] if recipe.kv_cache is None else coded
     arithmetic = base if recipe.compute == "base" else recipe.compute
     return Sizes(total, kv, 8 * total / numbers, Load(total, read, kv, operations, arithmetic))

@@ -18,7 +18,7 @@ import numpy as np
 from compiler.ir.core import Equation, Graph
 from compiler.validate.metrics import Error, Floats, error
 from specs.errors import SpecRTError
-from specs.precision import load_recipe
+from specs.precision import load_recipe, with_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ def trace(
         lambda name, value: reference.__setitem__(name, value.float().numpy()),
     )
     found = _engine_values(opened, batch, -(-len(tokens) // block))
-    precision = str(opened.manifest["precision"])
+    precision, cache = str(opened.manifest["precision"]), opened.manifest.get("kv_cache")
     steps, skipped = [], 0
     for number, (name, equation) in enumerate(_order(graph.equations), start=1):
         if equation.op in ("weight", "const", "state"):
@@ -103,16 +103,16 @@ def trace(
             skipped += 1
             continue
         place = "" if equation.where is None else str(equation.where)
-        bound = bound_of(precision, number)
+        bound = bound_of(precision, number, cache)
         steps.append(Step(name, equation.op, place, error(ours.reshape(theirs.shape), theirs), bound))
     return Trace(tuple(steps), skipped)
 
 
-def bound_of(precision: str, operations: int) -> float:
-    """How far a value may be off after so many operations; of quantized weights, what the recipe grants the logits."""
-    if precision in FACTOR:
+def bound_of(precision: str, operations: int, kv_cache: str | None = None) -> float:
+    """How far a value may be off after so many operations; of 8 bits or fewer, what the recipe grants the logits."""
+    if precision in FACTOR and kv_cache is None:
         return float(FACTOR[precision] * operations**0.5 * ROUNDOFF[precision])
-    return load_recipe(precision).bound.relative
+    return with_cache(load_recipe(precision), kv_cache).bound.relative
 
 
 def prompt_inputs(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from compiler.ir.cache_rows import HEAD
 from compiler.ir.core import Graph, walk
 from compiler.ir.interpreter import run, torch_dtype
 from compiler.ir.parser import parse
@@ -15,6 +16,7 @@ from compiler.ir.verify import verify
 from compiler.lower import Decompose, Emit, Unsupported
 from compiler.lower.openvino import capabilities, verdict
 from compiler.lower.openvino.capabilities import PAGED_NATIVE
+from tests.conformance.grid import on_grid
 from tests.conformance.tolerances import tolerance
 from tests.lower.engine import lowered
 
@@ -26,10 +28,14 @@ ATTRIBUTES = {"window": "window = 9", "softcap": "softcap = 2.0", "bf16_bias": "
 
 
 def graph(
-    features: tuple[str, ...], dtype: str, heads: int = 4, groups: int = 2, dim: int = 32, wide: int = 0
-) -> Graph:
+    features: tuple[str, ...], dtype: str, heads: int = 4, groups: int = 2, dim: int = 32, wide: int = 0,
+    codes: str | None = None,
+) -> Graph:  # fmt: skip
     wide = wide or dim
+    kind, head = (dtype, 0) if codes is None else ("u8", HEAD)
     attrs = [f"scale = {dim**-0.5}", "causal = true", *(ATTRIBUTES[name] for name in features if name in ATTRIBUTES)]
+    if codes is not None:
+        attrs.append(f"codes = {codes!r}".replace("'", '"'))
     if "slopes" in features:
         attrs.append(f"slopes = ({', '.join(str(2.0 ** (-0.25 * head - 1)) for head in range(heads))})")
     inputs = [f"%q: {dtype}[T,{heads},{dim}]", f"%k: {dtype}[T,{groups},{dim}]", f"%v: {dtype}[T,{groups},{wide}]"]
@@ -44,8 +50,8 @@ def graph(
         inputs.append(f"%sinks: {dtype}[{heads}]")
     text = f"""graph paged({", ".join(inputs)}) {{
       dim T in 1..8..64 dim B in 1..2..8 dim Z in 2..3..9 dim P in 1..4..16 dim C in 1..8..16
-      %kc: {dtype}[C,{groups},32,{dim}] = state() {{name = "cache.k"}}
-      %vc: {dtype}[C,{groups},32,{wide}] = state() {{name = "cache.v"}}
+      %kc: {kind}[C,{groups},32,{dim + head}] = state() {{name = "cache.k"}}
+      %vc: {kind}[C,{groups},32,{wide + head}] = state() {{name = "cache.v"}}
       %y: {dtype}[T,{heads},{wide}] = paged_attention({operands}) {{{", ".join(attrs)}}}
       return y = %y }}"""
     made = parse(text)
@@ -57,15 +63,19 @@ def verdict_of(made: Graph) -> object:
     return verdict(next(equation for equation in walk(made.equations) if equation.op == "paged_attention"))
 
 
-def check(made: Graph, dtype: str, folder: Path) -> None:
+def check(made: Graph, dtype: str, folder: Path, codes: str | None = None) -> None:
     engine, _ = lowered(made, {}.__getitem__, folder, "bf16" if dtype == "bf16" else "fp32")
     engine.allocate(8)  # full of NaN: nothing may read what was not written
     kinds = {equation.attr["name"]: equation.result.type for equation in walk(made.equations) if equation.op == "state"}
     states = {
-        str(name): torch.full([8, *kind.shape[1:]], torch.nan, dtype=torch_dtype(dtype)) for name, kind in kinds.items()
+        str(name): torch.full(
+            [8, *kind.shape[1:]], 255 if kind.dtype == "u8" else torch.nan, dtype=torch_dtype(kind.dtype)
+        )
+        for name, kind in kinds.items()
     }
     generator = torch.Generator().manual_seed(3)
-    bound = tolerance("paged_attention", dtype)
+    # (code - zero) scale has two roundings, of numbers that may be twice as large as what they give
+    bound = tolerance("paged_attention", dtype).times(1 if codes is None else 2)
     past = dict.fromkeys(BLOCKS, 0)
     sinks = torch.randn(4, generator=generator).to(torch_dtype(dtype))
     for call in CALLS:
@@ -87,7 +97,10 @@ def check(made: Graph, dtype: str, folder: Path) -> None:
             elif value.name == "sinks":
                 inputs["sinks"] = sinks
             else:
-                shape = [begins[-1], *(int(size) for size in value.type.shape[1:])]
+                shape = (begins[-1], *(int(size) for size in value.type.shape[1:]))
+                if codes is not None and value.name in ("k", "v"):
+                    inputs[value.name] = on_grid(shape, codes, generator, dtype != "f32").to(torch_dtype(dtype))
+                    continue
                 inputs[value.name] = (torch.randn(shape, generator=generator) * 1.5).to(torch_dtype(dtype))
         expected = run(made, inputs, {}.__getitem__, states)["y"].double()
         got = engine(inputs)["y"].double()
@@ -101,7 +114,7 @@ def check(made: Graph, dtype: str, folder: Path) -> None:
 def test_each_supported_type_is_run_here() -> None:
     for op in ("paged_attention", "state"):
         row = capabilities.TABLE[op]
-        assert {dtype for dtype, found in row.items() if not isinstance(found, Unsupported)} == {"f32", "bf16"}
+        assert {dtype for dtype, found in row.items() if not isinstance(found, Unsupported)} >= {"f32", "bf16"}
 
 
 COMBINATIONS = [names for size in range(len(FEATURES) + 1) for names in combinations(FEATURES, size)]
@@ -139,6 +152,19 @@ def test_biases_in_bfloat16(others: tuple[str, ...], dtype: str, tmp_path: Path)
     made = graph(("slopes", "bf16_bias", *others), dtype)
     assert isinstance(verdict_of(made), Decompose)
     check(made, dtype, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("features", COMBINATIONS, ids=lambda names: "+".join(names) or "plain")
+def test_codes(features: tuple[str, ...], dtype: str, tmp_path: Path) -> None:
+    made = graph(features, dtype, codes="u8")
+    assert isinstance(verdict_of(made), Emit if frozenset(features) in PAGED_NATIVE else Decompose)
+    check(made, dtype, tmp_path, "u8")
+
+
+@pytest.mark.parametrize(("dim", "wide"), [(8, 8), (20, 20), (80, 80), (48, 32), (128, 128), (192, 128), (256, 256)])
+def test_codes_of_head_sizes(dim: int, wide: int, tmp_path: Path) -> None:
+    check(graph((), "f32", dim=dim, wide=wide, codes="u8"), "f32", tmp_path, "u8")
 
 
 # Combinations that the native operation has inputs for and that the table does not list.

@@ -16,6 +16,10 @@ class Tolerance:
     relative: float
     source: str
 
+    def times(self, factor: float) -> Tolerance:
+        """A wider one, for a reason that the caller states."""
+        return Tolerance(self.absolute * factor, self.relative * factor, self.source)
+
 
 EXACT = Tolerance(0.0, 0.0, "moves or compares elements, or integers: no rounding")
 _GROUPS: dict[str, tuple[str, ...]] = {

@@ -29,6 +29,7 @@ _QKV = ["f32[B,S,4,8]", "f32[B,S,2,8]", "f32[B,S,2,16]"]
 _PAGED = ["f32[T,4,8]", "f32[T,2,8]", "f32[T,2,16]", "bf16[C,2,32,8]", "bf16[C,2,32,16]",
           "i32[B]", "i32[B1]", "i32[P]", "i32[B1]", "i32[]"]  # fmt: skip
 _CACHED = ["f32[B,S,4,8]", "f32[B,2,64,8]", "f32[B,2,64,16]", "i32[B,S]"]
+_CODED = [*_PAGED[:3], "u8[C,2,32,16]", "u8[C,2,32,24]", *_PAGED[5:]]
 _OPTIONS = {"scale": 0.125, "causal": True}
 Row = tuple[str, list[Any], dict[str, Any], str]
 
@@ -94,6 +95,7 @@ ACCEPTED: list[Row] = [
     ("cached_attention", _CACHED, {"scale": 0.125}, "f32[B,S,4,16]"),
     ("cached_attention", [*_CACHED, None, "f32[4]"], {"scale": 0.125, "window": 4}, "f32[B,S,4,16]"),
     ("paged_attention", [*_PAGED, "i32[B]"], {**_OPTIONS, "softcap": 30.0}, "f32[T,4,16]"),
+    ("paged_attention", _CODED, {**_OPTIONS, "codes": "u8"}, "f32[T,4,16]"),
 ]  # fmt: skip
 
 REFUSED: list[Row] = [
@@ -155,6 +157,15 @@ REFUSED: list[Row] = [
     ("update_cache", ["bf16[B,2,64,8]", "f32[B,S,2,8]", "i32[B]"], {}, "must be bf16, got f32"),
     ("update_cache", ["f32[B,3,64,8]", "f32[B,S,2,8]", "i32[B]"], {}, "`K` is [2], expected [3]"),
     ("cached_attention", ["f32[B,S,3,8]", *_CACHED[1:]], {"scale": 1.0}, "3 query heads do not share 2 key heads"),
+    ("paged_attention", _CODED, _OPTIONS, "a row of `k_cache` must have 8 elements, got 16"),
+    ("paged_attention", _CODED, {**_OPTIONS, "codes": "i4"}, "a cache has codes of u8, f8e4m3, not i4"),
+    ("paged_attention", _PAGED, {**_OPTIONS, "codes": "u8"}, "rows of codes are bytes, u8, got bf16"),
+    (
+        "paged_attention",
+        [*_CODED[:4], "u8[C,2,32,16]", *_CODED[5:]],
+        {**_OPTIONS, "codes": "f8e4m3"},
+        "a row of `v_cache` must have 24 elements, got 16",
+    ),
     ("paged_attention", _PAGED[:-1], _OPTIONS, "takes 10 to 12 operands, got 9"),
 ]
 

@@ -14,7 +14,7 @@ import torch
 from compiler.ir import Graph
 from compiler.lower import Lowered, lower
 
-_TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8}
 _OPENVINO = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 
@@ -51,7 +51,8 @@ class Engine:
                     for letter, port in (("k", 3), ("v", 4)):
                         shape = node.input(port).get_partial_shape()
                         info[f"num_{letter}_heads"] = shape[1].get_length()
-                        info[f"{letter}_head_size"] = shape[3].get_length()
+                        coded = node.input(port).get_element_type() == ov.Type.u8
+                        info[f"{letter}_head_size"] = shape[3].get_length() - (8 if coded else 0)
             self.requests.append(core.compile_model(model, "CPU", step["config"]).create_infer_request())
 
     def allocate(self, blocks: int, fill: float = float("nan")) -> None:
@@ -59,7 +60,8 @@ class Engine:
         for layer in (self.plan["cache"] or {"layers": []})["layers"]:
             for port, size in ((layer["k"], layer["dim"]), (layer["v"], layer["value_dim"])):
                 shape = (blocks, layer["heads"], self.plan["cache"]["block_size"], size)
-                tensor = to_openvino(torch.full(shape, fill, dtype=_TORCH[layer["dtype"]]))
+                coded = layer["dtype"] == "u8"  # bytes of 255 are NaN as scales
+                tensor = to_openvino(torch.full(shape, 255 if coded else fill, dtype=_TORCH[layer["dtype"]]))
                 for request in self.requests:
                     if any(port in known.get_names() for known in request.model_inputs):
                         request.set_tensor(port, tensor)

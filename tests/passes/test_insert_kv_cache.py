@@ -6,7 +6,8 @@ import pytest
 
 from compiler.ir import Graph, walk
 from compiler.passes.fuse_attention import FUSE_ATTENTION
-from compiler.passes.insert_kv_cache import INSERT_KV_CACHE
+from compiler.passes.insert_kv_cache import INSERT_KV_CACHE, insert_kv_cache
+from compiler.passes.round_kv_cache import round_kv_cache
 from compiler.passes.runner import run_passes
 from tests.passes.cases_fusion import qkv
 from tests.passes.cases_serving import fused
@@ -55,3 +56,25 @@ def test_a_softmax_over_a_fixed_number_of_things_is_no_attention() -> None:
     assert caches(graph) == ["layers.{i}.attn.k", "layers.{i}.attn.v"]
     _, (report,) = run_passes(graph, (FUSE_ATTENTION,))
     assert not report.refusals
+
+
+def test_a_cache_of_codes_has_rows_of_bytes() -> None:
+    done, _ = run_passes(fused(), (insert_kv_cache("u8"),))
+    states = [equation.result.type for equation in walk(done.equations) if equation.op == "state"]
+    assert [(kind.dtype, kind.shape) for kind in states] == [("u8", ("C", 2, 32, 16))] * 2
+    (attention,) = (equation for equation in walk(done.equations) if equation.op == "paged_attention")
+    assert attention.attr["codes"] == "u8"
+
+
+def test_rounded_in_front_of_a_wide_cache() -> None:
+    graph, _ = run_passes(fused(), (INSERT_KV_CACHE,))
+    done, (report,) = run_passes(graph, (round_kv_cache("f8e4m3"),))
+    assert len(report.hits) == 1
+    made = {value.name: equation for equation in walk(done.equations) for value in equation.results}
+    (attention,) = (equation for equation in walk(done.equations) if equation.op == "paged_attention")
+    for value in attention.values[1:3]:
+        wide = made[value.name]
+        codes = made[wide.values[0].name]
+        assert (wide.op, codes.op, made[codes.values[1].name].op) == ("dequantize", "quantize", "row_scale")
+        assert codes.result.type.dtype == "f8e4m3"
+    assert [kind.dtype for kind in (value.type for value in attention.values[3:5])] == ["f32", "f32"]

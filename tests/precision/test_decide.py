@@ -8,7 +8,7 @@ import pytest
 
 from compiler.precision import decide, require
 from specs.hardware import gpu_names, load_gpu, load_toolchain, toolchain_names
-from specs.precision import FOLDER, load_recipe, recipe_names
+from specs.precision import FOLDER, load_recipe, recipe_names, with_cache
 from tests.golden_errors import check_raises
 
 
@@ -113,3 +113,21 @@ def test_a_recipe_has_no_unknown_keys(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text((FOLDER / "w4a16.yaml").read_text(encoding="utf-8").replace("otherwise:", "otherwize:"))
     check_raises("SPEC-004-recipe", load_recipe, path)
+
+
+@pytest.mark.parametrize(
+    ("cache", "toolchain", "gpu", "works", "told"),
+    [
+        ("int8", "openvino", None, True, "int8, native"),
+        ("fp8", "openvino", None, True, "no gain in memory"),
+        ("int8", "tensorrt-8.6", "sm70", True, "int8, kernel"),
+        ("fp8", "tensorrt-8.6", "sm80", True, "fp8, kernel"),
+        ("fp8", "tensorrt-8.6", "sm75", False, "sm75 can't convert from FP8"),
+    ],
+)
+def test_caches(cache: str, toolchain: str, gpu: str | None, works: bool, told: str) -> None:
+    recipe = with_cache(load_recipe("fp16"), cache)
+    found = decide(recipe, load_toolchain(toolchain), None if gpu is None else load_gpu(gpu))
+    assert found.works == works
+    (reason,) = (reason for reason in found.reasons if reason.code == "kv-cache")
+    assert told in reason.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiler.ir.cache_rows import CODES, HEAD, from_rows, to_rows
 from compiler.ir.ops.registry import TypeRuleError, op
 from compiler.ir.types import TensorType
 
@@ -32,6 +33,22 @@ def check_heads(
         raise TypeRuleError(f"{len(slopes)} slopes for {heads} heads")
     if slopes is None and bf16_bias is not None:
         raise TypeRuleError("`bf16_bias` without slopes")
+
+
+def _check_paged(
+    q: TensorType, k: TensorType, v: TensorType, k_cache: TensorType, v_cache: TensorType, *rest: Any,
+    codes: str | None = None, **attrs: Any,
+) -> None:  # fmt: skip
+    check_heads(q, k, v, *rest, **attrs)
+    if codes is not None and codes not in CODES:
+        raise TypeRuleError(f"a cache has codes of {', '.join(CODES)}, not {codes}")
+    if codes is not None and k_cache.dtype != "u8":
+        raise TypeRuleError(f"rows of codes are bytes, u8, got {k_cache.dtype}")
+    for name, x, cache in (("k_cache", k, k_cache), ("v_cache", v, v_cache)):
+        size, row = x.shape[-1], cache.shape[-1]
+        wanted = size if codes is None or not isinstance(size, int) else size + HEAD
+        if row != wanted:
+            raise TypeRuleError(f"a row of `{name}` must have {wanted} elements, got {row}")
 
 
 @op("x: F[*N,H,D], cos: f32[*N,R], sin: f32[*N,R] -> F[*N,H,D]", check=_check_rotate)
@@ -142,10 +159,10 @@ def attention(
 
 
 @op(
-    "q: F[*N,H,D], k: F[*N,K,D], v: F[*N,K,E], k_cache: T[C,K,W,D], v_cache: T[C,K,W,E], past_lens: i32[B], "
+    "q: F[*N,H,D], k: F[*N,K,D], v: F[*N,K,E], k_cache: T[C,K,W,X], v_cache: T[C,K,W,Y], past_lens: i32[B], "
     "seq_begins: i32[Z], block_ids: i32[P], block_begins: i32[Z], max_context: i32[], prefix?: i32[B], sinks?: F[H] "
     "-> F[*N,H,E]",
-    check=check_heads,
+    check=_check_paged,
     effect=True,
 )
 def paged_attention(
@@ -168,13 +185,18 @@ def paged_attention(
     softcap: float | None = None,
     slopes: tuple[float, ...] | None = None,
     bf16_bias: float | None = None,
+    codes: str | None = None,
 ) -> Any:
     """Append k and v to the paged cache, then attend to the whole sequence (arXiv:2309.06180, section 4.2).
 
     The leading dims are the packed tokens of B sequences, one after the other: sequence b has the tokens
     seq_begins[b]:seq_begins[b+1], follows past_lens[b] cached ones, and owns the cache blocks
     block_ids[block_begins[b]:block_begins[b+1]], W tokens each. max_context is the longest past + new length: kernels
-    size buffers by it. Changes k_cache and v_cache in place. The attributes are those of `attention`.
+    size buffers by it. Changes k_cache and v_cache in place. The attributes are those of `attention`. A row of a cache
+    is the numbers of a token and head, X = D and Y = E; with `codes` u8 or f8e4m3 it is bytes, X = D + 8 and Y = E + 8:
+    scale and zero in float32, then codes, and a number is (code - zero) scale. u8: scale = (max - min) / 255, at least
+    1e-4 where that is 0, zero = -min / scale; f8e4m3: scale = max|x| / 448, at least 1e-12, zero = 0. Codes are
+    rounded, ties to even. Attention is to what is in the cache, of new tokens too.
     """
     import torch
 
@@ -188,11 +210,13 @@ def paged_attention(
         start, stop = int(seq_begins[row]), int(seq_begins[row + 1])
         blocks = block_ids[int(block_begins[row]) : int(block_begins[row + 1])].long()
         at = torch.arange(past, past + stop - start)
-        k_cache[blocks[at // size], :, at % size] = flat_k[start:stop].to(k_cache.dtype)
-        v_cache[blocks[at // size], :, at % size] = flat_v[start:stop].to(v_cache.dtype)
+        for cache, x in ((k_cache, flat_k[start:stop]), (v_cache, flat_v[start:stop])):
+            cache[blocks[at // size], :, at % size] = x.to(cache.dtype) if codes is None else to_rows(x, codes)
         keys_at = torch.arange(past + stop - start)
         keys = k_cache[blocks[keys_at // size], :, keys_at % size]
         values = v_cache[blocks[keys_at // size], :, keys_at % size]
+        if codes is not None:
+            keys, values = from_rows(keys, codes), from_rows(values, codes)
         before = None if prefix is None else prefix[row : row + 1]
         out[start:stop] = attend(
             flat_q[None, start:stop], keys[None], values[None], at[None], keys_at[None], before, sinks, **options

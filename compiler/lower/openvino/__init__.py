@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.ir.core import Equation, Graph
+from compiler.ir.core import Equation, Graph, walk
 from compiler.lower.openvino.capabilities import verdict
 from compiler.lower.openvino.dynamic import dynamic_group
 
@@ -24,6 +24,8 @@ _CONFIG = {
     "bf16": {**_COMMON, "INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
 }
 _CONFIG["fp16"] = _CONFIG["fp32"]  # stored, not computed in
+# The plugin's own layout of keys, a scale for each channel of a block, would change with every token that joins it.
+CODES_CONFIG = {"KV_CACHE_PRECISION": "u8", "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
 
 __all__ = ["NAME", "TARGET", "config", "step_of", "toolchain", "verdict", "write_segment"]
 
@@ -31,7 +33,12 @@ __all__ = ["NAME", "TARGET", "config", "step_of", "toolchain", "verdict", "write
 def config(precision: str, graph: Graph | None = None) -> dict[str, str]:
     """What the runtime gives to compile_model for a base precision, fp32, bf16 or fp16, and a segment."""
     group = 0 if graph is None else dynamic_group(graph)
-    return {**_CONFIG[precision], "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)}
+    found = {**_CONFIG[precision], "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)}
+    return found | CODES_CONFIG if graph is not None and _has_codes(graph) else found
+
+
+def _has_codes(graph: Graph) -> bool:
+    return any(equation.op == "paged_attention" and "codes" in equation.attr for equation in walk(graph.equations))
 
 
 def step_of(equation: Equation) -> None:

@@ -13,6 +13,7 @@ from openvino.op import _PagedAttentionExtension as PagedAttentionExtension
 
 from compiler.ir.core import Equation
 from compiler.lower.capability import Emit
+from compiler.lower.openvino import cache_rows
 from compiler.lower.openvino.capabilities import verdict
 from compiler.lower.openvino.emitter import Emitter, emits, identity
 from compiler.lower.openvino.operations import axes, operand, reshaped, shape_of, softmax_with
@@ -234,8 +235,9 @@ def _gathered(e: Emitter, equation: Equation) -> ov.Output:
 
     Costs T * (P * W + T) scores for each head where T * context / B would do: for features that are rare.
     """
-    (groups, block, dim), heads = shape_of(operand(equation, 3))[1:], shape_of(operand(equation, 0))[-2]
-    wide = shape_of(operand(equation, 4))[-1]
+    groups, block = shape_of(operand(equation, 3))[1:3]
+    (heads, dim), wide = shape_of(operand(equation, 0))[-2:], shape_of(operand(equation, 2))[-1]
+    coded = equation.attr.get("codes") is not None
     sizes = [groups, block, dim, heads, wide]
     assert all(isinstance(size, int) for size in sizes)
     groups, block, dim, heads, wide = (int(size) for size in sizes)
@@ -246,9 +248,11 @@ def _gathered(e: Emitter, equation: Equation) -> ov.Output:
     )
 
     def joined(new: int, cache: int, size: int) -> ov.Output:
-        blocks = ops.convert(ops.gather(e.node(equation.args[cache]), e.node(equation.args[7]), np.int64(0)), "f32")
+        blocks = ops.gather(e.node(equation.args[cache]), e.node(equation.args[7]), np.int64(0)).output(0)
+        blocks = cache_rows.from_rows(e, blocks) if coded else ops.convert(blocks, "f32").output(0)
         old = ops.reshape(ops.transpose(blocks, axes(1, 0, 2, 3)), axes(1, groups, 1, -1, size), False)
-        flat = ops.reshape(e.node(equation.args[new]), axes(-1, groups, size), False)
+        flat = ops.reshape(e.node(equation.args[new]), axes(-1, groups, size), False).output(0)
+        flat = cache_rows.rounded(e, flat) if coded else flat
         fresh = ops.unsqueeze(ops.transpose(flat, axes(1, 0, 2)), axes(0, 2))
         return ops.select(past_ok, ops.concat([old, fresh], 3), e.scalar(0.0)).output(0)
 

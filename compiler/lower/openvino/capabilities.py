@@ -23,7 +23,8 @@ NO_INT4 = Unsupported("4-bit integers occur as stored weights only, which need a
 NO_INT64 = Unsupported("the CPU plugin narrows 64-bit integers to 32 bits")
 NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so overflow would differ")
 NO_BOOL = Unsupported("no arithmetic on bool")
-NO_STATE = Unsupported("the paged cache holds float32 or bfloat16, as the engine computes")
+NO_STATE = Unsupported("the paged cache holds float32 or bfloat16, as the engine computes, or rows of u8 codes")
+NO_FLOAT8_CACHE = Unsupported("the plugin's paged cache has no FP8 codes; they are rounded before a wider cache")
 NO_LINEAR = Unsupported("the CPU has a paged cache and packed tokens; a linear cache is for TensorRT's own layers")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
@@ -114,7 +115,7 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
         "f8e4m3": Decompose("of a weight: stored in 8 bits, widened to float32 when the bundle is loaded"),
     },
     "row_scale": _float(Decompose("maximum of |x| by reduction")),
-    "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), "f32", "bf16")},
+    "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), "f32", "bf16", "u8")},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out with its own weights")),
 }
@@ -160,6 +161,8 @@ def verdict(equation: Equation) -> Verdict:
         return to if isinstance(to, Unsupported) else found
     if equation.op in ("quantize", "row_scale", "dequantize") and isinstance(found, Emit | Decompose):
         return (UNPACKED if equation.op == "dequantize" else RAGGED) if ragged(equation) else found
+    if equation.op == "paged_attention" and equation.attr.get("codes") == "f8e4m3":
+        return NO_FLOAT8_CACHE
     if equation.op == "paged_attention" and isinstance(found, Emit) and paged_features(equation) not in PAGED_NATIVE:
         return PAGED_GATHERED
     return found

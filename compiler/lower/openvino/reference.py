@@ -26,6 +26,9 @@ Everything here that is not unsupported is run by `tests/conformance`, through O
 16-bit floats are held in float32 between operations, their weights in 16 bits; the precision of the bundle decides
 how the kernels compute.
 """
+_CACHE = """A cache of u8 codes (`--kv-cache int8`) is the plugin's own, each token by itself: KV_CACHE_PRECISION u8,
+KEY_CACHE_QUANT_MODE BY_TOKEN. Where blocks are gathered, the rows are decoded by plain operations. Its other mode, keys
+by channel of a block, is not used: scales of a block change as it fills, so a token would depend on how it came in."""
 
 
 def render() -> str:
@@ -38,6 +41,7 @@ def render() -> str:
     lines += [f"- {' + '.join(sorted(features)) or 'no features'}" for features in PAGED_NATIVE]
     lines += ["", f"Every other combination, also with softcap or prefix, {PAGED_GATHERED.rule};"]
     lines += ["the native operation writes the cache there too, so that ports and layout are the same."]
+    lines += ["", _CACHE]
     lines += ["", "## Why not", ""]
     reasons: dict[str, set[str]] = {}
     for row in TABLE.values():

@@ -19,7 +19,7 @@ def check_native(role: str, name: str, quantized: bool, where: Where | None) -> 
         message = f"`attention: native` is for decoders; `{name}` is an encoder, without a cache"
         raise SpecRTError("LOWER-038", message, hint="leave `attention` out: an encoder is one engine in any case")
     if quantized:
-        message = "`attention: native` does not go with a precision that quantizes weights"
+        message = "`attention: native` does not go with a precision that quantizes weights or the KV cache"
         hint = "leave `attention` out, or compile for fp32, fp16 or bf16"
         raise SpecRTError("LOWER-038", message, where=where, hint=hint)
 
