@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 class Case:
     """One graph with what goes in and what must come out; `bounds` are absolute and relative, for each output.
 
-    `kind` is `operation` (several go into one network), or what it is a segment of.
+    `kind` is `operation` or `quantized` (several of one kind go into one network), or the precision of a segment;
+    `held` are the weights of an engine that holds them, as the emitter asks for them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Case:
     inputs: Arrays
     outputs: Arrays
     bounds: Mapping[str, tuple[float, float]]
+    held: Arrays = field(default_factory=dict)
 
 
 def write(cases: Iterable[Case], folder: Path) -> int:
@@ -37,8 +39,9 @@ def write(cases: Iterable[Case], folder: Path) -> int:
     index = []
     for number, case in enumerate(cases):
         (folder / f"{number}.ir").write_text(str(case.graph), encoding="utf-8")
-        arrays = {f"in/{name}": array for name, array in case.inputs.items()}
-        np.savez(folder / f"{number}.npz", **arrays, **{f"out/{name}": array for name, array in case.outputs.items()})
+        parts = {"in/": case.inputs, "out/": case.outputs, "held/": case.held}
+        arrays = {head + name: array for head, part in parts.items() for name, array in part.items()}
+        np.savez(folder / f"{number}.npz", **arrays)
         index.append({"name": case.name, "kind": case.kind, "bounds": dict(case.bounds)})
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     return len(index)
@@ -55,11 +58,13 @@ def read(folder: Path, number: int) -> Case:
     entry = read_index(folder)[number]
     with np.load(folder / f"{number}.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
-    parts = ({name[len(head):]: array for name, array in arrays.items() if name.startswith(head)}
-             for head in ("in/", "out/"))  # fmt: skip
+    inputs, outputs, held = (
+        {name[len(head) :]: array for name, array in arrays.items() if name.startswith(head)}
+        for head in ("in/", "out/", "held/")
+    )
     graph = parse((folder / f"{number}.ir").read_text(encoding="utf-8"))
     bounds = {port: (float(pair[0]), float(pair[1])) for port, pair in entry["bounds"].items()}
-    return Case(entry["name"], entry["kind"], graph, *parts, bounds)
+    return Case(entry["name"], entry["kind"], graph, inputs, outputs, bounds, held)
 
 
 def joined(group: Sequence[Case]) -> Case:

@@ -32,6 +32,7 @@ from compiler.lower.tensorrt.plans import find_device
 from tests.tensorrt.case import Arrays, Case, joined, read, read_index
 from tests.tensorrt.jobs import Job, run_jobs
 
+JOINED = ("operation", "quantized")  # kinds of cases of which several are one network
 TOGETHER = 20  # operations in one network: a build costs a second whatever is in it
 _NUMPY = {
     "f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "i8": np.int8, "bool": np.bool_,
@@ -137,7 +138,8 @@ class Check:
         trt, runtime, device = session()
         options = BuildOptions(toolchain=dialect(trt.__version__).toolchain, level=self.level)
         start = time.perf_counter()
-        plan, self.timing = build_segment(trt, whole.graph, profiles(whole.graph.dims), options, timing=self.timing)
+        ranges, held = profiles(whole.graph.dims), whole.held.__getitem__ if whole.held else None
+        plan, self.timing = build_segment(trt, whole.graph, ranges, options, timing=self.timing, baked=held)
         seconds = time.perf_counter() - start
         outputs = run_engine(trt, runtime, plan, whole.graph, whole.inputs, device)
         rows = []
@@ -164,7 +166,7 @@ def jobs_of(folder: Path, only: str) -> Iterator[Job]:
     for number, entry in enumerate(read_index(folder)):
         if only not in entry["name"]:
             continue
-        here = read(folder, number).graph.dims if entry["kind"] == "operation" else None
+        here = (entry["kind"], read(folder, number).graph.dims) if entry["kind"] in JOINED else None
         if group and (here is None or here != dims or len(group) == TOGETHER):
             yield tuple(group)
             group = []
