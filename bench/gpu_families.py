@@ -1,11 +1,12 @@
-"""Every family's tiny model on a real GPU: its engines' logits and greedy ids against the reference in float32.
+"""Every family's tiny model on a real GPU: its logits and greedy ids against the reference in float32.
 
-    python bench/gpu_families.py make FOLDER [SPEC ...]     here: bundles for sm90, and what `run` compares with
-    python bench/gpu_families.py run FOLDER OUT.json        where the GPU is; needs no PyTorch
-    python bench/gpu_families.py records OUT.json           here: the same as evidence, into docs/evidence/gpu
+    python bench/gpu_families.py make FOLDER PRECISION,... [SPEC ...]   here: bundles for sm90, and what to compare with
+    python bench/gpu_families.py run FOLDER OUT.json                    where the GPU is; needs no PyTorch
+    python bench/gpu_families.py records OUT.json                       here: as evidence, into docs/evidence/gpu
 
 The reference is the interpreter on the plain equations; in float16 its own error is the measure (a factor of at most 2
-is asked for). Greedy ids are those of the CPU engine in float32, which tests/families holds to the original's.
+is asked for), with low-bit weights the recipe's bound. Greedy ids are those of the CPU engine in float32, which
+tests/families holds to the original's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 TARGET, TOOLCHAIN = "sm90", "tensorrt-8.6"
-PRECISIONS = ("fp32", "fp16")
 NEW = 16
+BUILDERS, RUNNERS = 8, 6  # processes
+CACHE = 2048  # tokens of cache in each model: several share the device
 FACTOR = 2.0  # times the reference's own error in float16
 FP32 = 1e-3  # greatest absolute error of a float32 engine's output
 
 
-def make(folder: Path, names: list[str]) -> None:
+def make(folder: Path, precisions: list[str], names: list[str]) -> None:
     """A bundle for each spec and precision with its random weights inside, and expected.npz."""
     import compiler
     import runtime
+    from compiler.api import float_weights
+    from compiler.validate.emulate import random_ids
     from compiler.validate.expect import expect
     from specs.errors import SpecRTError
 
@@ -44,7 +49,7 @@ def make(folder: Path, names: list[str]) -> None:
         home = folder / path.stem
         home.mkdir(parents=True, exist_ok=True)
         plain = compiler.prepare(path, size="tiny", weights="random", precision="fp32")
-        weights = _weights(plain)
+        weights = float_weights(plain)
         expected = expect(plain, weights)
         halves = expect(plain, weights, expected.rows, graph=_in_float16(plain)).judged
         arrays: dict[str, Any] = {"output": np.array(expected.name)}
@@ -55,19 +60,14 @@ def make(folder: Path, names: list[str]) -> None:
                 for index, ids in enumerate(model.generate(expected.rows, max_new_tokens=NEW, stop=())):
                     arrays[f"g{index}"] = np.array(ids, np.int32)
         np.savez_compressed(home / "expected.npz", **arrays)
-        for precision in PRECISIONS:
+        calibration = random_ids(plain, home, seed=0)
+        for precision in precisions:
             try:
-                _bundle(path, precision, home / precision)
+                _bundle(path, precision, home / precision, calibration)
             except SpecRTError as error:
                 refused[f"{path.stem} {precision}"] = str(error)
                 print(f"{path.stem} {precision}: {error}", flush=True)
     (folder / "refused.json").write_text(json.dumps(refused, indent=1))
-
-
-def _weights(prepared: Any) -> Any:
-    from compiler.api import float_weights
-
-    return float_weights(prepared)
 
 
 def _in_float16(plain: Any) -> Any:
@@ -79,33 +79,44 @@ def _in_float16(plain: Any) -> Any:
     return run_passes(plain.built.graph, (*FUSION, assign_precision("fp16")))[0]
 
 
-def _bundle(path: Path, precision: str, out: Path) -> None:
+def _bundle(path: Path, precision: str, out: Path, calibration: Path) -> None:
     """As `compile`, whose random weights for a GPU would be made there, where nobody knows them."""
-    from dataclasses import replace
+    from compiler.api import compile_with, prepare, weights_of
 
-    from compiler.api import compile_with, prepare
-
-    prepared = prepare(path, size="tiny", weights="random", precision=precision, target=TARGET, toolchain=TOOLCHAIN)
-    compile_with(replace(prepared, request=replace(prepared.request, out=out)), _weights(prepared))
+    prepared = prepare(
+        path, size="tiny", weights="random", precision=precision, target=TARGET, toolchain=TOOLCHAIN, out=out,
+        calibration=calibration,
+    )  # fmt: skip
+    compile_with(prepared, weights_of(prepared))
 
 
 def run(folder: Path, out: Path) -> None:
-    """Build all engines, several at a time, then run each bundle; OUT is written after each."""
+    """Build all engines and run each bundle when its own are there, several at a time; OUT is written after each."""
     from gpu import where
 
-    bundles = sorted(path.parent for path in folder.glob("*/*/bundle.json") if path.parent.name in PRECISIONS)
+    bundles = sorted(path.parent for path in folder.glob("*/*/bundle.json") if path.parent.name != "cpu")
+    result: dict[str, Any] = {**where(), "cases": {}}
     start = time.perf_counter()
-    with ProcessPoolExecutor(8, get_context("spawn")) as pool:
-        built = dict(zip(bundles, pool.map(_build, bundles), strict=True))
-    result: dict[str, Any] = {**where(), "build seconds": round(time.perf_counter() - start, 1), "cases": {}}
-    for bundle in bundles:
-        key = f"{bundle.parent.name} {bundle.name}"
-        try:
-            result["cases"][key] = {"built": built[bundle], **(_one(bundle) if built[bundle] == "yes" else {})}
-        except Exception as error:  # noqa: BLE001 (one family must not hide the others; the text goes into the table)
-            result["cases"][key] = {"built": built[bundle], "failed": f"{type(error).__name__}: {error}"[:600]}
-        print(key, result["cases"][key], flush=True)
-        out.write_text(json.dumps(result, indent=1))
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(BUILDERS, spawn) as builders, ProcessPoolExecutor(RUNNERS, spawn) as runners:
+        building = {builders.submit(_build, bundle): bundle for bundle in bundles}
+        running: dict[Future[Any], Path] = {}
+        for built in as_completed(building):
+            bundle = building[built]
+            if built.result() == "yes":
+                running[runners.submit(_run, bundle)] = bundle
+            else:
+                result["cases"][_key(bundle)] = {"built": built.result()}
+        result["build seconds"] = round(time.perf_counter() - start, 1)
+        for ran in as_completed(running):
+            key = _key(running[ran])
+            result["cases"][key] = {"built": "yes", **ran.result()}
+            print(key, result["cases"][key], flush=True)
+            out.write_text(json.dumps(result, indent=1))
+
+
+def _key(bundle: Path) -> str:
+    return f"{bundle.parent.name} {bundle.name}"
 
 
 def _build(bundle: Path) -> str:
@@ -118,6 +129,13 @@ def _build(bundle: Path) -> str:
     return "yes"
 
 
+def _run(bundle: Path) -> dict[str, Any]:
+    try:
+        return _one(bundle)
+    except Exception as error:  # noqa: BLE001 (as above)
+        return {"failed": f"{type(error).__name__}: {error}"[:600]}
+
+
 def _one(bundle: Path) -> dict[str, Any]:
     import runtime
 
@@ -125,21 +143,35 @@ def _one(bundle: Path) -> dict[str, Any]:
     count = sum(name.startswith("p") for name in arrays)
     rows = [arrays[f"p{index}"].tolist() for index in range(count)]
     name = str(arrays["output"])
-    with runtime.load(bundle) as model:
+    with runtime.load(bundle, cache_tokens=CACHE) as model:
         found = [item[name] for item in model.forward(rows)]
-        error = max(float(np.abs(found[i] - arrays[f"r{i}"]).max()) for i in range(count))
-        theirs = max(float(np.abs(arrays[f"h{i}"] - arrays[f"r{i}"]).max()) for i in range(count))
-        result: dict[str, Any] = {"output": name, "error": error, "float16 error of the reference": theirs}
-        if "g0" in arrays:
-            new = model.generate(rows, max_new_tokens=NEW, stop=())
-            result["greedy equal"] = [new[i] == arrays[f"g{i}"].tolist() for i in range(count)]
-    limit = FP32 if bundle.name == "fp32" else FACTOR * theirs
-    result["within"] = error <= limit and (bundle.name != "fp32" or all(result.get("greedy equal", [True])))
-    return result
+        new = model.generate(rows, max_new_tokens=NEW, stop=()) if "g0" in arrays else []
+    wanted = [arrays[f"r{index}"] for index in range(count)]
+    theirs = max(float(np.abs(arrays[f"h{i}"] - wanted[i]).max()) for i in range(count))
+    result: dict[str, Any] = {"output": name, "float16 error of the reference": theirs}
+    result["error"] = max(float(np.abs(found[i] - wanted[i]).max()) for i in range(count))
+    result |= {"greedy equal": [new[i] == arrays[f"g{i}"].tolist() for i in range(count)]} if new else {}
+    return {**result, **_judged(bundle.name, result, found, wanted)}
+
+
+def _judged(precision: str, result: Mapping[str, Any], found: Sequence[Any], wanted: Sequence[Any]) -> dict[str, Any]:
+    """Whether a model is within its precision's limit, and what was measured against it."""
+    from compiler.validate.metrics import agreement
+    from specs.precision import load_recipe
+
+    recipe = load_recipe(precision)
+    if recipe.weights is None:
+        limit = FP32 if precision == "fp32" else FACTOR * result["float16 error of the reference"]
+        same = precision != "fp32" or all(result.get("greedy equal", [True]))
+        return {"limit": limit, "within": result["error"] <= limit and same}
+    numbers = agreement([np.atleast_2d(x) for x in found], [np.atleast_2d(x) for x in wanted])
+    kind = "mean_kl" if result["output"] == "logits" else "relative"  # as the report judges
+    limit, got = getattr(recipe.bound, kind), getattr(numbers, kind)
+    return {kind: got, "relative": numbers.relative, "limit": limit, "within": bool(got <= limit)}
 
 
 def records(found: Path) -> None:
-    """One record of `executed` for each case that is within its limit, beside the whole result."""
+    """One record of `executed` for each case within its limit; what was run before and not this time stays."""
     from compiler.validate.records import digest
     from specs.precision import load_recipe
 
@@ -150,9 +182,11 @@ def records(found: Path) -> None:
         if not case.get("within"):
             continue
         text = f"{result['gpu']}: `{case['output']}` of the tiny size off by {case['error']:.2g} at most"
-        text += (
-            f" (the reference in float16: {case['float16 error of the reference']:.2g})" if precision == "fp16" else ""
-        )
+        if precision == "fp16":
+            text += f" (the reference in float16: {case['float16 error of the reference']:.2g})"
+        elif "relative" in case:
+            text += f", {case['relative']:.2g} of its size"
+            text += f", mean KL {case['mean_kl']:.2g}" if "mean_kl" in case else ""
         text += ", greedy ids equal" if all(case.get("greedy equal", [False])) else ""
         entries.append(
             {
@@ -163,14 +197,18 @@ def records(found: Path) -> None:
             }
         )  # fmt: skip
     path = ROOT / "docs" / "evidence" / "gpu" / "families-h200.json"
-    path.write_text(json.dumps({**result, "records": entries}, indent=1) + "\n")
+    before = json.loads(path.read_text()) if path.is_file() else {"cases": {}, "records": []}
+    cases = {key: case for key, case in before["cases"].items() if key not in result["cases"]}
+    kept = [entry for entry in before["records"] if f"{entry['model']} {entry['precision']}" in cases]
+    document = {**result, "cases": {**cases, **result["cases"]}, "records": [*kept, *entries]}
+    path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"{len(entries)} of {len(result['cases'])} cases are within their limits; wrote {path}")
 
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     if command == "make":
-        make(Path(rest[0]), rest[1:])
+        make(Path(rest[0]), rest[1].split(","), rest[2:])
     elif command == "run":
         run(Path(rest[0]), Path(rest[1]))
     else:

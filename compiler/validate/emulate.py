@@ -59,7 +59,7 @@ def emulate(
             with tempfile.TemporaryDirectory(prefix="specrt-validate-") as folder:
                 options = subject.options() | {"precision": precision, "out": Path(folder) / "bundle"}
                 if subject.rows is None or subject.calibration is not None:
-                    options["calibration"] = subject.calibration or _random_ids(plain, Path(folder), subject.seed)
+                    options["calibration"] = subject.calibration or random_ids(plain, Path(folder), subject.seed)
                 bundle = compile_prepared(prepare(subject.source, **options))
                 model = runtime.load(bundle, verify=False, threads=threads)
                 results = [model.forward([row])[0] for row in rows]
@@ -72,7 +72,7 @@ def emulate(
             yield precision, {**numbers, "profile": profile}
 
 
-def _random_ids(plain: Prepared, folder: Path, seed: int) -> Path:
+def random_ids(plain: Prepared, folder: Path, seed: int) -> Path:
     """Something to calibrate a random model on: other ids than those that it is judged on, marked in each window."""
     length = min(512, plain.limits.sequence)  # as recipes cut it
     windows = reference.random_rows(int(plain.source.config["vocab"]), [length] * WINDOWS, seed + 1)
