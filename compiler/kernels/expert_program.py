@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch, power
 from compiler.kernels.expert_source import Group, Tile, grouped, tile_of
-from compiler.kernels.row_source import RefusedError, aliases
+from compiler.kernels.row_source import ELEMENTWISE, RefusedError, aliases
 from compiler.kernels.rows import BYTES, Call, Program
 
 PRODUCT = "gather_matmul"
@@ -33,6 +33,8 @@ def expert_equations(equations: Sequence[Equation]) -> dict[str, str]:
     owner: dict[str, str] = {}
     for choice in {equation.values[2].name for equation in equations if equation.op == PRODUCT}:
         products = [eq for eq in equations if eq.op == PRODUCT and eq.values[2].name == choice]
+        if any((made.get(eq.values[1].name) or eq).op not in (PRODUCT, "weight") for eq in products):
+            continue  # of matrices that are not stored as the product takes them
         below = _closure(products, lambda eq: [user for value in eq.results for user in readers.get(value.name, ())])
         above = _closure(products, lambda eq: [made[value.name] for value in eq.values if value.name in made])
         inside = below & above
@@ -132,7 +134,7 @@ class _Maker:
                 parts[-1].products.append(equation)
             elif equation.op == "matmul":
                 sums.append(equation)
-            elif not parts or sums:
+            elif not parts or sums or equation.op not in (*ELEMENTWISE, "gather"):
                 raise RefusedError(f"`{equation.op}` beside experts")
             else:
                 (parts[-1].biases if equation.op == "gather" else parts[-1].following).append(equation)

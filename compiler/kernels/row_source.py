@@ -31,6 +31,7 @@ _BINARY = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
     "minimum": "tl.minimum({0}, {1})", "maximum": "tl.maximum({0}, {1})",
 }  # fmt: skip
+ELEMENTWISE = (*_UNARY, *_BINARY, "gelu")  # what works on a number at a time, in tiles of any shape
 # What `quantize` does behind the division (compiler/ir/formats.py). In float32, 1.5 2^23 has no bits below 1: adding it
 # rounds to whole numbers, ties to even; E4M3 is rounded to when it is stored.
 _CODES = {
@@ -94,23 +95,25 @@ class RowSource:
 
     def equation(self, equation: Equation) -> None:
         """Compute one equation of rows that are loaded. Raises RefusedError for what has no rule here."""
-        result = equation.result
         if equation.op in ("rms_norm", "layer_norm"):
             self._norm(equation)
         elif equation.op == "row_scale":
             self._row_scale(equation)
         elif equation.op == "quantize":
             self._quantize(equation)
-        elif equation.op == "gelu":
-            text = _GELU_TANH if equation.attr["approximate"] else _GELU
-            self._define(result, text.format(self.read(equation.args[0])), rounded=True)
-        elif equation.op in _UNARY:
-            self._define(result, _UNARY[equation.op].format(self.read(equation.args[0])), rounded=True)
-        elif equation.op in _BINARY:
-            operands = [self.read(arg) for arg in equation.args]
-            self._define(result, _BINARY[equation.op].format(*operands), rounded=True)
+        elif equation.op in ELEMENTWISE:
+            self._elementwise(equation)
         else:
             raise RefusedError(f"`{equation.op}` has no rule for rows")
+
+    def _elementwise(self, equation: Equation) -> None:
+        operands = [self.read(arg) for arg in equation.args]
+        self._alike(equation)
+        if equation.op == "gelu":
+            text = _GELU_TANH if equation.attr["approximate"] else _GELU
+        else:
+            text = _UNARY[equation.op] if equation.op in _UNARY else _BINARY[equation.op]
+        self._define(equation.result, text.format(*operands), rounded=True)
 
     def read(self, arg: Arg) -> str:
         """An operand as text."""
@@ -130,9 +133,20 @@ class RowSource:
         self.lines.append(f"{name} = ({text}){_ROUND[dtype] if rounded else ''}")
         self.names[value.name] = name
 
+    def _alike(self, equation: Equation) -> None:
+        """Operands have a number for each of the result's, or one a row. Raises RefusedError for other broadcasts."""
+        columns = self.columns(equation.result)
+        for value in equation.values:
+            if self.columns(value) not in (columns, 1) and value.name not in self.single:
+                raise RefusedError(f"`{equation.op}` of rows of {self.columns(value)} and {columns}")
+
     def _norm(self, equation: Equation) -> None:
         x, result = self.read(equation.args[0]), equation.result
         columns = self.columns(result)
+        if int(result.type.shape[-1]) != columns:
+            self._norm_of_heads(equation, int(result.type.shape[-1]))
+            return
+        self._alike(equation)
         _, ok = self.span(columns)
         if equation.op == "layer_norm":
             centred = f"c{len(self.lines)}"
@@ -143,6 +157,23 @@ class RowSource:
         for arg, sign in zip(equation.args[1:], "*+"):  # noqa: B905 - the bias may be left out
             if arg is not None:
                 self._define(result, f"{self.names[result.name]} {sign} {self.read(arg)}", rounded=True)
+
+    def _norm_of_heads(self, equation: Equation, dim: int) -> None:
+        """A norm of each head of a row: as [heads, dim], where the heads behind the last are zeros."""
+        result, columns, number = equation.result, self.columns(equation.result), len(self.lines)
+        if dim != power(dim):
+            raise RefusedError(f"norms of {dim} of {columns} columns")
+        self.span(columns)
+        self.lines.append(f"h{number} = tl.reshape({self.read(equation.args[0])}, [{power(columns) // dim}, {dim}])")
+        if equation.op == "layer_norm":
+            self.lines.append(f"h{number} = h{number} - tl.sum(h{number}, 1)[:, None] / {dim}")
+        square = f"tl.sum(h{number} * h{number}, 1)[:, None] / {dim} + {equation.attr['eps']!r}"
+        rounding = _ROUND[result.type.dtype]
+        self.lines.append(f"h{number} = (h{number} * tl.rsqrt({square})){rounding}")
+        for arg, sign in zip(equation.args[1:], "*+"):  # noqa: B905 - the bias may be left out
+            if arg is not None:
+                self.lines.append(f"h{number} = (h{number} {sign} {self.read(arg)}[None, :]){rounding}")
+        self._define(result, f"tl.reshape(h{number}, [{power(columns)}])")
 
     def _row_scale(self, equation: Equation) -> None:
         (x,), result = equation.values, equation.result

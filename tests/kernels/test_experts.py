@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,14 +10,18 @@ from compiler.ir.interpreter import run as interpret
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.parser import parse
 from compiler.ir.verify import verify
-from compiler.kernels.build import SHARED, build, load
+from compiler.kernels.build import SHARED, build
 from compiler.kernels.expert_program import expert_equations, expert_program
 from compiler.kernels.row_source import RefusedError
 from compiler.lower.partition import partition
 from compiler.lower.segments import engine_segment
+from compiler.lower.tensorrt.cut import cut
 from compiler.passes.unroll import unroll
 from tests.conformance.tolerances import tolerance
 from tests.golden_errors import ROOT
+from tests.kernels.execute import execute
+from tests.kernels.test_low_bit import SM90, off
+from tests.tensorrt.driver import Values, interpreted, packed, run_plan, states_of
 from tests.tensorrt.models import tiny
 
 GATED = """graph experts(%x: f16[T,32], %gate: f16[4,48,32], %up: f16[4,48,32], %down: f16[4,32,48], %chosen: i32[T,2],
@@ -47,27 +49,6 @@ def parts_of(graph: Graph) -> list[Graph]:
     return [engine_segment(piece.graph).graph for piece in pieces if piece.kind == "step"]
 
 
-def execute(graph: Graph, rows: int, inputs: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
-    program = expert_program(graph, rows)
-    memory = dict(inputs)
-    for port, value in graph.outputs:
-        shape = [tokens if isinstance(dim, str) else dim for dim in value.type.shape]
-        memory[port] = torch.full(shape, torch.nan, dtype=torch_dtype(value.type.dtype))
-    for call in program.calls:
-        values: dict[str, Any] = {"count": tokens}
-        for name, dtype in call.launch.arguments:
-            if name in call.places:
-                place, kind = call.places[name], torch_dtype(dtype)
-                if place not in memory:
-                    empty = torch.nan if kind.is_floating_point else -7
-                    memory[place] = torch.full((rows * program.temps[place] // kind.itemsize,), empty, dtype=kind)
-                values[name] = memory[place]
-        tiles = -(-tokens // call.tile)
-        grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
-        load(call.launch)[grid](*(values[name] for name, _ in call.launch.arguments), **call.launch.constants)
-    return {port: memory[port] for port, _ in graph.outputs}
-
-
 def check(graph: Graph, rows: int = 16, tokens: int = 5, chosen: torch.Tensor | None = None) -> None:
     verify(graph)
     generator = torch.Generator().manual_seed(5)
@@ -82,7 +63,7 @@ def check(graph: Graph, rows: int = 16, tokens: int = 5, chosen: torch.Tensor | 
             scale = shape[-1] ** -0.5 if isinstance(value.type.shape[0], int) else 1.0
             inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
     expected = interpret(graph, inputs, {}.__getitem__, {})
-    for port, found in execute(graph, rows, inputs, tokens).items():
+    for port, found in execute(graph, inputs, rows).items():
         dtype = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[found.dtype]
         bound = tolerance("matmul", dtype)
         difference = (found.double() - expected[port].double()).abs()
@@ -111,7 +92,7 @@ def test_choices_of_rows_that_nobody_reads_may_be_anything() -> None:
     inputs = {value.name: torch.zeros([tokens if dim == "T" else dim for dim in value.type.shape],
                                       dtype=torch_dtype(value.type.dtype)) for value in graph.inputs}  # fmt: skip
     inputs["chosen"] = torch.tensor([[0, 1], [-9, 7], [1 << 30, 2], [3, 0], [-(1 << 31), 1], [2, 2]], dtype=torch.int32)
-    assert (execute(graph, 16, inputs, tokens)["y"] == 0).all()
+    assert (execute(graph, inputs, 16)["y"] == 0).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -126,7 +107,7 @@ def test_experts_of_models(name: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("silu(%g)", "softmax(%g)", "`softmax` has no rule"),
+        ("silu(%g)", "softmax(%g)", "`softmax` beside experts"),
         ("gather_matmul(%row, %up, %chosen)", "gather_matmul(%row, %other, %chosen)", "matrices of several shapes"),
     ],
 )
@@ -134,6 +115,40 @@ def test_what_has_no_rule_is_refused(old: str, new: str, why: str) -> None:
     text = GATED.replace(old, new).replace("%weights:", "%other: f16[5,48,32], %weights:")
     with pytest.raises(RefusedError, match=why):
         expert_program(parse(text), 16)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_plan_has_the_experts_as_programs(name: str) -> None:
+    """Logits of the whole plan, experts by their kernels, against experts in engines: prompts, then decoding."""
+    model = tiny(ROOT / "specs" / "models" / f"{name}.yaml", "fp32")
+    pieces = cut(model.graph, kernels=SM90)
+    engines = {step.file for step in pieces.steps if step.kind == "engine"}
+    programs = [step for step in pieces.steps if step.kind == "program"]
+    assert programs
+    for segment in pieces.segments.values():
+        assert (segment.file in engines) != any(eq.op == "gather_matmul" for eq in segment.graph.equations)
+    weights = {key: tensor.make(model.weights) for key, tensor in pieces.tensors.items()}
+
+    def program(graph: Graph, inputs: Values) -> dict[str, torch.Tensor]:
+        return execute(graph, dict(inputs), 16)
+
+    plain, states = cut(model.graph), [states_of(pieces.graph) for _ in range(2)]
+    for past, new in (([0, 0], [1, 4]), ([1, 4], [1, 1])):
+        batch = packed(pieces.graph, past, new)
+        got = run_plan(pieces, batch, weights, states[0], interpreted, program)["logits"]
+        assert off(got, run_plan(plain, batch, weights, states[1], interpreted)["logits"]) < 1e-5
+
+
+def test_matrices_that_are_made_in_the_graph_stay_with_their_engine() -> None:
+    made = "  %made: f16[4,48,32] = mul(%gate, 2.0)\n  %row:"
+    text = GATED.replace("  %row:", made, 1).replace("%row, %gate", "%row, %made")
+    assert expert_equations(parse(text).equations) == {}
+    assert len(expert_equations(parse(GATED).equations)) == len(parse(GATED).equations)
+
+
+def test_baked_engines_keep_their_experts() -> None:
+    graph = tiny(ROOT / "specs" / "models" / "mixtral.yaml", "fp16").graph
+    assert {step.kind for step in cut(graph, baked=True, kernels=SM90).steps} == {"engine", "kernel"}
 
 
 def test_kernels_compile_for_every_architecture() -> None:

@@ -89,7 +89,7 @@ def test_several_norms_in_one_group() -> None:
     }""")
 
 
-@pytest.mark.parametrize("name", ["bloom", "chatglm", "gemma2", "gptj", "phi"])
+@pytest.mark.parametrize("name", ["bloom", "chatglm", "gemma2", "gptj", "phi", "qwen3"])
 def test_segments_of_models(name: str) -> None:
     """Every segment that has a program: other norms, biases, activations and wirings than above."""
     made = 0
@@ -107,6 +107,17 @@ def test_more_rows_than_a_tile_has() -> None:
     check(SEGMENT, rows=1024, tokens=150)
 
 
+@pytest.mark.parametrize("heads", [2, 3])
+def test_norms_of_heads(heads: int) -> None:
+    check(f"""graph segment(%x: f16[T,{heads * 16}], %w: f16[16], %b: f16[16]) {{
+      dim T in 1..8..64
+      %heads: f16[T,{heads},16] = reshape(%x) {{shape = ("T", {heads}, 16)}}
+      %first: f16[T,{heads},16] = rms_norm(%heads, %w) {{eps = 1e-05}}
+      %second: f16[T,{heads},16] = layer_norm(%first, %w, %b) {{eps = 1e-05}}
+      return first = %first, second = %second
+    }}""")
+
+
 def test_functions() -> None:
     lines = [f"%y{i}: f16[T,24] = {text.split()[0]}(%x) {text.partition(' ')[2]}" for i, text in enumerate(UNARY)]
     outputs = ", ".join(f"y{i} = %y{i}" for i in range(len(UNARY)))
@@ -118,9 +129,15 @@ def test_functions() -> None:
     [
         ("%y: f16[T,16] = matmul(%x, %x2) {transpose_b = true}", "two activations"),
         ("%y: f16[T,16] = softmax(%x)", "softmax"),
+        (
+            '%h: f16[T,4,4] = reshape(%x) {shape = ("T", 4, 4)}\n  %y: f16[T,4,4] = mul(%h, %w)',
+            "rows of 4 and 16",
+        ),
     ],
 )
 def test_what_has_no_rule_is_refused(line: str, why: str) -> None:
-    text = f"graph g(%x: f16[T,16], %x2: f16[T,16]) {{\n  dim T in 16..16..16\n  {line}\n  return y = %y\n}}"
+    text = (
+        f"graph g(%x: f16[T,16], %x2: f16[T,16], %w: f16[4]) {{\n  dim T in 16..16..16\n  {line}\n  return y = %y\n}}"
+    )
     with pytest.raises(RefusedError, match=why):
         program_of(parse(text), 16, 90)

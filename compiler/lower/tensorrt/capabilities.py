@@ -56,7 +56,10 @@ _RMS = Decompose("x / sqrt(mean(x^2) + eps), in float32, rounded to the operand'
 _LAYER = Decompose("(x - mean) / sqrt(var + eps), in float32, rounded to the operand's type, times weight, plus bias")
 _ATTENTION = Decompose("products, mask and softmax, the scores in float32")
 _OVER_CACHE = Decompose("products, mask and softmax over the whole cache in float32: softcap, or values of other width")
-_EXPERTS = Decompose("every row times every expert, then the chosen: right, and as slow as if all were chosen")
+_EXPERTS = Decompose(
+    "a program of kernels: rows sorted by expert, each times its own; with `weights: baked`, and what kernels do not "
+    "know: every row times every expert, then the chosen"
+)
 _CODES = Emit("a power of two is the layer's scale, what is left of ours is multiplied with the product")
 _PAIRS = Decompose("slices, products with cos and sin in float32, concatenation")
 

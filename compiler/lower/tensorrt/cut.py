@@ -1,7 +1,8 @@
 """Cuts a finished graph for a GPU: engine segments, attention kernels between them, and tensors to store.
 
 A segment with a product that the toolchain leaves to kernels is a program of kernels as a whole, or, where it has
-something that those do not know, is cut again: each such product is a program, what is between them engines.
+something that those do not know, is cut again: each such product is a program, what is between them engines. So are
+experts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from compiler.ir.core import Graph, Value
 from compiler.ir.formats import HALF_BYTES
 from compiler.lower.attention_step import BACKEND, AttentionStep, attention_steps
+from compiler.lower.expert_steps import expert_owners
 from compiler.lower.layouts import COLUMNS, PAIRS, WORDS
 from compiler.lower.low_bit import KernelSteps, LowBitProduct, low_bit_products, with_row_scales
 from compiler.lower.partition import Segment, partition
@@ -57,7 +59,7 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
         if part.kind == "step":
             steps.append(_kernel(part.graph, attention).step(stored, states))
             continue
-        for piece in _pieces(part, kernels):
+        for piece in _pieces(part, kernels, baked):
             segment = engine_segment(piece.graph, baked=baked and piece.kind != PROGRAM)
             shared = segments.setdefault(segment.digest, segment)
             step = _engine_step(segment, shared)
@@ -72,16 +74,17 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
     return Cut(whole, tuple(steps), segments, used, _values(whole, steps))
 
 
-def _pieces(part: Segment, kernels: KernelSteps | None) -> Iterator[Segment]:
+def _pieces(part: Segment, kernels: KernelSteps | None, baked: bool) -> Iterator[Segment]:
     """A segment as it is, as a program, or cut again."""
     products = [] if kernels is None else kernels.of(part.graph.equations)
-    if kernels is None or not products:
+    owner = {} if kernels is None or baked else expert_owners(part.graph, kernels)
+    if kernels is None or not (products or owner):
         yield part
         return
-    if kernels.refuse(engine_segment(part.graph).graph) is None:
+    if products and kernels.refuse(engine_segment(part.graph).graph) is None:
         yield Segment(PROGRAM, part.graph)
         return
-    owner = {equation.result.name: product.owner for product in products for equation in product.equations}
+    owner |= {equation.result.name: product.owner for product in products for equation in product.equations}
     for piece in partition(part.graph, lambda equation: owner.get(equation.results[0].name)):
         if piece.kind == "step" and (reason := kernels.refuse(engine_segment(piece.graph).graph)) is not None:
             raise _no_kernel(products, piece, reason)
