@@ -64,14 +64,17 @@ def native(line: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found))
 
 
-def low_bit(path: Path, recipe: str, base: str) -> LowBit:
-    """A small model of a spec, quantized; linears whose blocks TensorRT has no layers for stay as they are."""
-    model = tiny(path, base, wide=True)
+def low_bit(path: Path, recipe: str, base: str, *, one_engine: bool = False) -> LowBit:
+    """A small model of a spec, quantized; linears whose blocks TensorRT has no layers for stay as they are.
+
+    `one_engine`: with TensorRT's own attention and cache.
+    """
+    model = tiny(path, base, wide=True, native=one_engine)
     plans: list[QuantizationPlan] = []
 
     def run(*overrides: Override) -> Graph:
         change = quantize(load_recipe(recipe), overrides, plans.append)
-        return run_passes(model.built.graph, pipeline(model.role, base, "sm90", (change,)))[0]
+        return run_passes(model.built.graph, pipeline(model.role, base, "sm90", (change,), native=one_engine))[0]
 
     graph = run()
     kept = tuple(name.removesuffix(".weight") for name, linear in plans[0].linears.items() if not _taken(linear))

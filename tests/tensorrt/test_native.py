@@ -27,14 +27,18 @@ from runtime.engine import Engine
 from runtime.executable import PACKED
 from runtime.request import Request
 from tests.golden_errors import ROOT, check_raises
+from tests.precision.test_families import EMULATED, OWN_ROUNDING
 from tests.tensorrt import recorder
+from tests.tensorrt.low_bit import low_bit, native
 from tests.tensorrt.models import SPECS, Tiny, tiny
-from tests.tensorrt.native import SLOTS, Recorded
+from tests.tensorrt.native import SLOTS, Interpreted, Recorded
 from tests.tensorrt.recorder.api import api
 from tests.tensorrt.test_contract import MODEL, UNIT, close
+from tests.tensorrt.test_quantized import EXACT
 
 ENCODERS = {"bert", "roberta"}
 DECODERS = [path for path in SPECS if path.stem not in ENCODERS]
+LLAMA = next(path for path in SPECS if path.stem == "llama")
 VERSIONS = ("10.16.1", "11.4.0")
 PROMPTS, NEW = ([3, 14, 15, 92, 65, 35, 89], [27, 18], [1, 61, 80, 33, 9]), 4
 # Each family once in float32, where ids must agree, and once in 16 bits; one family in everything.
@@ -55,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 def served(model: Tiny, version: str) -> tuple[list[Request], Recorded]:
     """The prompts with new tokens each: the third waits until a slot is free, and long ones are cut."""
-    executable = Recorded(model, version)
+    executable = Recorded(model.graph, model.weights, version)
     verify(executable.segment.graph)
     assert parse(str(executable.segment.graph)) == executable.segment.graph
     names = [value.name for value in model.graph.inputs]
@@ -102,16 +106,37 @@ def test_generates_what_the_model_says(path: Path, precision: str, version: str)
 @pytest.mark.parametrize("precision", list(UNIT))
 def test_logits(precision: str, version: str) -> None:
     """Of all tokens of a prompt, for one family in every precision and version."""
-    model = tiny(next(path for path in SPECS if path.stem == "llama"), precision, native=True)
-    executable = Recorded(model, version)
+    model = tiny(LLAMA, precision, native=True)
+    executable = Recorded(model.graph, model.weights, version)
     engine = Engine(executable, max_batch=SLOTS, max_sequence=64, vocab=160, step_tokens=4)
-    requests = [engine.submit_logits(prompt) for prompt in PROMPTS]
-    while engine.busy:
-        engine.step()
+    requests = logits_of(engine)
     for prompt, request in zip(PROMPTS, requests, strict=True):
         request.tokens = [*prompt, 0]
         expected = reference(model, request)
         close(torch.from_numpy(request.logits), expected, MODEL * UNIT[precision], "logits")
+
+
+def logits_of(engine: Engine) -> list[Request]:
+    """The logits of all tokens of the prompts."""
+    requests = [engine.submit_logits(prompt) for prompt in PROMPTS]
+    while engine.busy:
+        engine.step()
+    return requests
+
+
+@pytest.mark.parametrize("recipe", sorted({recipe for recipe, _ in native("tensorrt-11.4")}))
+def test_quantized_products_are_in_the_engine_too(recipe: str) -> None:
+    """Where the toolchain's file calls them native; in float32, against the meaning of the IR on the same codes."""
+    model = low_bit(LLAMA, recipe, "fp32", one_engine=True)
+    recorded = Recorded(model.graph, model.weights, "11.4.0", baked=model.baked)
+    meant = Interpreted(model.graph, model.weights, baked=model.baked)
+    both = [Engine(one, max_batch=SLOTS, max_sequence=64, vocab=160, step_tokens=4) for one in (recorded, meant)]
+    for got, expected in zip(*(logits_of(engine) for engine in both), strict=True):
+        rows, wanted = (torch.from_numpy(request.logits) for request in (got, expected))
+        # most rows but for the order of sums, a code on a tie moves one by the recipe's own error
+        each = (rows - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert each.median() <= EXACT
+        assert each.max() <= EMULATED.get(recipe, OWN_ROUNDING.get(recipe, 1e-4))
 
 
 # -- the bundle -------------------------------------------------------------------------------------------------------
@@ -166,7 +191,10 @@ def test_what_is_refused(deployment: Path) -> None:
     text = deployment.read_text().replace("precision: bf16", "size: base").replace("checkpoint:", "model:")
     deployment.write_text(text.replace(str(ROOT / "demo" / "tiny-llama"), str(ROOT / "specs" / "models" / "bert.yaml")))
     check_raises("LOWER-038", compiler.prepare, deployment)
-    check_raises("LOWER-038-quantized", check_native, "decoder", "llama", True, None)
+    text = DEPLOYMENT.format(demo=ROOT / "demo" / "tiny-llama")
+    deployment.write_text(text.replace("bf16", "w8a16"))
+    check_raises("LOWER-038-kernels", compiler.compile, deployment, out=deployment.parent / "bundle")
+    check_raises("LOWER-038-cache", check_native, "decoder", "llama", "int8", None)
 
 
 def test_explained(deployment: Path) -> None:

@@ -19,7 +19,7 @@ from compiler.lower.stored_weights import decided_by_weights
 from compiler.lower.tensorrt.capabilities import verdict
 from compiler.lower.tensorrt.cut import Cut, cut
 from compiler.lower.tensorrt.dialects import dialect
-from compiler.lower.tensorrt.native import native_profiles
+from compiler.lower.tensorrt.native import check_products, native_profiles
 from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.weights_file import write_weights
@@ -83,10 +83,15 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
 
 
 def plan_of(graph: Graph, options: BuildOptions, architecture: int) -> tuple[Cut, Plan]:
-    """The pieces of a graph and their plan, weights not yet in files; raises SpecRTError LOWER-001, LOWER-039."""
+    """The pieces of a graph and their plan, weights not yet in files.
+
+    Raises SpecRTError LOWER-001, LOWER-038, LOWER-039.
+    """
     graph = bounded(graph)
     check(graph, judge_of(graph, options, architecture), options.toolchain)
     kernels = KernelSteps(options.toolchain, architecture)
+    if options.native:
+        check_products(kernels.of(walk(graph.equations)), options.toolchain)
     pieces = cut(graph, baked=options.weights == "baked", kernels=kernels)
     random = random_weights(pieces.graph)
     weights = {

@@ -9,19 +9,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from compiler.ir.types import Sym
+from compiler.lower.low_bit import LowBitProduct
 from compiler.lower.tensorrt.network import ENDS
 from specs.errors import SpecRTError, Where
 
 
-def check_native(role: str, name: str, quantized: bool, where: Where | None) -> None:
-    """Raise SpecRTError LOWER-038 for a model that has no cache, or whose products are no layers of TensorRT yet."""
+def check_native(role: str, name: str, kv_cache: str | None, where: Where | None) -> None:
+    """Raise SpecRTError LOWER-038 for a model that has no cache, or a cache in a type that TensorRT's has not."""
     if role != "decoder":
         message = f"`attention: native` is for decoders; `{name}` is an encoder, without a cache"
         raise SpecRTError("LOWER-038", message, hint="leave `attention` out: an encoder is one engine in any case")
-    if quantized:
-        message = "`attention: native` does not go with a precision that quantizes weights or the KV cache"
-        hint = "leave `attention` out, or compile for fp32, fp16 or bf16"
+    if kv_cache is not None:
+        message = f"`attention: native` keeps keys and values in the precision's own type, not in {kv_cache}"
+        hint = "leave `attention` out, or the type of the cache"
         raise SpecRTError("LOWER-038", message, where=where, hint=hint)
+
+
+def check_products(products: Sequence[LowBitProduct], toolchain: str) -> None:
+    """Raise SpecRTError LOWER-038 where products are left to kernels of ours: those would be steps between engines."""
+    if products:
+        first = products[0].product
+        message = f"`attention: native` is one engine, and {toolchain} leaves %{first.result.name} to a kernel"
+        hint = "leave `attention` out, or choose a precision that is native there: `specrt validate` shows which"
+        raise SpecRTError("LOWER-038", message, where=first.where, hint=hint)
 
 
 def native_profiles(dims: Sequence[Sym], ends: Sequence[int] = ENDS[1:]) -> tuple[tuple[Sym, ...], ...]:
