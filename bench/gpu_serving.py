@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COUNT = 256  # requests that arrive
 LONGEST, MOST_NEW = 300, 128  # tokens of a prompt, new ones
 PRESSURE = 2.0  # how much faster requests arrive than fixed batches get them done
+KINDS = {"w": "product", "chosen": "order", "slots": "experts", "results": "combine"}  # of a launch, by an argument
 SAMPLE = 10.0  # seconds between two looks at the memory of a soak
 KNOWN = 16  # requests of a soak whose ids are known and compared whenever they come
 
@@ -176,16 +177,21 @@ def memcheck(bundle: Path, out: Path) -> None:
     from runtime.model import Model
 
     opened = Bundle.open(bundle)
+    limits = opened.limits
     result: dict[str, Any] = about(opened)
-    executable = CUDAExecutable(opened, tokens=512, cache_tokens=8192, graphs=False)
+    cache, tokens = min(8192, limits.max_batch * limits.max_sequence), min(512, opened.program.dims["T"][2])
+    executable = CUDAExecutable(opened, tokens=tokens, cache_tokens=cache, graphs=False)
     launched: dict[str, int] = {}
-    with Model(opened, executable, step_tokens=512) as model:
+    with Model(opened, executable, step_tokens=tokens) as model:
         _count_launches(executable, launched)
-        asked = [Asked(one.prompt, 3) for one in mixed(model.vocab, min(20, model.limits.max_batch), seed=4)]
-        asked[0] = Asked(list(range(min(900, model.limits.max_sequence - 4))), 4)  # long: the keys are cut often
+        longest = min(900, limits.max_sequence - 4)
+        asked = [Asked(one.prompt[:longest], 3) for one in mixed(model.vocab, min(20, limits.max_batch), seed=4)]
+        asked[0] = Asked([at % model.vocab for at in range(longest)], 4)  # long: the keys are cut often
         rows = [one.prompt[:60] for one in asked[:3]]
+        ways: Any = executable.graphs
+        ways._way = lambda *_: "engine"
         engines = model.logits(rows)
-        _prefer_rows(executable)
+        ways._way = lambda *_: "rows"
         kernels = model.logits(rows)
         result["greatest difference"] = max(
             float(np.abs(a - b).max()) for a, b in zip(engines, kernels, strict=True)
@@ -197,22 +203,8 @@ def memcheck(bundle: Path, out: Path) -> None:
     print(json.dumps(result), flush=True)
 
 
-def _prefer_rows(executable: Any) -> None:
-    """Take the kernels for few rows in place of engines wherever a call is small enough for them."""
-    ways = executable._ways
-
-    def step(plain: Any, few: Any) -> Any:
-        def enqueue(call: Any) -> None:
-            fitting = [rows for rows in few if rows >= call.dims["T"]]
-            (few[min(fitting)] if fitting else plain)(call)
-
-        return enqueue
-
-    executable._ways = replace(ways, plain=[step(*pair) for pair in zip(ways.plain, ways.few, strict=True)])
-
-
 def _count_launches(executable: Any, launched: dict[str, int]) -> None:
-    """Count the launches of each kernel, by the number of its function among those of the bundle."""
+    """Count the launches of each kernel of the bundle."""
     device = executable.device
     launch = device.launch
     kernels = executable._kernels
@@ -221,7 +213,8 @@ def _count_launches(executable: Any, launched: dict[str, int]) -> None:
     for sizes in kernels.programs.values():
         for size, program in sizes.items():
             for call in program.calls:
-                names[id(call.kernel.function)] = f"rows.{size}.{'product' if 'w' in call.places else 'rows'}"
+                kind = next((what for argument, what in KINDS.items() if argument in call.places), "rows")
+                names[id(call.kernel.function)] = f"{kind}.{size}"
 
     def counted(function: Any, *rest: Any) -> None:
         name = names.get(id(function), "other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -17,6 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import gpu_serving
 import report
 import shapes
+from compiler import benchmark
+from compiler.api import compile_with, prepare, weights_of
+from tests.golden_errors import ROOT
+from tests.runtime.cuda.emulated import gpu  # noqa: F401 - a fixture
 from tests.runtime.fake import decoder, dense_greedy
 from worker import EngineError, Worker
 
@@ -113,3 +118,18 @@ def test_mixed_requests_are_short_and_long() -> None:
     assert max(lengths) > 200
     assert {8, gpu_serving.MOST_NEW} <= {one.new for one in gpu_serving.mixed(100, 2000)}
     assert asked == gpu_serving.mixed(100, 200)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_memcheck_launches_every_kind_of_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "gpu", lambda: {"gpu": "Emulated"})
+    prepared = prepare(
+        ROOT / "specs" / "models" / "mixtral.yaml", size="tiny", weights="random", max_sequence=24, max_batch=2,
+        precision="fp16", target="sm90", toolchain="tensorrt-8.6", out=tmp_path / "bundle",
+    )  # fmt: skip
+    gpu_serving.memcheck(compile_with(prepared, weights_of(prepared)), tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["greatest difference"] < 0.05  # float16, other sums
+    kinds = {name.rstrip("0123456789.") for name in found["launches"]}
+    wanted = {"attention.append", "attention.decode", "attention.prefill", "order", "experts", "combine", "product"}
+    assert kinds == {*wanted, "rows", "choose"}
