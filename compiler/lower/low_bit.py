@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.row_source import RefusedError
+from compiler.lower.capability import Judge, Unsupported
 from compiler.passes.join_codes import RowScales
 from compiler.passes.rewrite import Names
 from specs.hardware import Operands, load_toolchain, product_of
@@ -37,15 +38,21 @@ class LowBitProduct:
 
 @dataclass(frozen=True)
 class KernelSteps:
-    """Which products a toolchain leaves to kernels on an architecture (90 is sm_90)."""
+    """Which products a toolchain leaves to kernels on an architecture (90 is sm_90).
+
+    `judge` says of a dequantize whether an engine can have it: not blocks of every size.
+    """
 
     toolchain: str
     architecture: int
+    judge: Judge | None = None
 
     def take(self, product: LowBitProduct) -> bool:
         """Whether a product runs as a kernel of ours."""
         found = product_of(load_toolchain(self.toolchain), product.operands, self.architecture)
-        return found is not None and found.how == "kernel"
+        if found is None or found.how != "native" or self.judge is None:
+            return found is not None and found.how == "kernel"
+        return any(isinstance(self.judge(equation), Unsupported) for equation in (product.weight, *product.rounding))
 
     def of(self, equations: Iterable[Equation]) -> list[LowBitProduct]:
         """The products among equations that do."""
@@ -108,11 +115,11 @@ def _operands(weights: str, rounding: tuple[Equation, ...]) -> Operands:
     return Operands(weights, codes.type.dtype, "dynamic", "token")
 
 
-def with_row_scales(graph: Graph, kernels: KernelSteps) -> Graph:
-    """A graph without `repeat` in which weights of kernels have a scale for each row, as the kernels read them."""
+def with_row_scales(graph: Graph) -> Graph:
+    """A graph without `repeat` in which quantized weights have a scale for each row at least, as kernels read them."""
     whole = {
         product.weight.result.name
-        for product in kernels.of(graph.equations)
+        for product in low_bit_products(graph.equations)
         if product.weight.values[1].type.shape[-2] == 1
     }
     names = Names(graph)

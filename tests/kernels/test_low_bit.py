@@ -111,6 +111,13 @@ def test_what_kernels_do_not_know_stays_an_engine(name: str, recipe: str) -> Non
     assert check(pieces, weights, RECIPES[recipe]) == kinds.count("program")
 
 
+def test_experts_are_programs_in_every_precision() -> None:
+    model = tiny(ROOT / "specs" / "models" / "mixtral.yaml", "fp16")
+    pieces = cut(model.graph, kernels=SM90)
+    weights = {name: tensor.make(model.weights) for name, tensor in pieces.tensors.items()}
+    assert check(pieces, weights, WEIGHTS_ONLY) == 3
+
+
 def test_a_model_without_rotation_needs_no_engine() -> None:
     pieces, weights, _ = pieces_of("bloom", "fp8_rowwise")
     assert {step.kind for step in pieces.steps} == {"program", "kernel"}

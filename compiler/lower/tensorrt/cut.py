@@ -44,7 +44,7 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
     `kernels` says which low-bit products are no engine's; raises SpecRTError LOWER-039 where no kernel takes one.
     """
     whole = unroll(graph)
-    whole, tensors = store(whole if kernels is None else with_row_scales(whole, kernels))
+    whole, tensors = store(whole if kernels is None else with_row_scales(whole))
     attention = attention_steps(whole)
     owner = {
         equation.results[0].name: name

@@ -60,12 +60,18 @@ def _bounded(sym: Sym, most: int, tokens: tuple[str, ...]) -> Sym:
     return Sym(sym.name, sym.lo, min(best, high), high)
 
 
+def kernel_steps(options: BuildOptions, architecture: int) -> KernelSteps:
+    """Which low-bit products no engine of the toolchain has."""
+    line = dialect(options.toolchain)
+    return KernelSteps(options.toolchain, architecture, lambda equation: verdict(equation, line))
+
+
 def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
     """The verdict on each equation of a graph: the toolchain's, or why none of its engines has it."""
     line = dialect(options.toolchain)
     known: dict[str, Equation] = {}
     others: list[Equation] = []
-    taken = KernelSteps(options.toolchain, architecture).of(walk(graph.equations))
+    taken = kernel_steps(options, architecture).of(walk(graph.equations))
     own = {value.name for product in taken for equation in product.equations for value in equation.results}
     for equation in walk(graph.equations):
         if equation.op in ("weight", "const") or decided_by_weights(equation, known):
@@ -73,11 +79,16 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
         elif equation.results[0].name not in own:
             others.append(equation)
     read = {value.name for equation in others for value in equation.values}
-    stored = known.keys() - read
 
     def judge(equation: Equation) -> Verdict:
         name = equation.results[0].name
-        return KERNEL if name in own else STORED if name in stored else verdict(equation, line)
+        if name in own:
+            return KERNEL
+        if name in known and name not in read:
+            return STORED
+        if name in known and equation.op != "const":
+            equation = replace(equation, op="weight")  # what engines get of it
+        return verdict(equation, line)
 
     return judge
 
@@ -89,7 +100,7 @@ def plan_of(graph: Graph, options: BuildOptions, architecture: int) -> tuple[Cut
     """
     graph = bounded(graph)
     check(graph, judge_of(graph, options, architecture), options.toolchain)
-    kernels = KernelSteps(options.toolchain, architecture)
+    kernels = kernel_steps(options, architecture)
     if options.native:
         check_products(kernels.of(walk(graph.equations)), options.toolchain)
     pieces = cut(graph, baked=options.weights == "baked", kernels=kernels)

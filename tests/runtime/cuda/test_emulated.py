@@ -34,7 +34,7 @@ def model_and_reference(spec: str, precision: str, folder: Path) -> tuple[runtim
 
 # Each takes ten seconds. SPECRT_ALL_PAIRS=1: the others too.
 PAIRS = [("llama", "w4a16"), ("mixtral", "fp8_rowwise")]
-OTHERS = [("llama", "fp16"), ("llama", "w8a8_sq"), ("llama", "fp8"), ("bloom", "w8a16")]
+OTHERS = [("llama", "w8a8_sq_static"), ("llama", "fp16"), ("llama", "w8a8_sq"), ("llama", "fp8"), ("bloom", "w8a16")]
 
 
 @pytest.mark.usefixtures("gpu")
