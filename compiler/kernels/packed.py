@@ -13,15 +13,23 @@ from compiler.kernels.dense import corner, finish, scale_of
 
 
 @triton.jit
-def codes_of(word, zero, part: tl.constexpr, kind: tl.constexpr, dtype: tl.constexpr):
-    """The codes less their zero in float16: 0x6400 | c are the bits of 1024 + c, so that one sum makes a float of c."""
-    if kind == "f4e2m1":  # the same three bits are a float16's exponent and fraction, 2^14 too small
+def codes_of(word, high, part: tl.constexpr, kind: tl.constexpr, dtype: tl.constexpr):
+    """A quarter's codes, those of i4 less 8; floats but E2M1 times 2^-9: four bits read as a float16 are a subnormal.
+
+    One `and` and one product with a sum for two codes; an `or` with an exponent would need a register for each.
+    """
+    if kind == "f4e2m1":  # its three bits are a float16's exponent and fraction, 2^-14 too small
         moved = word << (12 - 4 * part)
         value = ((moved & 0x8000) | ((moved & 0x7000) >> 3)).to(tl.float16, bitcast=True) * 16384.0
-    elif part % 2:
-        value = (((word >> 8 * (part // 2)) & 0xF0) | 0x6400).to(tl.float16, bitcast=True) * 0.0625 + (-64.0 - zero)
+    elif dtype == tl.int8:
+        return ((word >> 4 * part) & 15).to(tl.int8) - (8 if kind == "i4" else 0)
     else:
-        value = (((word >> 8 * (part // 2)) & 0xF) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + zero)
+        own = word if part < 2 else high
+        less: tl.constexpr = 0.015625 if kind == "i4" else 0.0
+        if part % 2:
+            value = (own & 0xF0).to(tl.float16, bitcast=True) * 2048.0 - less
+        else:
+            value = (own & 0x0F).to(tl.float16, bitcast=True) * 32768.0 - less
     return value if dtype == tl.float16 else value.to(tl.float32).to(dtype)
 
 
@@ -29,51 +37,62 @@ def codes_of(word, zero, part: tl.constexpr, kind: tl.constexpr, dtype: tl.const
 def packed(
     x, w, scale, zero, x_scale, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr,
-    x_block: tl.constexpr, span: tl.constexpr, share: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr,
-    band: tl.constexpr,
+    x_block: tl.constexpr, span: tl.constexpr, share: tl.constexpr, unit: tl.constexpr, rows: tl.constexpr,
+    tile: tl.constexpr, parts: tl.constexpr, band: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs], computed as (w x')' since w's codes are made in registers.
 
-    `share` columns of a `span`, a whole quarter or more, have the same scales.
+    `share` columns of a `span`, a whole quarter or more, have the same scales; codes are 1 / `unit` of their value.
+    The columns are cut in `parts`, each a row of its own on both sides: what multiplies takes 8 or 16 rows of x, and
+    where there are fewer, the parts fill it; of the sums that this makes only those of equal parts count.
     """
     across, down = corner(band)
-    n, m, j = across * tile + tl.arange(0, tile), down * rows + tl.arange(0, rows), tl.arange(0, span // 4)
+    a, b, j = tl.arange(0, tile * parts), tl.arange(0, rows * parts), tl.arange(0, span // 4)
+    n, m = across * tile + a // parts, down * rows + b % rows
     quarter: tl.constexpr = span // 4
     spans: tl.constexpr = (ins + span - 1) // span
-    words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * quarter) + j[None, :]
-    xs = x + m[:, None].to(tl.int64) * ins + j[None, :]
-    integer: tl.constexpr = x.dtype.element_ty == tl.int8
-    sums: tl.constexpr = tl.int32 if integer else tl.float32
-    total = tl.zeros([tile, rows], tl.float32)
-    for index in range(spans):
-        word = tl.load(words, mask=(n < outs)[:, None], other=0) if outs % tile else tl.load(words)
-        acc = tl.zeros([tile, rows], sums)
+    each: tl.constexpr = (spans + parts - 1) // parts
+    begin, start = a % parts * each, b // rows * each
+    words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * quarter)
+    words += begin[:, None] * quarter + j[None, :]
+    xs = x + m[:, None].to(tl.int64) * ins + start[:, None] * span + j[None, :]
+    sums: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
+    ones = tl.full([tile * parts, quarter], 1, x.dtype.element_ty)
+    total = tl.zeros([tile * parts, rows * parts], tl.float32)
+    for index in tl.range(0, each, num_stages=stages):  # said here, it holds for the loads of scales too
+        if outs % tile or spans % parts:
+            word = tl.load(words, mask=((n < outs) & (begin + index < spans))[:, None], other=0)
+        else:
+            word = tl.load(words)
+        high = word >> 8
         for part in tl.static_range(4):
-            first = index * span + part * quarter
+            if part * quarter % share == 0:
+                acc = tl.zeros([tile * parts, rows * parts], sums)
+                all_x = tl.zeros([tile * parts, rows * parts], sums)
             ok = (m < count)[:, None]
-            if ins % span:
-                ok = ok & (first + j < ins)[None, :]
+            if ins % span or spans % parts:
+                ok = ok & (((start + index) * span + part * quarter)[:, None] + j[None, :] < ins)
             narrow = tl.load(xs + part * quarter, mask=ok, other=0.0)
-            at = n if group == 0 else first // group * outs + n
-            there, here = n < outs, m < count
-            if ins % span:  # behind the last column there is no scale either
-                there, here = there & (n * 0 + first < ins), here & (m * 0 + first < ins)
-            less = tl.full([tile], 8.0 if kind == "i4" else 0.0, tl.float16)
+            acc = tl.dot(codes_of(word, high, part, kind, narrow.dtype), tl.trans(narrow), acc, out_dtype=sums)
             if zero is not None:
-                less += tl.load(zero + at, mask=there, other=0).to(tl.float16)
-            wide = codes_of(word, less[:, None], part, kind, tl.float16 if integer else narrow.dtype)
-            if integer:
-                wide = wide.to(tl.int8)
-            acc = tl.dot(wide, tl.trans(narrow), acc, out_dtype=sums)
+                all_x = tl.dot(ones, tl.trans(narrow), all_x, out_dtype=sums)
             if (part + 1) * quarter % share == 0:
-                one = acc.to(tl.float32)
+                one = acc.to(tl.float32) * unit
+                first, x_first = (begin + index) * span + part * quarter, (start + index) * span + part * quarter
+                there, here = (n < outs) & (first < ins), (m < count) & (x_first < ins)
+                where = n if group == 0 else first // group * outs + n
+                if zero is not None:
+                    one -= tl.load(zero + where, mask=there, other=0.0)[:, None] * all_x.to(tl.float32)
                 if group:
-                    one *= scale_of(tl.load(scale + at, mask=there, other=0.0))[:, None]
+                    one *= scale_of(tl.load(scale + where, mask=there, other=0.0))[:, None]
                 if x_block:
-                    whole = x_scale + m * (ins // x_block) + first // x_block
+                    whole = x_scale + m * (ins // x_block) + x_first // x_block
                     one *= scale_of(tl.load(whole, mask=here, other=0.0))[None, :]
                 total += one
-                acc = tl.zeros([tile, rows], sums)
         words += quarter
         xs += span
+    if parts > 1:
+        own = tl.where((a % parts)[:, None] == (b // rows)[None, :], total, 0.0)
+        total = tl.sum(tl.sum(tl.reshape(own, (tile, parts, parts, rows)), 1), 1)
+    n, m = across * tile + tl.arange(0, tile), down * rows + tl.arange(0, rows)
     finish(tl.trans(total), n, m, None if group else scale, x_scale, bias, residual, y, count, outs, x_kind)

@@ -95,7 +95,8 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     tiles, warps, stages = _tiles(p, rows)
     if nibbles:
         share = min(SPAN, p.group or SPAN, p.x_block or SPAN)
-        constants |= {"kind": p.w, "span": SPAN, "share": share}
+        unit = 512.0 if p.w != "f4e2m1" and p.x != "i8" else 1.0
+        constants |= {"kind": p.w, "span": SPAN, "share": share, "unit": unit}
         return Launch("packed", "packed.packed", arguments, constants | tiles, warps, stages)
     return Launch("dense", "dense.dense", arguments, constants | tiles, warps, stages)
 
@@ -124,9 +125,11 @@ def _tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
     """Sizes of tiles, warps, stages."""
     few = 16 if rows <= 16 else 64
     if p.w in NIBBLES:
+        if rows <= 16:
+            return {"rows": 16, "tile": 32, "parts": 1, "band": 1}, 2, 6
         if rows <= 64:
-            return {"rows": few, "tile": 64, "band": 1}, 4, 5
-        return {"rows": 128, "tile": 128, "band": 8}, 8, 3
+            return {"rows": 64, "tile": 64, "parts": 1, "band": 1}, 4, 5
+        return {"rows": 128, "tile": 128, "parts": 1, "band": 8}, 8, 3
     size = 1 if p.x in ("i8", "f8e4m3") else 2
     turned = p.w != p.x
     if rows <= 64:
