@@ -131,6 +131,7 @@ class Bench:
         expected *= shrink if p["scale"] or p["x_scale"] else 1.0
         scratch = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
         times: dict[str, float] = {}
+        errors: dict[str, float] = {}
         for variant in case["variants"]:
             constants = self.list["kernels"][variant["kernel"]]["constants"]
             grid = (-(-outs // constants["tile"]), -(-count // constants["rows"]), 1)
@@ -148,9 +149,10 @@ class Bench:
             off = float((y.float() - expected).norm() / expected.norm())
             if off < case["bound"]:
                 times[variant["name"]] = self.time(calls)
+                errors[variant["name"]] = off
             else:
                 print(f"BAD {case['name']} {variant['name']}: off by {off}", flush=True)
-        found = {"name": case["name"], "product": p, "count": count, "ms": times,
+        found = {"name": case["name"], "product": p, "count": count, "ms": times, "error": errors,
                  "peers": self.peers(p, x, [w for w, _, _ in weights])}  # fmt: skip
         best = min(times, key=times.__getitem__, default="")
         if best:

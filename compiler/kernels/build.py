@@ -121,6 +121,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
     target = GPUTarget("cuda", job["architecture"], 32)
     for stages in range(launch.stages, 0, -1):  # fewer loads in flight where shared memory is small
+        constants |= {"stages": stages} if "stages" in constants else {}
         options = {"num_warps": launch.warps, "num_stages": stages}
         made = triton.compile(source, target=target, options=options)
         if made.metadata.shared <= SHARED[job["architecture"]]:

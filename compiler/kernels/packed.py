@@ -34,6 +34,30 @@ def codes_of(word, high, part: tl.constexpr, kind: tl.constexpr, dtype: tl.const
 
 
 @triton.jit
+def beside(pointer, row, first, outs: tl.constexpr, tile: tl.constexpr, parts: tl.constexpr):
+    """A value for each of `parts` x `tile` outs from the outs at `first` on, row[part] of [K, outs], below 0 for none.
+
+    Read in words of 4 bytes, the least that is read ahead: what a loop reads otherwise, it waits for.
+    """
+    kind: tl.constexpr = pointer.dtype.element_ty
+    size: tl.constexpr = 1 if outs % (32 // kind.primitive_bitwidth) else 32 // kind.primitive_bitwidth
+    each: tl.constexpr = tile // size
+    q = tl.arange(0, parts * each)
+    row = tl.reshape(tl.broadcast_to(row[:, None], (parts, each)), (parts * each,))
+    n = first + q % each * size
+    ok = (n < outs) & (row >= 0)
+    if size == 1:
+        return tl.load(pointer + row * outs + n, mask=ok, other=0)
+    words = tl.load(pointer.to(tl.pointer_type(tl.uint32)) + (row * outs + n) // size, mask=ok, other=0)
+    if size == 2:
+        both = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16))
+    else:
+        low, high = words & 0xFFFF, words >> 16
+        both = tl.join(tl.join(low & 0xFF, high & 0xFF), tl.join(low >> 8, high >> 8)).to(tl.uint8)
+    return tl.reshape(both, (parts * tile,)).to(kind, bitcast=True)
+
+
+@triton.jit
 def packed(
     x, w, scale, zero, x_scale, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr,
@@ -48,11 +72,11 @@ def packed(
     """
     across, down = corner(band)
     a, b, j = tl.arange(0, tile * parts), tl.arange(0, rows * parts), tl.arange(0, span // 4)
-    n, m = across * tile + a // parts, down * rows + b % rows
+    n, m, part_of = across * tile + a % tile, down * rows + b % rows, tl.arange(0, parts)
     quarter: tl.constexpr = span // 4
     spans: tl.constexpr = (ins + span - 1) // span
     each: tl.constexpr = (spans + parts - 1) // parts
-    begin, start = a % parts * each, b // rows * each
+    begin, start = a // tile * each, b // rows * each
     words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * quarter)
     words += begin[:, None] * quarter + j[None, :]
     xs = x + m[:, None].to(tl.int64) * ins + start[:, None] * span + j[None, :]
@@ -77,22 +101,25 @@ def packed(
             if zero is not None:
                 all_x = tl.dot(ones, tl.trans(narrow), all_x, out_dtype=sums)
             if (part + 1) * quarter % share == 0:
-                one = acc.to(tl.float32) * unit
-                first, x_first = (begin + index) * span + part * quarter, (start + index) * span + part * quarter
-                there, here = (n < outs) & (first < ins), (m < count) & (x_first < ins)
-                where = n if group == 0 else first // group * outs + n
+                one = acc.to(tl.float32)
+                inside: tl.constexpr = (part + 1) * quarter - share
+                first, x_first = (part_of * each + index) * span + inside, (start + index) * span + inside
+                row = tl.where(first < ins, first // group if group else 0, -1)
                 if zero is not None:
-                    one -= tl.load(zero + where, mask=there, other=0.0)[:, None] * all_x.to(tl.float32)
+                    less = beside(zero, row, across * tile, outs, tile, parts).to(tl.float32) * (1 / unit)
+                    one -= less[:, None] * all_x.to(tl.float32)
+                step = tl.full([tile * parts], unit, tl.float32)
                 if group:
-                    one *= scale_of(tl.load(scale + where, mask=there, other=0.0))[:, None]
+                    step *= scale_of(beside(scale, row, across * tile, outs, tile, parts))
+                one *= step[:, None]
                 if x_block:
                     whole = x_scale + m * (ins // x_block) + x_first // x_block
-                    one *= scale_of(tl.load(whole, mask=here, other=0.0))[None, :]
+                    one *= scale_of(tl.load(whole, mask=(m < count) & (x_first < ins), other=0.0))[None, :]
                 total += one
         words += quarter
         xs += span
     if parts > 1:
-        own = tl.where((a % parts)[:, None] == (b // rows)[None, :], total, 0.0)
-        total = tl.sum(tl.sum(tl.reshape(own, (tile, parts, parts, rows)), 1), 1)
+        own = tl.where((a // tile)[:, None] == (b // rows)[None, :], total, 0.0)
+        total = tl.sum(tl.sum(tl.reshape(own, (parts, tile, parts, rows)), 2), 0)
     n, m = across * tile + tl.arange(0, tile), down * rows + tl.arange(0, rows)
     finish(tl.trans(total), n, m, None if group else scale, x_scale, bias, residual, y, count, outs, x_kind)

@@ -97,7 +97,7 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
         share = min(SPAN, p.group or SPAN, p.x_block or SPAN)
         unit = 512.0 if p.w != "f4e2m1" and p.x != "i8" else 1.0
         constants |= {"kind": p.w, "span": SPAN, "share": share, "unit": unit}
-        return Launch("packed", "packed.packed", arguments, constants | tiles, warps, stages)
+        return Launch("packed", "packed.packed", arguments, constants | tiles | {"stages": stages}, warps, stages)
     return Launch("dense", "dense.dense", arguments, constants | tiles, warps, stages)
 
 
