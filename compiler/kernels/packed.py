@@ -62,7 +62,7 @@ def packed(
     x, w, scale, zero, x_scale, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr,
     x_block: tl.constexpr, span: tl.constexpr, share: tl.constexpr, unit: tl.constexpr, rows: tl.constexpr,
-    tile: tl.constexpr, parts: tl.constexpr, band: tl.constexpr, stages: tl.constexpr,
+    tile: tl.constexpr, parts: tl.constexpr, chunk: tl.constexpr, band: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs], computed as (w x')' since w's codes are made in registers.
 
@@ -75,7 +75,7 @@ def packed(
     n, m, part_of = across * tile + a % tile, down * rows + b % rows, tl.arange(0, parts)
     quarter: tl.constexpr = span // 4
     spans: tl.constexpr = (ins + span - 1) // span
-    each: tl.constexpr = (spans + parts - 1) // parts
+    each: tl.constexpr = (spans + parts * chunk - 1) // (parts * chunk) * chunk
     begin, start = a // tile * each, b // rows * each
     words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * quarter)
     words += begin[:, None] * quarter + j[None, :]
@@ -83,43 +83,46 @@ def packed(
     sums: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
     ones = tl.full([tile * parts, quarter], 1, x.dtype.element_ty)
     total = tl.zeros([tile * parts, rows * parts], tl.float32)
-    for index in tl.range(0, each, num_stages=stages):  # said here, it holds for the loads of scales too
-        if outs % tile or spans % parts:
-            word = tl.load(words, mask=((n < outs) & (begin + index < spans))[:, None], other=0)
-        else:
-            word = tl.load(words)
-        high = word >> 8
-        for part in tl.static_range(4):
-            if part * quarter % share == 0:
-                acc = tl.zeros([tile * parts, rows * parts], sums)
-                all_x = tl.zeros([tile * parts, rows * parts], sums)
-            ok = (m < count)[:, None]
-            if ins % span or spans % parts:
-                ok = ok & (((start + index) * span + part * quarter)[:, None] + j[None, :] < ins)
-            narrow = tl.load(xs + part * quarter, mask=ok, other=0.0)
-            acc = tl.dot(codes_of(word, high, part, kind, narrow.dtype), tl.trans(narrow), acc, out_dtype=sums)
-            if zero is not None:
-                all_x = tl.dot(ones, tl.trans(narrow), all_x, out_dtype=sums)
-            if (part + 1) * quarter % share == 0:
-                one = acc.to(tl.float32)
-                inside: tl.constexpr = (part + 1) * quarter - share
-                first, x_first = (part_of * each + index) * span + inside, (start + index) * span + inside
-                row = tl.where(first < ins, first // group if group else 0, -1)
+    for index in tl.range(0, each, chunk, num_stages=stages):  # said here, it holds for the loads of scales too
+        for number in tl.static_range(chunk):
+            at = index + number
+            if outs % tile or spans % (parts * chunk):
+                inside = (n < outs) & (begin + at < spans)
+                word = tl.load(words + number * quarter, mask=inside[:, None], other=0)
+            else:
+                word = tl.load(words + number * quarter)
+            high = word >> 8
+            for part in tl.static_range(4):
+                if part * quarter % share == 0:
+                    acc = tl.zeros([tile * parts, rows * parts], sums)
+                    all_x = tl.zeros([tile * parts, rows * parts], sums)
+                ok = (m < count)[:, None]
+                if ins % span or spans % (parts * chunk):
+                    ok = ok & (((start + at) * span + part * quarter)[:, None] + j[None, :] < ins)
+                narrow = tl.load(xs + number * span + part * quarter, mask=ok, other=0.0)
+                acc = tl.dot(codes_of(word, high, part, kind, narrow.dtype), tl.trans(narrow), acc, out_dtype=sums)
                 if zero is not None:
-                    less = beside(zero, row, across * tile, outs, tile, parts).to(tl.float32) * (1 / unit)
-                    one -= less[:, None] * all_x.to(tl.float32)
-                step = tl.full([tile * parts], unit, tl.float32)
-                if group:
-                    step *= scale_of(beside(scale, row, across * tile, outs, tile, parts))
-                one *= step[:, None]
-                if x_block:
-                    whole = x_scale + m * (ins // x_block) + x_first // x_block
-                    one *= scale_of(tl.load(whole, mask=(m < count) & (x_first < ins), other=0.0))[None, :]
-                total += one
-        words += quarter
-        xs += span
+                    all_x = tl.dot(ones, tl.trans(narrow), all_x, out_dtype=sums)
+                if (part + 1) * quarter % share == 0:
+                    one = acc.to(tl.float32)
+                    first = (part_of * each + at) * span + (part + 1) * quarter - share
+                    x_first = (start + at) * span + (part + 1) * quarter - share
+                    row = tl.where(first < ins, first // group if group else 0, -1)
+                    if zero is not None:
+                        less = beside(zero, row, across * tile, outs, tile, parts).to(tl.float32) * (1 / unit)
+                        one -= less[:, None] * all_x.to(tl.float32)
+                    step = tl.full([tile * parts], unit, tl.float32)
+                    if group:
+                        step *= scale_of(beside(scale, row, across * tile, outs, tile, parts))
+                    one *= step[:, None]
+                    if x_block:
+                        whole = x_scale + m * (ins // x_block) + x_first // x_block
+                        one *= scale_of(tl.load(whole, mask=(m < count) & (x_first < ins), other=0.0))[None, :]
+                    total += one
+        words += quarter * chunk
+        xs += span * chunk
     if parts > 1:
-        own = tl.where((a // tile)[:, None] == (b // rows)[None, :], total, 0.0)
-        total = tl.sum(tl.sum(tl.reshape(own, (parts, tile, parts, rows)), 2), 0)
+        kept = tl.where((a // tile)[:, None] == (b // rows)[None, :], total, 0.0)
+        total = tl.sum(tl.sum(tl.reshape(kept, (parts, tile, parts, rows)), 2), 0)
     n, m = across * tile + tl.arange(0, tile), down * rows + tl.arange(0, rows)
     finish(tl.trans(total), n, m, None if group else scale, x_scale, bias, residual, y, count, outs, x_kind)

@@ -126,10 +126,10 @@ def _tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
     few = 16 if rows <= 16 else 64
     if p.w in NIBBLES:
         if rows <= 16:
-            return {"rows": 16, "tile": 32, "parts": 1, "band": 1}, 2, 6
+            return {"rows": 16, "tile": 32, "parts": 1, "chunk": 1, "band": 1}, 2, 6
         if rows <= 64:
-            return {"rows": 64, "tile": 64, "parts": 1, "band": 1}, 4, 5
-        return {"rows": 128, "tile": 128, "parts": 1, "band": 8}, 8, 3
+            return {"rows": 64, "tile": 64, "parts": 1, "chunk": 1, "band": 1}, 4, 5
+        return {"rows": 128, "tile": 128, "parts": 1, "chunk": 1, "band": 8}, 8, 3
     size = 1 if p.x in ("i8", "f8e4m3") else 2
     turned = p.w != p.x
     if rows <= 64:
