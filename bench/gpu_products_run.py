@@ -34,7 +34,9 @@ class Bench:
         if number not in self.functions:
             self.functions[number] = self.device.function(self.folder / made["file"], made["entry"], made["shared"])
         given = [values[name] for name in made["arguments"]]
-        self.device.launch(self.functions[number], grid, made["threads"], made["shared"], [*given, values["scratch"], 0])
+        self.device.launch(
+            self.functions[number], grid, made["threads"], made["shared"], [*given, values["scratch"], 0]
+        )
 
     def time(self, calls: Sequence[Callable[[], None]]) -> float:
         """Milliseconds of one call, the median of replays of a graph of all."""
@@ -159,8 +161,9 @@ class Bench:
             peer = min(found["peers"].values(), default=float("nan"))
             found |= {"best": best, "GB/s": size / times[best] / 1e6,
                       "TFLOP/s": 2 * count * outs * ins / times[best] / 1e9}  # fmt: skip
-            print(f"{case['name']} {outs}x{ins} T={count}: {best} {times[best] * 1e3:.2f} us {found['GB/s']:.0f} GB/s "
-                  f"{found['TFLOP/s']:.0f} TFLOP/s; PyTorch {peer * 1e3:.2f} us = {peer / times[best]:.2f}x", flush=True)  # fmt: skip
+            rates = f"{found['GB/s']:.0f} GB/s {found['TFLOP/s']:.0f} TFLOP/s"
+            print(f"{case['name']} {outs}x{ins} T={count}: {best} {times[best] * 1e3:.2f} us {rates}; "
+                  f"PyTorch {peer * 1e3:.2f} us = {peer / times[best]:.2f}x", flush=True)  # fmt: skip
         return found
 
     def peers(self, p: dict[str, Any], x: Any, weights: Sequence[Any]) -> dict[str, float]:

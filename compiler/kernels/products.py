@@ -20,6 +20,7 @@ WEIGHTS = {
     "f8e4m3": ("f8e4m3",),
 }  # fmt: skip
 SCALES = {"": "", "f32": "f32", "f16": "f16", "bf16": "bf16", "f8e8m0": "u8"}  # as a kernel takes them
+LARGE = (90, 100)  # architectures whose multiprocessors hold, and whose products want, tiles of 128 x 256
 LEAST_FP8 = 89  # Ada: the first whose conversions and products of E4M3 the compiler has
 
 
@@ -92,7 +93,7 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     constants: dict[str, Any] = {
         "outs": p.outs, "ins": p.ins, "group": p.group, "x_kind": p.x_scale, "x_block": p.x_block,
     }  # fmt: skip
-    tiles, warps, stages = _tiles(p, rows)
+    tiles, warps, stages = _tiles(p, rows, architecture)
     if nibbles:
         share = min(SPAN, p.group or SPAN, p.x_block or SPAN)
         unit = 512.0 if p.w != "f4e2m1" and p.x != "i8" else 1.0
@@ -121,21 +122,36 @@ def _check(p: Product, architecture: int) -> None:
             raise RefusedError(f"scales for {size} of {p.ins} columns: a power of two from 32 on has a kernel")
 
 
-def _tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
-    """Sizes of tiles, warps, stages."""
-    few = 16 if rows <= 16 else 64
+def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
+    """Sizes of tiles, warps, stages: the fastest measured on an H200 (docs/evidence/gpu/products-h200.json)."""
     if p.w in NIBBLES:
-        if rows <= 16:
-            return {"rows": 16, "tile": 32, "parts": 1, "chunk": 1, "band": 1}, 2, 6
-        if rows <= 64:
-            return {"rows": 64, "tile": 64, "parts": 1, "chunk": 1, "band": 1}, 4, 5
-        return {"rows": 128, "tile": 128, "parts": 1, "chunk": 1, "band": 8}, 8, 3
-    size = 1 if p.x in ("i8", "f8e4m3") else 2
-    turned = p.w != p.x
-    if rows <= 64:
-        tile, depth = (64, 128 // size) if rows > 16 and p.outs > 8192 else (32, 256 // size)
+        return _packed_tiles(p, rows)
+    line = 128 if p.x in ("i8", "f8e4m3") else 64  # elements of 128 bytes
+    wide, widest = p.outs > 8192, p.outs > 16384 and line == 128
+    height, band, warps = (
+        16 if rows <= 16 else 64 if rows <= 64 else 128,
+        1 if rows <= 64 else 8,
+        4 if rows <= 256 else 8,
+    )
+    if rows <= 16:
+        tile, depth, stages = (64, 128, 6) if widest else (32, 128, 6) if wide or line == 64 else (32, 256, 5)
+    elif rows <= 64:
+        tile, depth, stages = (128, 128, 4) if widest else (64, line, 5) if wide else (32, 2 * line, 5)
+    elif rows <= 256:
+        height, tile, depth, stages = (128, 64, line, 4) if wide else (64, 32, 2 * line, 4)
     else:
-        tile, depth = 128, 128 // size
-    depth = min(depth, *(step for step in (p.group, p.x_block) if step), depth)
-    sizes = {"rows": few if rows <= 64 else 128, "tile": tile, "depth": depth}
-    return sizes | {"band": 1 if rows <= 64 else 8, "turned": turned}, 4 if rows <= 64 else 8, 6 if rows <= 64 else 3
+        tile, depth, stages = 256 if architecture in LARGE and (wide or rows > 1024) else 128, line, 3
+    depth = min(depth, p.group or depth, p.x_block or depth)
+    return {"rows": height, "tile": tile, "depth": depth, "band": band, "turned": p.w != p.x}, warps, stages
+
+
+def _packed_tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
+    if rows == 1:
+        return {"rows": 1, "tile": 16, "parts": 8, "chunk": 1, "band": 1}, 2, 3
+    if rows <= 16 and p.outs > 8192:
+        return {"rows": 16, "tile": 64, "parts": 1, "chunk": 2, "band": 1}, 2, 3
+    if rows <= 16:
+        return {"rows": 16, "tile": 32, "parts": 2, "chunk": 1, "band": 1}, 2, 4
+    if rows <= 64:
+        return {"rows": 64, "tile": 64, "parts": 1, "chunk": 1, "band": 1}, 4, 4
+    return {"rows": 128, "tile": 128, "parts": 1, "chunk": 1, "band": 8}, 8, 3
