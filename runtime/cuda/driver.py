@@ -76,10 +76,6 @@ class Device:
         self._pinned.append(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
-    def clear(self, address: int, size: int) -> None:
-        """Zero bytes."""
-        check(cu.cuMemsetD8Async(address, 0, size, self.stream))
-
     def fill(self, address: int, bits: int, size: int, count: int) -> None:
         """Write `count` times the same element of `size` bytes, given by its bits."""
         write = {1: cu.cuMemsetD8Async, 2: cu.cuMemsetD16Async, 4: cu.cuMemsetD32Async}[size]

@@ -93,9 +93,8 @@ class NativeExecutable:
                 row = (layer.heads, cache.block_size, width)
                 size = int(np.prod(row)) * BYTES[layer.dtype]
                 address = self._device.allocate(self.blocks * size)
-                self._device.clear(
-                    address, self.blocks * size
-                )  # no NaN where nothing is seen, a zero in the last place
+                # zeros: no NaN where nothing is seen, and what the last place must hold
+                self._device.fill(address, 0, 4, self.blocks * size // 4)
                 found[f"{CACHE}{name}"] = (address, size, row)
         ports = (*self._step.inputs.items(), *self._step.outputs.items())
         return {port: found[name] for port, name in ports if name.startswith(CACHE)}

@@ -1,14 +1,12 @@
-"""A GPU and a TensorRT that are none: memory is the host's, and an engine is a recorded network, computed in place.
+"""A TensorRT that is none, on the emulated GPU: an engine is a recorded network, computed in place.
 
-What is called of TensorRT is held to the recorded API of its version, addresses and shapes to what was built.
+What is called of it is held to the recorded API of its version, addresses and shapes to what was built.
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,73 +14,29 @@ import numpy as np
 import pytest
 import torch
 
+from compiler.kernels import library
+from compiler.lower.tensorrt.dialects import DATA_TYPES
+from tests.runtime.cuda import emulated
 from tests.tensorrt import recorder
 from tests.tensorrt.recorder.api import Api, Guarded, api
-from tests.tensorrt.recorder.semantics import TORCH
+from tests.tensorrt.recorder.semantics import NAMES
 
-GPU = "none"
-
-
-class Device:
-    """runtime.cuda.driver.Device over host memory, with a guard behind each piece."""
-
-    capability, multiprocessors, stream = 90, 4, 0
-    free_memory = 10**9
-    name = GPU
-
-    def __init__(self, _ordinal: int = 0) -> None:
-        self.pieces: dict[int, np.ndarray[Any, Any]] = {}
-
-    def use(self) -> None:
-        pass
-
-    wait = use
-
-    def close(self) -> None:
-        for address, piece in self.pieces.items():
-            assert (piece[-256:] == 0xA5).all(), f"written behind {address:#x}"
-        self.pieces.clear()
-
-    def allocate(self, size: int) -> int:
-        piece = np.full(size + 256, 0xFF, np.uint8)  # NaN in every float, until it is written
-        piece[size:] = 0xA5
-        self.pieces[piece.ctypes.data] = piece
-        return piece.ctypes.data
-
-    def pinned(self, size: int) -> np.ndarray[Any, Any]:
-        return np.zeros(size, np.uint8)
-
-    def clear(self, address: int, size: int) -> None:
-        ctypes.memset(address, 0, size)
-
-    def upload(self, target: int, source: np.ndarray[Any, Any], size: int | None = None) -> None:
-        ctypes.memmove(target, source.ctypes.data, source.nbytes if size is None else size)
-
-    def download(self, target: np.ndarray[Any, Any], source: int) -> None:
-        ctypes.memmove(target.ctypes.data, source, target.nbytes)
-
-    def event(self) -> object:
-        return object()
-
-    def passed(self, event: object) -> None:
-        pass
-
-    def function(self, _file: Path, entry: str, _shared: int) -> str:
-        return entry
-
-    def launch(self, function: str, grid: Sequence[int], _threads: int, _shared: int, values: Sequence[int]) -> None:
-        """The one kernel that a native bundle has: the likeliest token of each row of float32 logits."""
-        assert function.startswith("choose")
-        logits, tokens, *_ = values
-        vocab = int(function.partition("-")[2])
-        rows = view(logits, (grid[0], vocab), torch.float32)
-        view(tokens, (grid[0],), torch.int32).copy_(rows.argmax(-1))
+IR = {name: dtype for dtype, name in DATA_TYPES.items()}
 
 
-def view(address: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+class Device(emulated.Device):
+    """The emulated GPU, which engines find: one at a time."""
+
+    here: Device
+
+    def __init__(self, ordinal: int = 0) -> None:
+        super().__init__(ordinal)
+        Device.here = self
+
+
+def view(address: int, shape: Sequence[int], kind: str) -> torch.Tensor:
     """Memory as a tensor, where it lies."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=dtype).reshape(tuple(shape))
+    return Device.here.tensor(address, IR[kind])[: int(np.prod(shape))].view(tuple(shape))
 
 
 class Context(Guarded):
@@ -116,13 +70,14 @@ class Context(Guarded):
         given = {}
         for tensor in network._inputs:
             shape = self._shapes.get(tensor.name, tensor._shape)
-            given[tensor.name] = view(self._addresses[tensor.name], shape, TORCH[tensor._kind])
+            given[tensor.name] = view(self._addresses[tensor.name], shape, tensor._kind)
         for name, result in network.evaluate(given).items():
             source = self._engine.get_aliased_input_tensor(name)
             if source is None:
-                view(self._addresses[name], result.shape, result.dtype).copy_(result)
+                view(self._addresses[name], result.shape, NAMES[result.dtype]).copy_(result)
             else:
-                assert self._addresses[name] == self._addresses[source] == result.data_ptr()
+                assert self._addresses[name] == self._addresses[source]
+                assert result.data_ptr() == given[source].data_ptr()
         return True
 
 
@@ -168,23 +123,29 @@ def tensorrt(version: str) -> Any:
     return trt
 
 
-def install(monkeypatch: pytest.MonkeyPatch, trt: Any) -> Callable[[], None]:
-    """Put both in the place of the real ones, for what is imported from now on."""
-    for name in [name for name in sys.modules if name.startswith("runtime.cuda.")]:
+@pytest.fixture
+def trt_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """The runtime on the emulated GPU with a TensorRT of a version: what it gives builds bundles too."""
+    names = [name for name in sys.modules if name.startswith("runtime.cuda.")]
+    for name in names:
         monkeypatch.delitem(sys.modules, name)
-    module = ModuleType("tensorrt")
-    module.__dict__.update(vars(trt))
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
     bindings = ModuleType("cuda.bindings")
-    bindings.driver = SimpleNamespace()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    import runtime.cuda.native
+    bindings.driver = ModuleType("cuda.bindings.driver")  # type: ignore[attr-defined]
+    for name, module in (("cuda", ModuleType("cuda")), ("cuda.bindings", bindings)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(library, "build", emulated.build)
+    monkeypatch.setattr(emulated, "BYTES", 32 << 20)
 
-    monkeypatch.setattr(runtime.cuda.native, "Device", Device)
+    def install(version: str) -> Any:
+        trt = tensorrt(version)
+        module = ModuleType("tensorrt")
+        module.__dict__.update(vars(trt))
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        import runtime.cuda.native as native
 
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.startswith("runtime.cuda.")]:
-            del sys.modules[name]
+        monkeypatch.setattr(native, "Device", Device)
+        return trt
 
-    return forget
+    yield install
+    for name in [name for name in sys.modules if name.startswith("runtime.cuda.")]:
+        del sys.modules[name]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 
 import compiler
 import runtime
-from compiler.kernels import library
 from compiler.lower.tensorrt import plans
 from tests.golden_errors import ROOT
 from tests.runtime.cuda import fake
@@ -29,37 +27,22 @@ limits: {{max_batch: 3, max_sequence: 64}}
 PROMPTS = ([5, 9, 200, 31, 7, 8, 9, 10, 11], [3], [17, 80, 2, 300], [1, 2, 3, 4, 5, 6])
 
 
-def only_choose(plan: Any, out: Path, _architectures: Any) -> None:
-    """Stands for the compiled kernels: names of what the fake device knows."""
-    (out / "kernels").mkdir()
-    vocab = plan["output_types"][0]["shape"][-1]
-    (out / "kernels" / "choose.cubin").write_bytes(b"")
-    entry = {"file": "kernels/choose.cubin", "entry": f"choose-{vocab}", "threads": 256, "shared": 0}
-    document = {
-        "architectures": [90], "sets": [], "attention": {}, "programs": {"sm90": {}}, "others": {"choose": "choose"},
-        "kernels": {"choose": {"arguments": ["logits", "tokens"], "constants": {}, "sm90": entry}},
-    }  # fmt: skip
-    (out / "kernels" / "kernels.json").write_text(json.dumps(document))
-
-
 @pytest.fixture(params=[("tensorrt-10.16", "10.16.1", "inputs"), ("tensorrt-11.4", "11.4.0", "baked")], ids=str)
-def bundle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def bundle(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trt_gpu: Callable[[str], Any]
+) -> Iterator[Path]:
     toolchain, version, weights = request.param
     monkeypatch.setattr(plans, "installed", lambda: None)
-    monkeypatch.setattr(library, "write_kernels", only_choose)
     monkeypatch.setenv("SPECRT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "deployment.yaml"
     text = DEPLOYMENT.format(demo=ROOT / "demo" / "tiny-llama", toolchain=toolchain, weights=weights)
     path.write_text(text, encoding="utf-8")
     out = compiler.compile(path, out=tmp_path / "bundle")
-    trt = fake.tensorrt(version)
-    plans.build_bundle(out, trt=trt, gpu=fake.GPU)
-    forget = fake.install(monkeypatch, trt)
+    plans.build_bundle(out, trt=trt_gpu(version), gpu=fake.Device.name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield out
     torch.set_num_threads(threads)
-    forget()
 
 
 @pytest.fixture(scope="module")
