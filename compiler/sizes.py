@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from compiler.api import Prepared
-from compiler.ir.core import Equation, Graph
+from compiler.ir.core import Equation, Graph, walk
 from compiler.ir.names import expand
 from compiler.ir.types import DTYPES
 
@@ -67,13 +67,21 @@ def graph_sizes(graph: Graph, max_batch: int, max_sequence: int) -> Sizes:
         for (part, layered), found in rows.items()
     )
     token = cache_bytes_per_token(graph)
+    places = max((row for row in _rows_of_places(graph)), default=max_sequence)
     return Sizes(
         parts,
         sum(part.parameters for part in parts),
         sum(part.bytes for part in parts),
         token,
-        token * max_batch * max_sequence,
+        token * max_batch * places,
     )
+
+
+def _rows_of_places(graph: Graph) -> Iterator[int]:
+    """How long the rows of linear caches are: every sequence takes one, whatever its length."""
+    for equation in walk(graph.equations):
+        if equation.op == "state" and equation.result.type.shape[0] == "B":
+            yield int(equation.result.type.shape[2])
 
 
 def cache_bytes_per_token(graph: Graph) -> int:

@@ -198,9 +198,14 @@ def test_what_is_refused(deployment: Path) -> None:
 
 
 def test_explained(deployment: Path) -> None:
-    facts = {fact.subject: fact.text for fact in explain(compiler.prepare(deployment)).facts}
+    told = explain(compiler.prepare(deployment))
+    facts = {fact.subject: fact.text for fact in told.facts}
     assert "linear KV cache" in facts["role"]
     assert facts["engines"].startswith("tensorrt-11.4: one engine")
+    assert facts["cache"].endswith("take 1.6 MB")  # rows of 128 places, whatever the length
+    answers = {story.op: (story.answer, story.reason) for story in told.operations}
+    assert answers["state"][1].startswith("an input and an output of the engine")
+    assert answers["rotate"][0] == "emit"
 
 
 # -- what the recorder holds a network to ------------------------------------------------------------------------------

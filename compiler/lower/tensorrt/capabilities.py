@@ -14,6 +14,7 @@ FLOATS = ("f32", "f16", "bf16")
 INTEGERS = ("i32", "i64")
 NO_BF16_BIAS = Unsupported("attention inside an engine adds linear biases in float32, not in bfloat16")
 STATE = Emit("not in an engine: memory that the runtime owns, read and written by the attention kernel")
+ROW = Emit("an input and an output of the engine at one address: a row of places for each sequence")
 KERNEL = Emit("not in an engine: a kernel step between two, which appends to the paged cache and attends")
 WEIGHT = Emit("an input of the engine, bound at load; with `weights: baked` a constant")
 NO_FLOAT8 = Unsupported("8-bit floats occur behind a quantize operation only, which has rules of its own")
@@ -123,6 +124,8 @@ def table(dialect: Dialect) -> Mapping[str, Mapping[str, Verdict]]:
         found["gelu"] = _float(Decompose("by erf or tanh, in float32, rounded to the operand's type"))
     if dialect.normalization is None:
         found["layer_norm"] = _float(_LAYER)
+    if dialect.rotary:
+        found["rotate"] = _float(Emit("in float32, rounded to the operand's type"))
     if dialect.attention is None:
         for op in ("update_cache", "cached_attention"):
             found[op].update(_row(NO_LAYER, *FLOATS))
@@ -139,6 +142,8 @@ def verdict(equation: Equation, dialect: Dialect) -> Verdict:
     found = rows[equation.op][key_dtype(equation)]
     if equation.op in ("attention", "cached_attention") and equation.attr.get("bf16_bias") is not None:
         return NO_BF16_BIAS
+    if equation.op == "state" and found is STATE and equation.result.type.shape[0] == "B":
+        return ROW
     if equation.op == "cached_attention" and isinstance(found, Emit) and by_products(equation):
         return _OVER_CACHE
     if equation.op in ("quantize", "dequantize", "row_scale") and not isinstance(found, Unsupported):
