@@ -11,7 +11,7 @@ from pydantic import Field
 
 from specs.errors import SpecRTError
 from specs.fields import Float, Numbers, Sequence, Texts, Word
-from specs.node import Int, Node, Text
+from specs.node import Bool, Int, Node, Text
 from specs.yaml_loader import load_yaml
 
 VERSION = 1
@@ -87,6 +87,9 @@ class Product(Node):
         description="its own kernel, a kernel step of ours, weights widened when loaded, rounding in float32"
     )
     sm: Numbers = Field((), description="the chips with it; left out: all that the toolchain runs on")
+    baked: Bool = Field(
+        False, description="native for engines that hold their weights (`build: {weights: baked}`), else a kernel step"
+    )
     note: Text = Field(description="said by explain")
 
 

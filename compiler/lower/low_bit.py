@@ -40,18 +40,22 @@ class LowBitProduct:
 class KernelSteps:
     """Which products a toolchain leaves to kernels on an architecture (90 is sm_90).
 
-    `judge` says of a dequantize whether an engine can have it: not blocks of every size.
+    `judge` says of a dequantize whether an engine can have it: not blocks of every size. `baked`: engines hold their
+    weights.
     """
 
     toolchain: str
     architecture: int
     judge: Judge | None = None
+    baked: bool = False
 
     def take(self, product: LowBitProduct) -> bool:
-        """Whether a product runs as a kernel of ours."""
+        """Whether a product runs as a kernel of ours: its file says so, or the engine has no layer for its blocks."""
         found = product_of(load_toolchain(self.toolchain), product.operands, self.architecture)
-        if found is None or found.how != "native" or self.judge is None:
+        if found is None or found.how != "native":
             return found is not None and found.how == "kernel"
+        if (found.baked and not self.baked) or self.judge is None:
+            return found.baked and not self.baked
         return any(isinstance(self.judge(equation), Unsupported) for equation in (product.weight, *product.rounding))
 
     def of(self, equations: Iterable[Equation]) -> list[LowBitProduct]:

@@ -157,7 +157,8 @@ def _product(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None) -> Product |
 
 def _told(recipe: Recipe, toolchain: Toolchain, product: Product | None) -> Reason:
     if product is not None:
-        return Reason("toolchain-product", f"{product.how}: {product.note}")
+        held = ", in engines that hold their weights, else as a kernel step" if product.baked else ""
+        return Reason("toolchain-product", f"{product.how}{held}: {product.note}")
     weights, activations = recipe.weights, recipe.activations
     assert weights is not None
     inputs = "wide inputs" if activations is None else f"{activations.mode} {activations.type} inputs"

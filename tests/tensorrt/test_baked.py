@@ -49,16 +49,19 @@ def deployment(folder: Path, **changes: str) -> Path:
     return path
 
 
-def test_baked_engines_compute_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "w4a16"])
+def test_baked_engines_compute_the_model(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "write_kernels", lambda *_: None)
     monkeypatch.setattr(plans, "installed", lambda: None)
-    out = compiler.compile(deployment(tmp_path), out=tmp_path / "bundle")
+    path = deployment(tmp_path)
+    path.write_text(path.read_text().replace("precision: bf16", f"precision: {precision}"))
+    out = compiler.compile(path, out=tmp_path / "bundle")
     opened = Bundle.open(out)
     assert opened.program.build["level"] == 3
     engines = [step for step in opened.program.steps if step.kind == "engine"]
     assert len({step.file for step in engines}) == len(engines) == 7  # no two hold the same weights
     assert not any(name.startswith("weight:") for step in engines for name in step.inputs.values())
-    prepared = compiler.prepare(deployment(tmp_path))
+    prepared = compiler.prepare(path)
     pieces = cut(prepared.graph, baked=True)
     arrays = stored_arrays(out, opened.plan["weights"])
     trt, line = recorder.module("10.8.0"), dialect("10.8.0")

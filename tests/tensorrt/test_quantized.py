@@ -19,18 +19,22 @@ from compiler.ir import Graph
 from compiler.ir.core import walk
 from compiler.ir.interpreter import run
 from compiler.ir.parser import parse
+from compiler.lower.low_bit import KernelSteps
 from compiler.lower.tensorrt.build import configure
 from compiler.lower.tensorrt.cut import cut
 from compiler.lower.tensorrt.dialects import DIALECTS, dialect
 from compiler.lower.tensorrt.network import create_network, emit
 from compiler.lower.tensorrt.options import BuildOptions
+from compiler.passes.pipelines import pipeline
+from compiler.passes.quantize import quantize
+from compiler.passes.runner import run_passes
 from specs.precision import load_recipe
 from tests.golden_errors import check_raises
 from tests.precision.test_families import EMULATED, OWN_ROUNDING, SENSITIVE, UNTRAINED
 from tests.tensorrt import recorder
 from tests.tensorrt.driver import Values, baked, recorded, run_plan, states_of
 from tests.tensorrt.low_bit import low_bit, native
-from tests.tensorrt.models import SPECS
+from tests.tensorrt.models import SPECS, tiny
 from tests.tensorrt.test_contract import ALL, batches
 
 # The norm of the difference over that of the result. Of most rows in float32: 2^-24 for each of some thirty roundings,
@@ -148,6 +152,22 @@ def test_scales_of_blocks_must_be_constants() -> None:
     trt, line = recorder.module("10.0.1"), dialect("10.0.1")
     network = create_network(trt, trt.Builder(trt.Logger()), line)
     check_raises("LOWER-040", emit, trt, graph, network, line)
+
+
+def steps_of(recipe: str, *, baked: bool) -> list[str]:
+    """What the steps of a small model are for SM90, with TensorRT 10.8."""
+    model = tiny(ALL, "fp16", wide=True)
+    change = quantize(load_recipe(recipe), (), None)
+    graph, _ = run_passes(model.built.graph, pipeline("decoder", "fp16", "sm90", (change,)))
+    steps = cut(graph, baked=baked, kernels=KernelSteps("tensorrt-10.8", 90, baked=baked)).steps
+    return sorted({step.kind for step in steps})
+
+
+def test_products_of_blocks_are_engines_where_those_hold_their_weights() -> None:
+    assert steps_of("w4a16", baked=False) == ["engine", "kernel", "program"]  # the first engine has no product
+    assert steps_of("w4a16", baked=True) == ["engine", "kernel"]
+    assert steps_of("w4a16_gptq", baked=True) == ["engine", "kernel", "program"]  # zero points
+    assert steps_of("w8a8_sq_static", baked=False) == ["engine", "kernel"]
 
 
 def test_the_recorder_refuses_what_tensorrt_does() -> None:

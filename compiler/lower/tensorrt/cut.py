@@ -87,29 +87,34 @@ def _pieces(part: Segment, kernels: KernelSteps | None, baked: bool) -> Iterator
     owner |= {equation.result.name: product.owner for product in products for equation in product.equations}
     for piece in partition(part.graph, lambda equation: owner.get(equation.results[0].name)):
         if piece.kind == "step" and (reason := kernels.refuse(engine_segment(piece.graph).graph)) is not None:
-            raise _no_kernel(products, piece, reason)
+            raise _no_kernel(kernels, products, piece, reason)
         yield Segment(PROGRAM, piece.graph) if piece.kind == "step" else piece
 
 
-def _no_kernel(products: list[LowBitProduct], piece: Segment, reason: str) -> SpecRTError:
+def _no_kernel(kernels: KernelSteps, products: list[LowBitProduct], piece: Segment, reason: str) -> SpecRTError:
     inside = {equation.results[0].name for equation in piece.graph.equations}
-    product = next(product.product for product in products if product.product.result.name in inside)
-    message = f"no kernel for the product %{product.result.name}: {reason}"
+    product = next(product for product in products if product.product.result.name in inside)
+    message = f"no kernel for the product %{product.product.result.name}: {reason}"
     hint = "choose another precision, or keep these layers: `layers:` in a deployment spec"
-    return SpecRTError("LOWER-039", message, where=product.where, hint=hint)
+    if not kernels.baked and not replace(kernels, baked=True).take(product):
+        hint = "engines that hold their weights compute it: `build: {weights: baked}` in a deployment spec"
+    return SpecRTError("LOWER-039", message, where=product.product.where, hint=hint)
 
 
 def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment]) -> dict[str, str]:
     """How the weights of low-bit products lie, by name; each has one reader."""
     ports: dict[tuple[str, str], str] = {}  # of codes and scales, as kernels read them
     half: set[tuple[str, str]] = set()
+    found: dict[str, str] = {}
     for segment in segments.values():
+        held = {eq.result.name: str(eq.attr["name"]) for eq in segment.graph.equations if eq.op == "weight"}
         for product in low_bit_products(segment.graph.equations):
             for number, value in enumerate(product.weight.values):
                 key, nibbles = (segment.file, value.name), value.type.dtype in HALF_BYTES
                 ports[key] = COLUMNS if number else WORDS if nibbles else ROWS
                 half |= {key} if nibbles else set()
-    found: dict[str, str] = {}
+                if nibbles and value.name in held:
+                    found[held[value.name]] = PAIRS
     for step in steps:
         for port, name in step.inputs.items():
             key = (step.file, port)

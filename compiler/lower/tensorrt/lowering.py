@@ -63,7 +63,9 @@ def _bounded(sym: Sym, most: int, tokens: tuple[str, ...]) -> Sym:
 def kernel_steps(options: BuildOptions, architecture: int) -> KernelSteps:
     """Which low-bit products no engine of the toolchain has."""
     line = dialect(options.toolchain)
-    return KernelSteps(options.toolchain, architecture, lambda equation: verdict(equation, line))
+    return KernelSteps(
+        options.toolchain, architecture, lambda equation: verdict(equation, line), options.weights == "baked"
+    )
 
 
 def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
