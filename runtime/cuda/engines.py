@@ -13,7 +13,7 @@ from runtime.cuda.driver import Device
 from runtime.cuda.missing import FOLDER, not_built, tag, unreadable
 
 _LOG = logging.getLogger("runtime.tensorrt")
-_LATER = int(trt.__version__.split(".")[0]) >= 10
+_LATER = int(trt.__version__.split(".")[0]) >= 11  # these calls have other names, which 10.0 has not yet
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc]
@@ -36,7 +36,6 @@ class Engine:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.dynamic = tuple(name for name in inputs if -1 in tuple(engine.get_tensor_shape(name)))
-        # the same numbers and calls have other names from 10 on, and only those in 11
         self.memory = int(engine.device_memory_size_v2 if _LATER else engine.device_memory_size)
         self._contexts: dict[tuple[int, object], tuple[Any, dict[str, tuple[int, ...]]]] = {}
 

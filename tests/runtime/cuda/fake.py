@@ -21,6 +21,7 @@ from tests.tensorrt import recorder
 from tests.tensorrt.recorder.api import Api, Guarded, api
 from tests.tensorrt.recorder.semantics import NAMES
 
+SCRATCH = 512
 IR = {name: dtype for dtype, name in DATA_TYPES.items()}
 
 
@@ -48,8 +49,9 @@ class Context(Guarded):
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def set_device_memory(self, _memory: int, size: int) -> None:
-        assert size == self._engine.device_memory_size_v2
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size == SCRATCH
+        self._state["device_memory"] = memory
 
     def set_optimization_profile_async(self, index: int, _stream: int) -> bool:
         self._profile = index
@@ -66,13 +68,14 @@ class Context(Guarded):
         return True
 
     def execute_async_v3(self, _stream: int) -> bool:
+        assert self._state["device_memory"]
         network = self._engine._network
         given = {}
         for tensor in network._inputs:
             shape = self._shapes.get(tensor.name, tensor._shape)
             given[tensor.name] = view(self._addresses[tensor.name], shape, tensor._kind)
         for name, result in network.evaluate(given).items():
-            source = self._engine.get_aliased_input_tensor(name)
+            source = self._engine._alias(name)
             if source is None:
                 view(self._addresses[name], result.shape, NAMES[result.dtype]).copy_(result)
             else:
@@ -89,9 +92,8 @@ class Engine(Guarded):
         self._network = network
         self._profiles = [profile._shapes for profile in config._profiles]
         self._names = [tensor.name for tensor in (*network._inputs, *network._outputs)]
-        self._state.update(
-            num_io_tensors=len(self._names), device_memory_size_v2=512, num_optimization_profiles=len(self._profiles)
-        )
+        sizes = dict.fromkeys(("device_memory_size", "device_memory_size_v2"), SCRATCH)
+        self._state.update(num_io_tensors=len(self._names), num_optimization_profiles=len(self._profiles), **sizes)
 
     def get_tensor_name(self, index: int) -> str:
         return str(self._names[index])
@@ -103,9 +105,12 @@ class Engine(Guarded):
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return next(tensor._shape for tensor in self._network._inputs if tensor.name == name)
 
-    def get_aliased_input_tensor(self, name: str) -> str | None:
+    def _alias(self, name: str) -> str | None:
         layer = next(tensor._source for tensor in self._network._outputs if tensor.name == name)
         return layer._inputs[0].name if layer._kind == "add_kv_cache_update" else None
+
+    def create_execution_context_without_device_memory(self) -> Context:
+        return Context(self._api, self)
 
     def create_execution_context(self, strategy: Any) -> Context:
         assert strategy.name == "USER_MANAGED"
