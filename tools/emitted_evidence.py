@@ -2,8 +2,9 @@
 
     python tools/emitted_evidence.py [JOBS]
 
-Each case is tests/tensorrt/test_contract.py's own check, run here for all of them: the network of the model's tiny
-size, emitted for the recorded interface of that version and computed layer by layer, against the interpreter.
+Each case is the check of tests/tensorrt/test_contract.py, or of test_quantized.py where a toolchain's file calls the
+products of a precision native, run here for all of them: the network of the model's tiny size, emitted for the recorded
+interface of that version and computed layer by layer, against the interpreter.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ sys.path.insert(0, str(ROOT))
 
 OUT = ROOT / "docs" / "evidence" / "emitted.json"
 PRECISIONS = ("fp32", "fp16", "bf16")
+TEXT = {
+    True: "every segment emitted, accepted and computed layer by layer",
+    False: "every segment with its products of codes emitted, accepted and computed layer by layer, the same codes",
+}
 # the recorded version that stands for a line of specs/toolchains
 LINES = {
     "8.6.0": "tensorrt-8.6", "10.0.1": "tensorrt-10.0", "10.8.0": "tensorrt-10.8", "10.16.1": "tensorrt-10.16",
@@ -28,15 +33,26 @@ LINES = {
 }  # fmt: skip
 
 
+def native(line: str) -> tuple[tuple[str, str], ...]:
+    """The precisions whose products a toolchain calls native, each with its bases (tests/tensorrt/low_bit.py)."""
+    found: tuple[tuple[str, str], ...] = import_module("tests.tensorrt.low_bit").native(line)
+    return found
+
+
 def holds(case: tuple[str, str, str]) -> str:
     """Nothing, or why the contract does not hold for (spec, precision, version)."""
     import torch
 
-    contract = import_module("tests.tensorrt.test_contract")  # tests are no package of ours, and not typed
     torch.set_num_threads(1)
     spec, precision, version = case
+    path = ROOT / "specs" / "models" / f"{spec}.yaml"
     try:
-        contract.test_emitted(ROOT / "specs" / "models" / f"{spec}.yaml", precision, version)
+        if precision in PRECISIONS:
+            import_module("tests.tensorrt.test_contract").test_emitted(path, precision, version)
+        else:
+            quantized = import_module("tests.tensorrt.test_quantized")
+            for base in ("fp32", *(base for name, base in native(LINES[version]) if name == precision)):
+                quantized.test_emitted(path, precision, base, version)
     except Exception as error:  # noqa: BLE001 (what does not hold is told, whatever it is)
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
@@ -63,8 +79,8 @@ def main() -> int:
     cases = [
         (path.stem, precision, version)
         for path in sorted((ROOT / "specs" / "models").glob("*.yaml"))
-        for precision in PRECISIONS
         for version, line in versions.items()
+        for precision in (*PRECISIONS, *dict.fromkeys(name for name, _ in native(line)))
         if possible(precision, line)
     ]
     jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 2
@@ -75,7 +91,7 @@ def main() -> int:
         {
             "level": "emitted", "model": spec, "precision": precision, "gpu": "any", "toolchain": versions[version],
             "date": date, "versions": f"recorded interface of TensorRT {version}",
-            "text": "every segment emitted, accepted and computed layer by layer", "recipe":
+            "text": TEXT[precision in PRECISIONS], "recipe":
             digest(Path(load_recipe(precision).where.file)), "spec": digest(ROOT / "specs" / "models" / f"{spec}.yaml"),
         }
         for (spec, precision, version), why in found.items()

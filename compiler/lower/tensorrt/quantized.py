@@ -109,7 +109,7 @@ def quantize(e: Emitter, equation: Equation) -> Tensor:
     wide = e.elementwise("DIV", wide, _factor(e, scale, to, x.type.rank), "f32", "scaled")
     step = e.scalar(UNIT[to], "f32", 1)
     layer = e.network.add_quantize(wide, step, *([e.type(to)] if e.dialect.strong else []))
-    layer.axis = min(x.type.rank - 1, 1)
+    layer.axis = min(x.type.rank - 1, 1)  # as _dequantized
     return e.out(layer, to, compute="f32")
 
 
