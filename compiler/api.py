@@ -188,7 +188,7 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     if native:
         from compiler.lower.tensorrt.native import check_native
 
-        check_native(role, found.label, precision.recipe.kv_cache, precision.recipe.where)
+        check_native(precision.recipe.kv_cache, precision.recipe.where)
     graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
     lap("passes")
     return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)

@@ -213,8 +213,9 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
     except SpecRTError as error:
         return (Fact("engines", error.message, _place(error.where)),)
     if options.native:
+        over = " over a linear cache" if prepared.role == "decoder" else ""
         text = (
-            f"{options.toolchain}: one engine, with TensorRT's own attention over a linear cache; "
+            f"{options.toolchain}: one engine, with TensorRT's own attention{over}; "
             f"{len(plan.profiles)} profiles; weights are {options.weights}"
         )
         return (Fact("engines", text),)

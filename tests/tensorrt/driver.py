@@ -38,14 +38,14 @@ def baked(pieces: Cut, weights: Values) -> Baked:
     return array
 
 
-def recorded(trt: Any, dialect: Dialect, held: Baked | None = None) -> Engine:
+def recorded(trt: Any, dialect: Dialect, held: Baked | None = None, *, native: bool = False) -> Engine:
     """Engines recorded once for each segment, then evaluated; `held` gives weights to those that hold theirs."""
     networks: dict[int, Any] = {}
 
     def engine(graph: Graph, inputs: Values) -> dict[str, torch.Tensor]:
         if id(graph) not in networks:
             network = create_network(trt, trt.Builder(trt.Logger()), dialect)
-            emitter = emit(trt, graph, network, dialect, held)
+            emitter = emit(trt, graph, network, dialect, held, native=native)
             network.finish()
             networks[id(graph)] = (network, emitter, graph)
         outputs: dict[str, torch.Tensor] = networks[id(graph)][0].evaluate(inputs)

@@ -79,8 +79,8 @@ class Keys:
     count: Dim
 
 
-@emits("attention")
-def attention(e: Emitter, equation: Equation) -> Tensor:
+def by_equations(e: Emitter, equation: Equation) -> Tensor:
+    """The operation `attention` as products, mask and softmax."""
     q, k, v, positions = equation.values[:4]
     batch, length, groups, _ = k.type.shape
     lead = lead_of(q, int(groups))

@@ -64,7 +64,7 @@ def build_segment(
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = create_network(trt, builder, line)
-    emitter = emit(trt, graph, network, line, baked)
+    emitter = emit(trt, graph, network, line, baked, native=options.native)
     config = builder.create_builder_config()
     configure(trt, config, graph, line, options)
     cache = config.create_timing_cache(timing)

@@ -1,4 +1,4 @@
-"""Attention over a linear cache by TensorRT's own layers, from 10.16 on.
+"""Attention by TensorRT's own layers, from 10.16 on: over a linear cache, and of an encoder.
 
 What they are, from docs.nvidia.com/deeplearning/tensorrt, operators KVCacheUpdate and Attention:
 
@@ -18,7 +18,7 @@ from math import frexp
 import numpy as np
 
 from compiler.ir.core import Equation
-from compiler.lower.tensorrt.attention import Keys, attended, lead_of, mask, optional, slopes_of
+from compiler.lower.tensorrt.attention import Keys, attended, by_equations, lead_of, mask, optional, slopes_of
 from compiler.lower.tensorrt.capabilities import by_products
 from compiler.lower.tensorrt.emitter import Emitter, Tensor, attr_float, emits
 from compiler.lower.tensorrt.operations import transposed
@@ -26,6 +26,33 @@ from compiler.lower.tensorrt.operations import transposed
 # Added to the score of a key that is not seen: exp of it is 0 in float32, and no sum with it overflows in the type.
 UNSEEN = {"f32": -1e30, "bf16": -1e30, "f16": -3e4}
 _HEADS = [0, 2, 1, 3]  # [B,S,H,D] to [B,H,S,D] and back
+
+
+@emits("attention")
+def attention(e: Emitter, equation: Equation) -> Tensor:
+    """Of an encoder: all its tokens at once, no cache."""
+    k, v, positions = equation.values[1:4]
+    others = (equation.attr.get(name) for name in ("softcap", "slopes"))
+    plain = k.type.shape == v.type.shape and optional(equation, 5) is None and all(other is None for other in others)
+    if not (e.native and plain):
+        return by_equations(e, equation)
+    batch, length = positions.type.shape
+    keys = e.memo(
+        ("keys", positions.name),
+        lambda: e.reshape(e.scope[positions.name], (batch, length), (batch, 1, 1, length), "i32", "keys"),
+    )
+
+    def seen() -> Tensor:
+        found = mask(e, equation, _at(e, equation), keys, 4)
+        # a row for every query, also where all see the same: what the layer says of its mask's shape leaves no other
+        lowest = e.scalar(-(2**31) + 1, "i32", 4)
+        every = e.unary("NOT", e.elementwise("LESS", _at(e, equation), lowest, "i32", "sees", result="bool"), "bool")
+        return e.elementwise("AND", found, every, "bool", "sees")
+
+    attr = equation.attr
+    which = e.memo(("seen", attr["causal"], attr.get("window"), optional(equation, 4), positions.name), seen)
+    rows = [transposed(e, e.scope[value.name], _HEADS, value.type.dtype, "heads") for value in (k, v)]
+    return _layer(e, equation, rows[0], rows[1], which)
 
 
 @emits("update_cache")
@@ -39,16 +66,21 @@ def update_cache(e: Emitter, equation: Equation) -> Tensor:
 
 @emits("cached_attention")
 def cached_attention(e: Emitter, equation: Equation) -> Tensor:
-    q, k, v = equation.values[:3]
+    _, k, v = equation.values[:3]
     if by_products(equation):
         return _products(e, equation)
-    dtype = q.type.dtype
+    return _layer(e, equation, e.scope[k.name], e.scope[v.name], _mask(e, equation))
+
+
+def _layer(e: Emitter, equation: Equation, keys: Tensor, values: Tensor, which: Tensor) -> Tensor:
+    """TensorRT's attention of the first operand over [B,K,P,D], with a mask."""
+    dtype = equation.result.type.dtype
     query = transposed(e, _scaled(e, equation), _HEADS, dtype, "heads")
     kind = e.trt.CausalMaskKind.NONE if e.dialect.attention == "add_attention_v2" else False
     softmax = e.trt.AttentionNormalizationOp.SOFTMAX
     assert e.dialect.attention is not None  # the capability table is checked before
-    layer = getattr(e.network, e.dialect.attention)(query, e.scope[k.name], e.scope[v.name], softmax, kind)
-    layer.mask = _mask(e, equation)
+    layer = getattr(e.network, e.dialect.attention)(query, keys, values, softmax, kind)
+    layer.mask = which
     layer.decomposable = True  # where no fused kernel takes these sizes, by several
     return transposed(e, e.out(layer, dtype), _HEADS, dtype, "rows")
 

@@ -52,8 +52,11 @@ def emits(*names: str) -> Callable[[Emission], Emission]:
 class Emitter:
     """One network being written with the module `trt`, the real one or a recorder."""
 
-    def __init__(self, trt: Any, network: Any, dialect: Dialect, baked: Baked | None, outlook: Outlook) -> None:
+    def __init__(
+        self, trt: Any, network: Any, dialect: Dialect, baked: Baked | None, outlook: Outlook, native: bool
+    ) -> None:
         self.trt, self.network, self.dialect, self.baked = trt, network, dialect, baked
+        self.native = native  # attention by TensorRT's own layer
         self.outlook = outlook
         self.operands: dict[str, Operand] = {}  # of products only, in place of a tensor in the scope
         self.constants: set[str] = set()  # values that are known when the engine is built

@@ -105,15 +105,17 @@ def plan_of(graph: Graph, options: BuildOptions, architecture: int) -> tuple[Cut
     kernels = kernel_steps(options, architecture)
     if options.native:
         check_products(kernels.of(walk(graph.equations)), options.toolchain)
+    cache = cache_of(graph)
     pieces = cut(graph, baked=options.weights == "baked", kernels=kernels)
     random = random_weights(pieces.graph)
     weights = {
         name: StoredWeight(tensor.type, None, stored_type(tensor).bytes, tensor.layout, random[name])
         for name, tensor in pieces.tensors.items()
     }
+    linear = cache is not None and cache.kind == "linear"
     plan = Plan(
-        graph.dims, graph.inputs, pieces.steps, pieces.graph.outputs, cache_of(graph), pieces.values, weights,
-        native_profiles(graph.dims) if options.native else profiles(graph.dims), options.as_dict(),
+        graph.dims, graph.inputs, pieces.steps, pieces.graph.outputs, cache, pieces.values, weights,
+        native_profiles(graph.dims) if linear else profiles(graph.dims), options.as_dict(),
     )  # fmt: skip
     return pieces, plan
 
@@ -137,7 +139,11 @@ def write(
     (out / "segments").mkdir(parents=True, exist_ok=True)
     for segment in pieces.segments.values():
         (out / segment.file).write_text(str(segment.graph), encoding="utf-8")
-    if any(step.kind != "engine" for step in plan.steps) or options.native or weights is None:
+    if (
+        any(step.kind != "engine" for step in plan.steps)
+        or (options.native and plan.cache is not None)
+        or weights is None
+    ):
         from compiler.kernels.library import write_kernels
 
         if progress is not None:

@@ -14,11 +14,8 @@ from compiler.lower.tensorrt.network import ENDS
 from specs.errors import SpecRTError, Where
 
 
-def check_native(role: str, name: str, kv_cache: str | None, where: Where | None) -> None:
-    """Raise SpecRTError LOWER-038 for a model that has no cache, or a cache in a type that TensorRT's has not."""
-    if role != "decoder":
-        message = f"`attention: native` is for decoders; `{name}` is an encoder, without a cache"
-        raise SpecRTError("LOWER-038", message, hint="leave `attention` out: an encoder is one engine in any case")
+def check_native(kv_cache: str | None, where: Where | None) -> None:
+    """Raise SpecRTError LOWER-038 for a cache in a type that TensorRT's has not."""
     if kv_cache is not None:
         message = f"`attention: native` keeps keys and values in the precision's own type, not in {kv_cache}"
         hint = "leave `attention` out, or the type of the cache"

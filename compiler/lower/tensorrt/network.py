@@ -22,13 +22,16 @@ def create_network(trt: Any, builder: Any, dialect: Dialect) -> Any:
     return builder.create_network(flags)
 
 
-def emit(trt: Any, graph: Graph, network: Any, dialect: Dialect, baked: Baked | None = None) -> Emitter:
+def emit(
+    trt: Any, graph: Graph, network: Any, dialect: Dialect, baked: Baked | None = None, *, native: bool = False
+) -> Emitter:
     """Write a segment into a network, ports named as in the IR; keep the emitter until the network is built.
 
+    `native`: an encoder's attention too is TensorRT's own layer, where that has its features.
     Raises SpecRTError LOWER-031 for a type that the version lacks, LOWER-032 where TensorRT refuses a layer,
     LOWER-040 for scales of blocks that are inputs.
     """
-    emitter = Emitter(trt, network, dialect, baked, quantized.outlook(graph))
+    emitter = Emitter(trt, network, dialect, baked, quantized.outlook(graph), native)
     for value in graph.inputs:
         emitter.input(value)
     emitter.run(graph.equations)
