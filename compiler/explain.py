@@ -145,6 +145,8 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
     base, recipe = chosen.base, chosen.recipe
     halves = base == "bf16" or prepared.request.on_gpu
     told = _BASES["fp32"] if base == "fp32" else _HALVES.format(base) if halves else _BASES[base]
+    if recipe.kv_cache is not None:
+        told = told.replace("activations and cache", "activations (for the cache see below)").replace(", cache)", ")")
     facts = [Fact("precision", f"{recipe.name}: {told}", _place(recipe.where))]
     skipped = ("base", "hazard") if recipe.weights is not None else ("base", "hazard", "toolchain-gpu")
     if recipe.weights is not None or recipe.kv_cache is not None:

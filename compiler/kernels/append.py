@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.codes import HEAD, code_of, keep_head, scale_of
+
 
 @triton.jit
 def _rotated(x, base, mask, cos, sin, pairs: tl.constexpr, step: tl.constexpr, wide: tl.constexpr):
@@ -40,33 +42,75 @@ def _turn(
 
 
 @triton.jit
+def _span_of(x, mask, low, high):
+    """`low` and `high` [N] with what rows of `x` [N, D] have below and above them."""
+    low = tl.minimum(low, tl.min(tl.where(mask, x, float("inf")), 1))
+    return low, tl.maximum(high, tl.max(tl.where(mask, x, float("-inf")), 1))
+
+
+@triton.jit
 def _keep(
     k, v, cos, sin, place, k_cache, v_cache, token, part,
     k_row: tl.constexpr, k_head: tl.constexpr, v_row: tl.constexpr, v_head: tl.constexpr, groups: tl.constexpr,
     dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, pairs: tl.constexpr, step: tl.constexpr,
-    tile: tl.constexpr, span: tl.constexpr, pair_span: tl.constexpr, wide_span: tl.constexpr,
+    codes: tl.constexpr, tile: tl.constexpr, span: tl.constexpr, pair_span: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of key heads, turned where they are, and value heads to the cache."""
     head = part * tile + tl.arange(0, tile)
     ok = head < groups
     row = (place // block * groups + head) * block + place % block
+    bytes_before: tl.constexpr = 0 if codes is None else HEAD
+    low = tl.full([tile], float("inf"), tl.float32)
+    high = tl.full([tile], float("-inf"), tl.float32)
     if pairs > 0:
         a, b, first, second, turned = _rotated(
             k, token * k_row + head * k_head, ok, cos + token * pairs, sin + token * pairs, pairs, step, pair_span
         )
-        target = k_cache + (row * dim)[:, None]
         # rounded to the type of k first, as `rotate` does
-        tl.store(target + first[None, :], a.to(k.dtype.element_ty).to(k_cache.dtype.element_ty), mask=turned)
-        tl.store(target + second[None, :], b.to(k.dtype.element_ty).to(k_cache.dtype.element_ty), mask=turned)
+        a = a.to(k.dtype.element_ty)
+        b = b.to(k.dtype.element_ty)
+        if codes is not None:
+            low, high = _span_of(a.to(tl.float32), turned, low, high)
+            low, high = _span_of(b.to(tl.float32), turned, low, high)
     if 2 * pairs < dim:
         at = 2 * pairs + tl.arange(0, span)
         rest = ok[:, None] & (at < dim)[None, :]
         x = tl.load(k + (token * k_row + head * k_head)[:, None] + at[None, :], mask=rest)
-        tl.store(k_cache + (row * dim)[:, None] + at[None, :], x.to(k_cache.dtype.element_ty), mask=rest)
+        if codes is not None:
+            low, high = _span_of(x.to(tl.float32), rest, low, high)
+    scale = low
+    zero = low
+    if codes is not None:
+        scale, zero = scale_of(low, high, codes)
+        keep_head(k_cache, row, scale, zero, ok, dim + HEAD)
+    target = k_cache + (row * (dim + bytes_before) + bytes_before)[:, None]
+    if pairs > 0:
+        tl.store(target + first[None, :], _stored(a, scale, zero, k_cache, codes), mask=turned)
+        tl.store(target + second[None, :], _stored(b, scale, zero, k_cache, codes), mask=turned)
+    if 2 * pairs < dim:
+        tl.store(target + at[None, :], _stored(x, scale, zero, k_cache, codes), mask=rest)
     at_v = tl.arange(0, wide_span)
     both = ok[:, None] & (at_v < wide)[None, :]
     y = tl.load(v + (token * v_row + head * v_head)[:, None] + at_v[None, :], mask=both)
-    tl.store(v_cache + (row * wide)[:, None] + at_v[None, :], y.to(v_cache.dtype.element_ty), mask=both)
+    if codes is not None:
+        low, high = _span_of(
+            y.to(tl.float32), both, tl.full([tile], float("inf"), tl.float32),
+            tl.full([tile], float("-inf"), tl.float32),
+        )  # fmt: skip
+        scale, zero = scale_of(low, high, codes)
+        keep_head(v_cache, row, scale, zero, ok, wide + HEAD)
+    target = v_cache + (row * (wide + bytes_before) + bytes_before)[:, None]
+    tl.store(target + at_v[None, :], _stored(y, scale, zero, v_cache, codes), mask=both)
+
+
+@triton.jit
+def _stored(x, scale, zero, cache, codes: tl.constexpr):
+    """Numbers [N, D] as the cache has them, with the scales and zeros [N] of codes."""
+    if codes is None:
+        y = x.to(cache.dtype.element_ty)
+    else:
+        y = code_of(x.to(tl.float32), scale[:, None], zero[:, None], codes)
+    return y
 
 
 @triton.jit
@@ -75,7 +119,7 @@ def append(
     q_row: tl.constexpr, q_head: tl.constexpr, k_row: tl.constexpr, k_head: tl.constexpr,
     v_row: tl.constexpr, v_head: tl.constexpr,
     heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
-    pairs: tl.constexpr, step: tl.constexpr, tile: tl.constexpr, span: tl.constexpr,
+    pairs: tl.constexpr, step: tl.constexpr, codes: tl.constexpr, tile: tl.constexpr, span: tl.constexpr,
     pair_span: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
     """Turn q in place, write turned k and v to slot = block id * block + place; a slot below 0 is padding.
@@ -95,10 +139,10 @@ def append(
         else:
             _keep(
                 k, v, cos, sin, place, k_cache, v_cache, token, part - query_tiles, k_row, k_head, v_row, v_head,
-                groups, dim, wide, block, pairs, step, tile, span, pair_span, wide_span,
+                groups, dim, wide, block, pairs, step, codes, tile, span, pair_span, wide_span,
             )  # fmt: skip
     else:
         _keep(
             k, v, cos, sin, place, k_cache, v_cache, token, part, k_row, k_head, v_row, v_head, groups, dim, wide,
-            block, pairs, step, tile, span, pair_span, wide_span,
+            block, pairs, step, codes, tile, span, pair_span, wide_span,
         )  # fmt: skip

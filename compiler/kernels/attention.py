@@ -36,6 +36,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     slopes: bool = False
+    codes: str | None = None  # of an 8-bit cache: u8 or f8e4m3, its rows are bytes
     bf16_bias: float | None = None  # of slopes: the biases are computed in bfloat16, then times this
     prefix: bool = False
     sinks: bool = False
@@ -87,7 +88,8 @@ def append(attention: Attention) -> Launch:
     constants = {
         "q_row": a.q[1], "q_head": a.q[2], "k_row": a.k[1], "k_head": a.k[2], "v_row": a.v[1], "v_head": a.v[2],
         "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide, "block": a.block, "pairs": a.pairs,
-        "step": 1 if a.style == "half" else 2, "tile": tile, "span": power(max(a.dim - 2 * a.pairs, 1)),
+        "step": 1 if a.style == "half" else 2, "codes": a.codes, "tile": tile,
+        "span": power(max(a.dim - 2 * a.pairs, 1)),
         "pair_span": power(max(a.pairs, 1)), "wide_span": power(a.wide),
     }  # fmt: skip
     angle = "f32" if a.pairs else ""
@@ -115,7 +117,8 @@ def prefill(attention: Attention) -> Launch:
     )  # fmt: skip
     constants = _constants(attention) | {"rows": rows, "tile": key_tile(attention, 64)}
     stages = 2 if attention.dtype == "f32" or max(attention.dim, attention.wide) > 128 else 3
-    return Launch("prefill", "prefill.prefill", arguments, constants, 4, stages, _unaligned(attention))
+    warps = 4 if attention.codes is None else 8  # making numbers of codes takes registers too: none are spilled then
+    return Launch("prefill", "prefill.prefill", arguments, constants, warps, stages, _unaligned(attention))
 
 
 def decode(attention: Attention, splits: int) -> Launch:
@@ -174,6 +177,6 @@ def _constants(attention: Attention) -> dict[str, Any]:
     return {
         "q_row": a.q[1], "q_head": a.q[2], "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide,
         "block": a.block, "scale": a.scale, "causal": a.causal, "window": a.window, "softcap": a.softcap,
-        "bf16_bias": a.bf16_bias,
+        "bf16_bias": a.bf16_bias, "codes": a.codes,
         "dim_span": power(a.dim, 16), "wide_span": power(a.wide, 16),
     }  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from compiler.kernels.softmax import FAR, LOG2E, rows_of, scores, update
+from compiler.kernels.codes import number_of
+from compiler.kernels.softmax import FAR, LOG2E, heads_of, row_of, rows_of, scores, update
 
 
 @triton.jit
@@ -16,8 +17,8 @@ def decode(
     q, k_cache, v_cache, out, parts, tops, past_lens, block_ids, block_begins, prefix, sinks, slopes,
     q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
     wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
-    softcap: tl.constexpr, bf16_bias: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr,
-    dim_span: tl.constexpr, wide_span: tl.constexpr,
+    softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr,
+    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
     """Grid (B, K, splits): token b is the only new one of sequence b, past_lens[b] below 0 is padding.
 
@@ -36,6 +37,7 @@ def decode(
     d, e = tl.arange(0, dim_span), tl.arange(0, wide_span)
     where = q + row.to(tl.int64) * q_row + head[:, None] * q_head + d[None, :]
     x = tl.load(where, mask=ok[:, None] & (d < dim)[None, :], other=0.0)
+    whole = tl.sum(x.to(tl.float32), 1)
     top = tl.full([rows], FAR, tl.float32)
     total = tl.full([rows], 0.0, tl.float32)
     if sinks is not None:  # noqa: SIM102 - decided when compiled, the next one on the GPU
@@ -55,12 +57,17 @@ def decode(
     high = tl.minimum(low + each, high)
     for index in range(low, high):
         first = index * tile
-        k = rows_of(k_cache, block_ids, begin, first, group, context, groups, block, dim, tile, dim_span, True)
+        row_at = row_of(block_ids, begin, first, group, context, groups, block, tile)
+        k = rows_of(k_cache, row_at, first, context, dim, codes, tile, dim_span, True)
+        factor, shift = heads_of(k_cache, row_at, first, context, dim, codes, tile, True)
         keys = (first + tl.arange(0, tile))[None, :]
         s = scores(
-            x, k.to(x.dtype), past, keys, head, context, before, slopes, scale, causal, window, softcap, bf16_bias, True
-        )
-        v = rows_of(v_cache, block_ids, begin, first, group, context, groups, block, wide, tile, wide_span, True)
+            x, whole, k, factor, shift, past, keys, head, context, before, slopes, scale, causal, window, softcap,
+            bf16_bias, codes, True,
+        )  # fmt: skip
+        v = rows_of(v_cache, row_at, first, context, wide, codes, tile, wide_span, True)
+        factor, shift = heads_of(v_cache, row_at, first, context, wide, codes, tile, True)
+        v = number_of(v, factor, shift, codes)
         top, total, acc = update(s, v.to(x.dtype), top, total, acc)
     lane = row.to(tl.int64) * heads + head
     inside = ok[:, None] & (e < wide)[None, :]

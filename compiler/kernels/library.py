@@ -37,7 +37,8 @@ def attention_of(plan: Mapping[str, Any], step: Mapping[str, Any]) -> lib.Attent
         groups=attrs["kv_heads"], dim=attrs["d_head"], wide=attrs["d_value"], block=plan["cache"]["block_size"],
         scale=attrs["scale"], causal=attrs["causal"], q=q, k=k, v=v, pairs=rotary["pairs"] if rotary else 0,
         style=rotary["style"] if rotary else "half", window=attrs["window"], softcap=attrs["softcap"],
-        slopes=attrs["slopes"] is not None, bf16_bias=attrs["bf16_bias"], prefix="prefix" in step["inputs"],
+        slopes=attrs["slopes"] is not None, bf16_bias=attrs["bf16_bias"],
+        codes=attrs["codes"], prefix="prefix" in step["inputs"],
         sinks="sinks" in step["inputs"],
     )  # fmt: skip
 

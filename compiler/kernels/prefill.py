@@ -5,25 +5,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from compiler.kernels.softmax import FAR, LOG2E, rows_of, scores, update
+from compiler.kernels.codes import number_of
+from compiler.kernels.softmax import FAR, LOG2E, heads_of, row_of, rows_of, scores, update
 
 
 @triton.jit
 def _span(
-    q, at, head, top, total, out, low, high, k_cache, v_cache, block_ids, begin, context, before, slopes, group,
+    q, whole, at, head, top, total, out, low, high, k_cache, v_cache, block_ids, begin, context, before, slopes, group,
     groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr,
-    causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr, tile: tl.constexpr,
-    dim_span: tl.constexpr, wide_span: tl.constexpr, masked: tl.constexpr,
+    causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr,
+    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
     """Key tiles low..high-1 of one query tile."""
     for index in range(low, high):
         first = index * tile
-        k = rows_of(k_cache, block_ids, begin, first, group, context, groups, block, dim, tile, dim_span, masked)
+        row = row_of(block_ids, begin, first, group, context, groups, block, tile)
+        k = rows_of(k_cache, row, first, context, dim, codes, tile, dim_span, masked)
+        factor, shift = heads_of(k_cache, row, first, context, dim, codes, tile, masked)
         keys = (first + tl.arange(0, tile))[None, :]
         s = scores(
-            q, k.to(q.dtype), at, keys, head, context, before, slopes, scale, causal, window, softcap, bf16_bias, masked
-        )
-        v = rows_of(v_cache, block_ids, begin, first, group, context, groups, block, wide, tile, wide_span, masked)
+            q, whole, k, factor, shift, at, keys, head, context, before, slopes, scale, causal, window, softcap,
+            bf16_bias, codes, masked,
+        )  # fmt: skip
+        v = rows_of(v_cache, row, first, context, wide, codes, tile, wide_span, masked)
+        factor, shift = heads_of(v_cache, row, first, context, wide, codes, tile, masked)
+        v = number_of(v, factor, shift, codes)
         top, total, out = update(s, v.to(q.dtype), top, total, out)
     return top, total, out
 
@@ -34,8 +40,8 @@ def prefill(
     prefix, sinks, slopes,
     q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
     wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
-    softcap: tl.constexpr, bf16_bias: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr, dim_span: tl.constexpr,
-    wide_span: tl.constexpr,
+    softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr, rows: tl.constexpr,
+    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
     """Grid (H, query tiles): tile i has the tokens tile_starts[i].. of sequence tile_rows[i]; out is [T, H, E].
 
@@ -60,6 +66,7 @@ def prefill(
     d, e = tl.arange(0, dim_span), tl.arange(0, wide_span)
     where = q + token[:, None] * q_row + head * q_head + d[None, :]
     x = tl.load(where, mask=ok[:, None] & (d < dim)[None, :], other=0.0)
+    whole = tl.sum(x.to(tl.float32), 1)
     head_of = tl.full([rows], 0, tl.int32) + head
     if sinks is not None:
         top = tl.full([rows], 0.0, tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
@@ -89,19 +96,19 @@ def prefill(
     clear = tl.minimum(tl.maximum(clear, clear_low), high)
     if window is not None:
         top, total, acc = _span(
-            x, at, head_of, top, total, acc, low, clear_low, k_cache, v_cache, block_ids, begin, context, before,
-            slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, tile, dim_span,
+            x, whole, at, head_of, top, total, acc, low, clear_low, k_cache, v_cache, block_ids, begin, context, before,
+            slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
             wide_span, True,
         )  # fmt: skip
     top, total, acc = _span(
-        x, at, head_of, top, total, acc, clear_low, clear, k_cache, v_cache, block_ids, begin, context, before,
-        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, tile, dim_span, wide_span,
-        False,
+        x, whole, at, head_of, top, total, acc, clear_low, clear, k_cache, v_cache, block_ids, begin, context, before,
+        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
+        wide_span, False,
     )  # fmt: skip
     top, total, acc = _span(
-        x, at, head_of, top, total, acc, clear, high, k_cache, v_cache, block_ids, begin, context, before,
-        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, tile, dim_span, wide_span,
-        True,
+        x, whole, at, head_of, top, total, acc, clear, high, k_cache, v_cache, block_ids, begin, context, before,
+        slopes, group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
+        wide_span, True,
     )  # fmt: skip
     y = (acc / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + (token[:, None] * heads + head) * wide + e[None, :], y, mask=ok[:, None] & (e < wide)[None, :])

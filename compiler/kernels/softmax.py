@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.codes import HEAD, head_at, plain
+
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(-1.0e38)  # a masked score; finite, so that a tile with nothing to see gives no NaN
 
@@ -18,12 +20,19 @@ def rounded(x):
 
 @triton.jit
 def scores(
-    q, k, at, keys, head, context, prefix, slopes,
+    q, whole, k, factor, shift, at, keys, head, context, prefix, slopes,
     scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr,
-    masked: tl.constexpr,
+    codes: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
-    """Scores [M, N] in log2 units: q [M, D] at positions `at` [M, 1], of heads `head` [M], over k [N, D] at `keys`."""
-    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    """Scores [M, N] in log2 units: q [M, D] at positions `at` [M, 1], of heads `head` [M], over k [N, D] at `keys`.
+
+    Codes are multiplied as they are, exactly, and the products scaled: factor q'code + shift sum(q), `whole` [M].
+    """
+    s = tl.dot(q, tl.trans(plain(k, codes).to(q.dtype)), input_precision="ieee")
+    if codes is not None:
+        s = s * factor[None, :]
+        if codes == "u8":
+            s += whole[:, None] * shift[None, :]
     if softcap is not None:
         x = s * (scale / softcap)
         e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
@@ -63,23 +72,51 @@ def update(s, v, top, total, out):
 
 
 @triton.jit
-def rows_of(cache, block_ids, begin, first, group, context, groups: tl.constexpr, block: tl.constexpr,
-            size: tl.constexpr, tile: tl.constexpr, span: tl.constexpr, masked: tl.constexpr):  # fmt: skip
-    """Rows [tile, span] of a cache [C, groups, block, size] from position `first` on; zeros from `context` on."""
-    place, at = tl.arange(0, tile), tl.arange(0, span)
+def row_of(block_ids, begin, first, group, context, groups: tl.constexpr, block: tl.constexpr, tile: tl.constexpr):
+    """Which rows [tile] of a cache [C, groups, block, size] the positions from `first` on have."""
+    place = tl.arange(0, tile)
     if tile <= block:
         number = tl.load(block_ids + begin + first // block).to(tl.int64)
-        row = (number * groups + group) * block + first % block + place
+        return (number * groups + group) * block + first % block + place
+    inside = first + place < context
+    numbers = tl.load(block_ids + begin + (first + place) // block, mask=inside, other=0).to(tl.int64)
+    return (numbers * groups + group) * block + place % block
+
+
+@triton.jit
+def rows_of(cache, row, first, context, size: tl.constexpr, codes: tl.constexpr, tile: tl.constexpr,
+            span: tl.constexpr, masked: tl.constexpr):  # fmt: skip
+    """Elements [tile, span] of rows, of 8-bit caches their codes; zeros from the position `context` on."""
+    place, at = tl.arange(0, tile), tl.arange(0, span)
+    if codes is None:
+        where = cache + row[:, None] * size + at[None, :]
     else:
-        inside = first + place < context
-        numbers = tl.load(block_ids + begin + (first + place) // block, mask=inside, other=0).to(tl.int64)
-        row = (numbers * groups + group) * block + place % block
-    where = cache + row[:, None] * size + at[None, :]
+        where = cache + row[:, None] * (size + HEAD) + HEAD + at[None, :]
     if masked:  # what lies behind the context may be anything, NaN too
         ok = (first + place < context)[:, None]
         if span != size:
             ok = ok & (at < size)[None, :]
-        return tl.load(where, mask=ok, other=0.0)
+        return tl.load(where, mask=ok, other=0)
     if span != size:
-        return tl.load(where, mask=(at < size)[None, :], other=0.0)
+        return tl.load(where, mask=(at < size)[None, :], other=0)
     return tl.load(where)
+
+
+@triton.jit
+def heads_of(cache, row, first, context, size: tl.constexpr, codes: tl.constexpr, tile: tl.constexpr,
+             masked: tl.constexpr):  # fmt: skip
+    """Factor and shift [tile] that make numbers of `plain` codes; of a cache of numbers nothing that is used."""
+    if codes is None:
+        factor = row
+        shift = row
+    else:
+        head = head_at(cache, row, size + HEAD)
+        # zeros where nobody is: bytes that were not written may be NaN
+        ok = first + tl.arange(0, tile) < context
+        factor = tl.load(head, mask=ok, other=0.0) if masked else tl.load(head)
+        if codes == "u8":
+            shift = -factor * (tl.load(head + 1, mask=ok, other=0.0) if masked else tl.load(head + 1))
+        else:
+            factor = factor * 256.0
+            shift = factor
+    return factor, shift

@@ -65,7 +65,7 @@ class AttentionStep:
             "q": self.q.as_dict(), "k": self.k.as_dict(), "v": self.v.as_dict(),
             "scale": equation.attr["scale"], "causal": equation.attr["causal"], "window": equation.attr.get("window"),
             "softcap": equation.attr.get("softcap"), "slopes": list(slopes) if isinstance(slopes, tuple) else None,
-            "bf16_bias": equation.attr.get("bf16_bias"), "rotary": rotary,
+            "bf16_bias": equation.attr.get("bf16_bias"), "codes": equation.attr.get("codes"), "rotary": rotary,
             "k_cache": states[equation.values[3].name], "v_cache": states[equation.values[4].name],
         }  # fmt: skip
         return Step(BACKEND, "", inputs, {"out": equation.result.name}, {}, "kernel", NAME, attrs)

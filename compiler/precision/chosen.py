@@ -110,7 +110,7 @@ def choose(
     recipes = [with_cache(recipe, kv_cache) for recipe in _recipes(precision, stored)]
     decisions = [require(decide(recipe, toolchain, gpu)) for recipe in recipes]
     recipe, decision = recipes[0], decisions[0]
-    if decision.base == "tf32" or (gpu is not None and recipe.kv_cache is not None):
+    if decision.base == "tf32":
         raise SpecRTError(
             "PREC-016", f"{recipe.name} is decided for {decision.target} ({decision.how}), but not written by it yet",
             where=recipe.where, hint="fp16, bf16 and fp32 are",

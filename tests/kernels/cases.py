@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from compiler.ir.cache_rows import HEAD, to_rows
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.ops.attention import paged_attention, rotate
 from compiler.kernels import attention as lib
@@ -26,16 +27,15 @@ class Case:
         self.row = self.random(self.tokens, width).to(kind)
         parts = self.row.split((a.heads * a.dim, a.groups * a.dim, a.groups * a.wide), 1)
         self.q, self.k, self.v = parts
-        self.k_cache = torch.full((BLOCKS, a.groups, BLOCK, a.dim), torch.nan, dtype=torch_dtype(a.cache_dtype))
-        self.v_cache = torch.full((BLOCKS, a.groups, BLOCK, a.wide), torch.nan, dtype=torch_dtype(a.cache_dtype))
+        self.k_cache, self.v_cache = self.cache(a.dim), self.cache(a.wide)
         order = torch.randperm(BLOCKS, generator=self.generator).tolist()
         ids: list[int] = []
         begins, block_begins, slots, positions = [0], [0], [], []
         for past, new in sequences:
             own = [order.pop() for _ in range(-(-(past + new) // BLOCK))]
             for at in range(past):
-                self.k_cache[own[at // BLOCK], :, at % BLOCK] = self.random(a.groups, a.dim).to(self.k_cache.dtype)
-                self.v_cache[own[at // BLOCK], :, at % BLOCK] = self.random(a.groups, a.wide).to(self.v_cache.dtype)
+                self.k_cache[own[at // BLOCK], :, at % BLOCK] = self.kept(self.random(a.groups, a.dim))
+                self.v_cache[own[at // BLOCK], :, at % BLOCK] = self.kept(self.random(a.groups, a.wide))
             slots += [own[at // BLOCK] * BLOCK + at % BLOCK for at in range(past, past + new)]
             positions += range(past, past + new)
             ids += own
@@ -50,6 +50,18 @@ class Case:
             "sinks": self.random(a.heads).to(kind),
             "slopes": torch.tensor([2.0 ** -(head + 1) for head in range(a.heads)]),
         }  # fmt: skip
+
+    def cache(self, size: int) -> torch.Tensor:
+        """A cache that nobody wrote: nothing may read it, its numbers are NaN, and so are scales of bytes of 255."""
+        shape, kind = (BLOCKS, self.a.groups, BLOCK), torch_dtype(self.a.cache_dtype)
+        if self.a.codes is None:
+            return torch.full((*shape, size), torch.nan, dtype=kind)
+        return torch.full((*shape, size + HEAD), 255, dtype=kind)
+
+    def kept(self, x: torch.Tensor) -> torch.Tensor:
+        """Numbers as the cache has them."""
+        kind = torch_dtype(self.a.cache_dtype)
+        return x.to(kind) if self.a.codes is None else to_rows(x.to(torch_dtype(self.a.dtype)), self.a.codes)
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator) * 1.5
@@ -67,6 +79,7 @@ class Case:
             q, k, v, *self.wanted, values["past_lens"], values["seq_begins"], values["block_ids"],
             values["block_begins"], None, values["prefix"] if a.prefix else None, values["sinks"] if a.sinks else None,
             scale=a.scale, causal=a.causal, window=a.window, softcap=a.softcap, slopes=slopes, bf16_bias=a.bf16_bias,
+            codes=a.codes,
         )  # fmt: skip
 
     def launches(self, splits: int) -> tuple[list[tuple[lib.Launch, tuple[int, int, int]]], dict[str, Any]]:
@@ -112,7 +125,7 @@ def attention(features: tuple[str, ...] = (), **changes: Any) -> lib.Attention:
         **{name: name in features for name in ("slopes", "prefix", "sinks")}, **changes,
     }  # fmt: skip
     options.setdefault("wide", options["dim"])
-    options.setdefault("cache_dtype", options["dtype"])
+    options.setdefault("cache_dtype", "u8" if options.get("codes") else options["dtype"])
     heads, groups, dim, wide = (options[name] for name in ("heads", "groups", "dim", "wide"))
     width = heads * dim + groups * (dim + wide)
     return lib.Attention(scale=dim**-0.5, q=(0, width, dim), k=(heads * dim, width, dim),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from compiler.ir.cache_rows import CODES
 from compiler.kernels import attention as lib
 from tests.conformance.tolerances import tolerance
 from tests.kernels.cases import FEATURES, SEQUENCES, Case, attention
@@ -107,3 +108,51 @@ def test_linear_biases_rounded_to_bfloat16(dtype: str) -> None:
         run(launch, grid, values | {"slopes": 0.05 * values["slopes"]})
     with pytest.raises(AssertionError, match="off by"):  # the rounding can be seen
         compare(case.expected().double(), values["out"].double(), "f32")
+
+
+# -- 8-bit caches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("features", [(), *((name,) for name in FEATURES), FEATURES], ids="+".join)
+def test_features_over_codes(features: tuple[str, ...], codes: str) -> None:
+    check(attention(features, codes=codes), [(20, 1), (17, 5)], splits=2)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_types_over_codes(dtype: str, codes: str) -> None:
+    # not rotated: the interpreter's cast to bfloat16 truncates, and codes of what it rotated would be others
+    check(attention(("window", "sinks"), dtype=dtype, codes=codes, pairs=0), [(20, 1), (17, 5)], splits=2)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": 3, "groups": 3},
+        {"heads": 20, "groups": 1},
+        {"dim": 80, "pairs": 40},
+        {"dim": 48, "wide": 32, "pairs": 8},
+        {"pairs": 0},
+        {"style": "interleaved", "pairs": 6},
+    ],
+    ids=str,
+)
+def test_shapes_over_codes(changes: dict[str, Any], codes: str) -> None:
+    check(attention(codes=codes, **changes), [(20, 1), (0, 3)])
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_codes_are_rounded_as_the_rows_of_the_ir(codes: str) -> None:
+    """Every code, numbers between two of them, ties, and rows of one number, by the kernel's own arithmetic."""
+    x = torch.randn(64, 4 * 32) * torch.logspace(-4, 4, 64)[:, None]
+    x[:8] = torch.arange(8 * 128).reshape(8, 128) / 2.0 - 100
+    x[8], x[9] = 0.0, 7.5
+    case = Case(attention(heads=2, groups=2, codes=codes, pairs=0), [(0, 64)])
+    case.row[:, 64:] = x
+    case.expected()
+    launches, values = case.launches(1)
+    run(*launches[0], values)
+    for wanted, found in zip(case.wanted, (case.k_cache, case.v_cache), strict=True):
+        assert torch.equal(wanted, found)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compiler.ir.cache_rows import CODES
 from compiler.kernels import attention as lib
 from compiler.kernels import library
 from compiler.kernels.build import ARCHITECTURES, SHARED, build
@@ -24,7 +26,7 @@ VIEWS = {
 }
 ATTRS: dict[str, Any] = {
     "heads": 4, "kv_heads": 2, "d_head": 16, "d_value": 16, **VIEWS, "scale": 0.25, "causal": True, "window": None,
-    "softcap": None, "slopes": None, "bf16_bias": None, "k_cache": "0.k", "v_cache": "0.v",
+    "softcap": None, "slopes": None, "codes": None, "bf16_bias": None, "k_cache": "0.k", "v_cache": "0.v",
     "rotary": {"style": "half", "pairs": 8},
 }  # fmt: skip
 
@@ -101,6 +103,8 @@ def test_every_feature_compiles() -> None:
     every = attention(FEATURES, dtype="bf16", causal=False, pairs=0, dim=80, wide=48, heads=6, groups=2)
     launches = [lib.append(plain), lib.append(attention(style="interleaved", pairs=5)), lib.append(every)]
     launches += [lib.prefill(every), lib.decode(every, 1), lib.decode(every, 4)]
+    coded = [replace(every, cache_dtype="u8", codes=codes) for codes in CODES]
+    launches += [launch for one in coded for launch in (lib.append(one), lib.prefill(one), lib.decode(one, 4))]
     assert all(made.cubin[:4] == b"\x7fELF" for made in build(launches, 90))
 
 

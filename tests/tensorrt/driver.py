@@ -93,7 +93,7 @@ def attend(step: Step, given: Values, states: Values) -> torch.Tensor:
         assert given["cos"].shape == (tokens, attrs["rotary"]["pairs"])
         for port in ("q", "k"):
             rows[port] = REGISTRY["rotate"].body(rows[port], given["cos"], given["sin"], style=attrs["rotary"]["style"])
-    options = {name: attrs[name] for name in ("scale", "causal", "window", "softcap", "bf16_bias")}
+    options = {name: attrs[name] for name in ("scale", "causal", "window", "softcap", "bf16_bias", "codes")}
     metadata = [given[name] for name in ("past_lens", "seq_begins", "block_ids", "block_begins", "max_context")]
     out: torch.Tensor = REGISTRY["paged_attention"].body(
         rows["q"], rows["k"], rows["v"], states[attrs["k_cache"]], states[attrs["v_cache"]], *metadata,
@@ -147,7 +147,7 @@ def states_of(graph: Graph) -> dict[str, torch.Tensor]:
     return {
         str(equation.attr["name"]): torch.full(
             [BLOCKS if dim == "C" else int(dim) for dim in equation.result.type.shape],
-            float("nan"),
+            255 if equation.result.type.dtype == "u8" else float("nan"),  # a scale of such bytes is NaN
             dtype=torch_dtype(equation.result.type.dtype),
         )
         for equation in graph.equations

@@ -46,10 +46,12 @@ class Tiny:
         return noise * 0.3 + (1.0 if name.endswith(".weight") else 0.0)
 
 
-def tiny(path: Path, precision: str = "fp32", *, native: bool = False, wide: bool = False) -> Tiny:
+def tiny(
+    path: Path, precision: str = "fp32", *, native: bool = False, wide: bool = False, codes: str | None = None
+) -> Tiny:
     """The first size of a spec scaled down, after the passes for a GPU.
 
-    `native`: for TensorRT's attention and cache; `wide`: rows are whole blocks of 64.
+    `native`: for TensorRT's attention and cache; `wide`: rows are whole blocks of 64; `codes`: of an 8-bit cache.
     """
     spec = load_spec(path)
     name, size = next(iter(spec.sizes.items()))
@@ -60,7 +62,7 @@ def tiny(path: Path, precision: str = "fp32", *, native: bool = False, wide: boo
     from compiler.source import Source
 
     role = role_of(Source(spec, config, None, spec.name, None))
-    graph, _ = run_passes(built.graph, pipeline(role, precision, "sm90", native=native))
+    graph, _ = run_passes(built.graph, pipeline(role, precision, "sm90", codes=codes, native=native))
     return Tiny(spec.name, role, built, graph, tuple(built.weights))
 
 

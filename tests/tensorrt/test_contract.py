@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from compiler.ir import Graph
+from compiler.ir.cache_rows import CODES
 from compiler.ir.interpreter import run
 from compiler.ir.parser import parse
 from compiler.ir.verify import verify
@@ -26,6 +27,8 @@ from tests.tensorrt.models import SPECS, Tiny, tiny
 # thirty; sums are in another order than the interpreter's (Higham, Accuracy and Stability, 3.1).
 UNIT = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SEGMENT, MODEL = 16, 60
+# A code on the other side of a tie is off by a step, and so is what follows: 2^-8 of a row for u8, 2^-4 of a number.
+CODED = 2.0**-8
 ALL = next(path for path in SPECS if path.stem == "llama")
 OLDEST, NEWEST = recorder.VERSIONS[0], recorder.VERSIONS[-1]
 # All families in the oldest and the newest version, one in all of them.
@@ -96,3 +99,19 @@ def test_cut_computes_what_the_model_does(path: Path) -> None:
             close(tensor, expected[name], SEGMENT * UNIT["fp32"], name)
     for name, tensor in states.items():
         close(tensor.nan_to_num(7.0), expected_states[name].nan_to_num(7.0), SEGMENT * UNIT["fp32"], name)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "bloom", "gpt_oss", "deepseek_v2"])
+def test_a_cache_of_codes_is_in_the_plan(family: str, codes: str) -> None:
+    model = tiny(next(path for path in SPECS if path.stem == family), codes=codes)
+    pieces = cut(model.graph)
+    weights = {name: tensor.make(model.weights) for name, tensor in pieces.tensors.items()}
+    states, expected_states = states_of(pieces.graph), states_of(pieces.graph)
+    assert {tensor.dtype for tensor in states.values()} == {torch.uint8}
+    for batch in batches(model):
+        got = run_plan(pieces, batch, weights, states, lambda graph, inputs: run(graph, inputs, {}.__getitem__))
+        expected = run(model.graph, batch, model.weights, expected_states)
+        for name, tensor in got.items():
+            close(tensor, expected[name], CODED, name)
+    assert {step.attrs["codes"] for step in pieces.steps if step.kind == "kernel"} == {codes}

@@ -110,7 +110,7 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "dequantize": {**_row(NO_CODES, *DTYPES), **_row(_CODES, "i8", "f8e4m3", "i4", "f4e2m1")},
     "row_scale": _float(Decompose("maximum of |x| by reduction; powers of two by the layer that quantizes by blocks")),
     "weight": {**_any(WEIGHT), **_row(WEIGHT, "i8", "f8e4m3", "i4", "f4e2m1", "f8e8m0")},
-    "state": {**_any(Unsupported("a cache holds floats")), **_row(STATE, *FLOATS)},
+    "state": {**_any(Unsupported("a cache holds floats")), **_row(STATE, *FLOATS, "u8")},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out; equal rounds share one engine")),
 }  # fmt: skip
@@ -129,8 +129,10 @@ def table(dialect: Dialect) -> Mapping[str, Mapping[str, Verdict]]:
     if dialect.attention is None:
         for op in ("update_cache", "cached_attention"):
             found[op].update(_row(NO_LAYER, *FLOATS))
-    for row in found.values():
+    for op, row in found.items():
         for dtype, verdict in row.items():
+            if (op, dtype) == ("state", "u8"):  # rows of an 8-bit cache: no network sees them
+                continue
             if not isinstance(verdict, Unsupported) and dtype not in dialect.dtypes:
                 row[dtype] = Unsupported(f"TensorRT {dialect.version} has no {dtype}")
     return found
