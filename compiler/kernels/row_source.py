@@ -57,6 +57,7 @@ class RowSource:
     names: dict[str, str] = field(default_factory=dict)  # value -> variable
     spans: set[int] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # values that are one number a row
+    places: dict[str, list[str]] = field(default_factory=dict)  # of a choice: a variable for each
 
     def pointer(self, place: str, dtype: str) -> str:
         """The argument through which a place is reached."""
@@ -103,6 +104,8 @@ class RowSource:
             self._quantize(equation)
         elif equation.op in ELEMENTWISE:
             self._elementwise(equation)
+        elif equation.op in ("softmax", "top_k", "take", "sum"):
+            self._route(equation)
         else:
             raise RefusedError(f"`{equation.op}` has no rule for rows")
 
@@ -114,6 +117,47 @@ class RowSource:
         else:
             text = _UNARY[equation.op] if equation.op in _UNARY else _BINARY[equation.op]
         self._define(equation.result, text.format(*operands), rounded=True)
+        if all(value.name in self.single for value in equation.values):
+            self.single.add(equation.result.name)
+
+    def _route(self, equation: Equation) -> None:
+        """What a router does with the scores of a row: their softmax, the largest, their sum."""
+        x, columns, number = equation.values[0], self.columns(equation.values[0]), len(self.lines)
+        if columns != x.type.shape[-1] or equation.result.type.dtype not in (*_ROUND, "i32"):
+            raise RefusedError(f"`{equation.op}` of {columns} columns in groups of {x.type.shape[-1]}")
+        at, ok = self.span(columns)
+        row = self.read(x)
+        if equation.op == "sum":
+            self._define(equation.result, f"tl.sum(tl.where({ok}, {row}, 0.0), 0)", rounded=True)
+            self.single.add(equation.result.name)
+        elif equation.op == "softmax":
+            if len(equation.values) > 1:
+                raise RefusedError("`softmax` with a sink")
+            self.lines.append(
+                f"e{number} = tl.where({ok}, tl.exp({row} - tl.max(tl.where({ok}, {row}, -1e38), 0)), 0.0)"
+            )
+            self._define(equation.result, f"e{number} / tl.sum(e{number}, 0)", rounded=True)
+        elif equation.op == "top_k":
+            self.lines.append(f"t{number} = tl.where({ok}, {row}, float('-inf'))")
+            names = [f"k{number}_{choice}" for choice in range(self.columns(equation.result))]
+            for name in names:  # of equals the first; where all are NaN, none: the place behind the last
+                self.lines.append(f"{name} = tl.min(tl.where(t{number} == tl.max(t{number}, 0), {at}, {columns}), 0)")
+                self.lines.append(f"t{number} = tl.where({at} == {name}, float('-inf'), t{number})")
+            self.places[equation.result.name] = names
+            self.names[equation.result.name] = self._gathered(names, "int32")
+        else:
+            if equation.values[1].name not in self.places:
+                raise RefusedError("`take` of places that are not chosen here")
+            found = [f"tl.sum(tl.where({at} == {k}, {row}, 0.0), 0)" for k in self.places[equation.values[1].name]]
+            self._define(equation.result, self._gathered(found, "float32"))
+
+    def _gathered(self, numbers: Sequence[str], kind: str) -> str:
+        """A row of single numbers."""
+        at, _ = self.span(len(numbers))
+        name = f"g{len(self.lines)}"
+        self.lines.append(f"{name} = tl.zeros([{power(len(numbers))}], tl.{kind})")
+        self.lines += [f"{name} = tl.where({at} == {place}, {one}, {name})" for place, one in enumerate(numbers)]
+        return name
 
     def read(self, arg: Arg) -> str:
         """An operand as text."""

@@ -13,6 +13,7 @@ from compiler.ir.verify import verify
 from compiler.kernels.build import SHARED, build
 from compiler.kernels.expert_program import expert_equations, expert_program
 from compiler.kernels.row_source import RefusedError
+from compiler.kernels.rows import program_of
 from compiler.lower.partition import partition
 from compiler.lower.segments import engine_segment
 from compiler.lower.tensorrt.cut import cut
@@ -144,6 +145,14 @@ def test_matrices_that_are_made_in_the_graph_stay_with_their_engine() -> None:
     text = GATED.replace("  %row:", made, 1).replace("%row, %gate", "%row, %made")
     assert expert_equations(parse(text).equations) == {}
     assert len(expert_equations(parse(GATED).equations)) == len(parse(GATED).equations)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "qwen3_moe"])
+def test_a_router_has_kernels_beside_its_engine(name: str) -> None:
+    pieces = cut(tiny(ROOT / "specs" / "models" / f"{name}.yaml", "fp16").graph, kernels=SM90)
+    routers = [one.graph for one in pieces.segments.values() if any(eq.op == "top_k" for eq in one.graph.equations)]
+    assert routers
+    assert all(program_of(graph, 16, 90).calls for graph in routers)
 
 
 def test_baked_engines_keep_their_experts() -> None:

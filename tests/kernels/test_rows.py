@@ -107,6 +107,28 @@ def test_more_rows_than_a_tile_has() -> None:
     check(SEGMENT, rows=1024, tokens=150)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_routers(tokens: int) -> None:
+    """Scores, the chosen, their weights; equal scores, of which the first is chosen."""
+    check(
+        """graph segment(%x: f16[T,32], %w: f16[10,32], %s: f16[T,4]) {
+      dim T in 1..8..64
+      %r: f16[T,10] = matmul(%x, %w) {transpose_b = true}
+      %p: f16[T,10] = softmax(%r)
+      %top: i32[T,3] = top_k(%p) {k = 3}
+      %chosen: f16[T,3] = take(%p, %top)
+      %wide: f32[T,3] = cast(%chosen) {dtype = "f32"}
+      %sum: f32[T,1] = sum(%wide)
+      %narrow: f16[T,1] = cast(%sum) {dtype = "f16"}
+      %y: f16[T,3] = div(%chosen, %narrow)
+      %same: f16[T,4] = mul(%s, 0.0)
+      %first: i32[T,2] = top_k(%same) {k = 2}
+      return top = %top, y = %y, sum = %narrow, first = %first
+    }""",
+        tokens=tokens,
+    )
+
+
 @pytest.mark.parametrize("heads", [2, 3])
 def test_norms_of_heads(heads: int) -> None:
     check(f"""graph segment(%x: f16[T,{heads * 16}], %w: f16[16], %b: f16[16]) {{
@@ -128,7 +150,8 @@ def test_functions() -> None:
     ("line", "why"),
     [
         ("%y: f16[T,16] = matmul(%x, %x2) {transpose_b = true}", "two activations"),
-        ("%y: f16[T,16] = softmax(%x)", "softmax"),
+        ("%y: f16[T,1] = mean(%x)", "mean"),
+        ('%h: f16[T,4,4] = reshape(%x) {shape = ("T", 4, 4)}\n  %y: f16[T,4,4] = softmax(%h)', "groups of 4"),
         (
             '%h: f16[T,4,4] = reshape(%x) {shape = ("T", 4, 4)}\n  %y: f16[T,4,4] = mul(%h, %w)',
             "rows of 4 and 16",
