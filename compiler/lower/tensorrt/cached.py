@@ -44,7 +44,7 @@ def attention(e: Emitter, equation: Equation) -> Tensor:
 
     def seen() -> Tensor:
         found = mask(e, equation, _at(e, equation), keys, 4)
-        # a row for every query, also where all see the same: what the layer says of its mask's shape leaves no other
+        # a row for every query, also where all see the same: NVIDIA's page lets the mask's first two dims be 1, no more
         lowest = e.scalar(-(2**31) + 1, "i32", 4)
         every = e.unary("NOT", e.elementwise("LESS", _at(e, equation), lowest, "i32", "sees", result="bool"), "bool")
         return e.elementwise("AND", found, every, "bool", "sees")

@@ -139,11 +139,8 @@ def write(
     (out / "segments").mkdir(parents=True, exist_ok=True)
     for segment in pieces.segments.values():
         (out / segment.file).write_text(str(segment.graph), encoding="utf-8")
-    if (
-        any(step.kind != "engine" for step in plan.steps)
-        or (options.native and plan.cache is not None)
-        or weights is None
-    ):
+    served = options.native and plan.cache is not None  # tokens are chosen next to the logits there too
+    if any(step.kind != "engine" for step in plan.steps) or served or weights is None:
         from compiler.kernels.library import write_kernels
 
         if progress is not None:
