@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from compiler.ir.core import Equation, Graph, walk
@@ -32,6 +32,34 @@ class Unsupported:
 
 Verdict = Emit | Decompose | Unsupported
 Judge = Callable[[Equation], Verdict]
+
+
+@dataclass(frozen=True)
+class Types:
+    """How a backend's table is filled: types that it computes in, that it only moves, and what it says of the rest."""
+
+    floats: tuple[str, ...]
+    integers: tuple[str, ...]
+    moved: tuple[str, ...]
+    rest: Mapping[str, Verdict]
+    bools: Verdict  # of arithmetic on bool
+
+    def float(self, verdict: Verdict) -> dict[str, Verdict]:
+        """A row for an operation on floats."""
+        return {**each(verdict, *self.floats), "f8e4m3": self.rest["f8e4m3"]}
+
+    def number(self, verdict: Verdict) -> dict[str, Verdict]:
+        """A row for arithmetic on floats and integers."""
+        return {**self.rest, **each(verdict, *self.floats, *self.integers), "bool": self.bools}
+
+    def any(self, verdict: Verdict) -> dict[str, Verdict]:
+        """A row for what moves elements, of whatever type."""
+        return {**self.rest, **each(verdict, *self.floats, *self.integers, *self.moved)}
+
+
+def each(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
+    """The same verdict for several types."""
+    return dict.fromkeys(dtypes, verdict)
 
 
 def key_dtype(equation: Equation) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from compiler.ir.core import Equation
 from compiler.ir.types import DTYPES
-from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
+from compiler.lower.capability import Decompose, Emit, Types, Unsupported, Verdict, each, key_dtype
 
 FLOATS = ("f32", "bf16", "f16")
 INTEGERS = ("i32",)
@@ -28,35 +28,12 @@ NO_FLOAT8_CACHE = Unsupported("the plugin's paged cache has no FP8 codes; they a
 NO_LINEAR = Unsupported("the CPU has a paged cache and packed tokens; a linear cache is for TensorRT's own layers")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
-_NO_ARITHMETIC: dict[str, Verdict] = {
+_REST: dict[str, Verdict] = {
     "f8e4m3": NO_FLOAT8, "i64": NO_INT64, "i8": NO_INT8, "u8": NO_INT8, "i4": NO_INT4, "u4": NO_INT4,
     "f4e2m1": NO_STORED, "f8e8m0": NO_STORED,
 }  # fmt: skip
-
-
-def _row(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
-    return dict.fromkeys(dtypes, verdict)
-
-
-def _float(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS), "f8e4m3": NO_FLOAT8}
-
-
-def _number(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS, *INTEGERS), **_NO_ARITHMETIC, "bool": NO_BOOL}
-
-
-def _any(verdict: Verdict) -> dict[str, Verdict]:
-    return {
-        **_row(verdict, *FLOATS, *INTEGERS, "i8", "u8", "bool"),
-        "i64": NO_INT64,
-        "f8e4m3": NO_FLOAT8,
-        "i4": NO_INT4,
-        "u4": NO_INT4,
-        "f4e2m1": NO_STORED,
-        "f8e8m0": NO_STORED,
-    }
-
+_TYPES = Types(FLOATS, INTEGERS, ("i8", "u8", "bool"), _REST, NO_BOOL)
+_float, _number, _any = _TYPES.float, _TYPES.number, _TYPES.any
 
 _PAIRS = Decompose("x * cos + turned(x) * sin, which the plugin fuses into its rotary operation for style `half`")
 _EXPERTS = Decompose("rows sorted by the chosen matrix, and one product for each matrix that has any")
@@ -70,12 +47,12 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "add": _number(Emit()),
     "sub": _number(Emit()),
     "mul": _number(Emit()),
-    "div": {**_number(Emit()), **_row(NO_INT_DIV, *INTEGERS)},
+    "div": {**_number(Emit()), **each(NO_INT_DIV, *INTEGERS)},
     "maximum": _number(Emit()),
     "minimum": _number(Emit()),
     "compare": {**_number(Emit()), "bool": NO_BOOL},
-    "and": _row(Emit(), "bool"),
-    "or": _row(Emit(), "bool"),
+    "and": each(Emit(), "bool"),
+    "or": each(Emit(), "bool"),
     "where": _any(Emit()),
     "exp": _float(Emit()),
     "rsqrt": _float(Decompose("1 / sqrt(x), the form that the plugin's norm fusion knows")),
@@ -105,17 +82,17 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": {**_float(Emit()), "f16": NO_STATE},  # by its features: PAGED_NATIVE
-    "update_cache": _row(NO_LINEAR, *DTYPES),
+    "update_cache": each(NO_LINEAR, *DTYPES),
     "cached_attention": _float(NO_LINEAR),
-    "weight": {**_any(_WEIGHT), **_row(_WEIGHT, "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0")},
+    "weight": {**_any(_WEIGHT), **each(_WEIGHT, "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0")},
     "quantize": _float(_QUANTIZE),
     "dequantize": {
-        **_row(NO_CODES, *DTYPES),
-        **_row(_COMPRESSED, "i8", "u8", "i4", "u4", "f4e2m1"),
+        **each(NO_CODES, *DTYPES),
+        **each(_COMPRESSED, "i8", "u8", "i4", "u4", "f4e2m1"),
         "f8e4m3": Decompose("of a weight: stored in 8 bits, widened to float32 when the bundle is loaded"),
     },
     "row_scale": _float(Decompose("maximum of |x| by reduction")),
-    "state": {**_any(NO_STATE), **_row(Emit("an input whose memory the runtime keeps"), "f32", "bf16", "u8")},
+    "state": {**_any(NO_STATE), **each(Emit("an input whose memory the runtime keeps"), "f32", "bf16", "u8")},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out with its own weights")),
 }

@@ -7,7 +7,7 @@ from functools import cache
 
 from compiler.ir.core import Equation
 from compiler.ir.types import DTYPES, STORED
-from compiler.lower.capability import Decompose, Emit, Unsupported, Verdict, key_dtype
+from compiler.lower.capability import Decompose, Emit, Types, Unsupported, Verdict, each, key_dtype
 from compiler.lower.tensorrt.dialects import Dialect
 
 FLOATS = ("f32", "f16", "bf16")
@@ -29,29 +29,14 @@ NO_HALF_BYTE_ROWS = Unsupported("TensorRT has 4-bit codes in blocks only")
 NO_BOOL = Unsupported("no arithmetic on bool")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and TensorRT (to zero)")
 
-_NO_ARITHMETIC: dict[str, Verdict] = {
+_REST: dict[str, Verdict] = {
     "f8e4m3": NO_FLOAT8,
     "i8": NO_INT8,
     "u8": NO_UINT8,
-    **dict.fromkeys(sorted(STORED), NO_STORED),
+    **each(NO_STORED, *sorted(STORED)),
 }
-
-
-def _row(verdict: Verdict, *dtypes: str) -> dict[str, Verdict]:
-    return dict.fromkeys(dtypes, verdict)
-
-
-def _float(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS), "f8e4m3": NO_FLOAT8}
-
-
-def _number(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS, *INTEGERS), **_NO_ARITHMETIC, "bool": NO_BOOL}
-
-
-def _any(verdict: Verdict) -> dict[str, Verdict]:
-    return {**_row(verdict, *FLOATS, *INTEGERS, "bool"), **_NO_ARITHMETIC}
-
+_TYPES = Types(FLOATS, INTEGERS, ("bool",), _REST, NO_BOOL)
+_float, _number, _any = _TYPES.float, _TYPES.number, _TYPES.any
 
 _RMS = Decompose("x / sqrt(mean(x^2) + eps), in float32, rounded to the operand's type, times weight")
 _LAYER = Decompose("(x - mean) / sqrt(var + eps), in float32, rounded to the operand's type, times weight, plus bias")
@@ -69,12 +54,12 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "add": _number(Emit()),
     "sub": _number(Emit()),
     "mul": _number(Emit()),
-    "div": {**_number(Emit()), **_row(NO_INT_DIV, *INTEGERS)},
+    "div": {**_number(Emit()), **each(NO_INT_DIV, *INTEGERS)},
     "maximum": _number(Emit()),
     "minimum": _number(Emit()),
     "compare": _number(Decompose("EQUAL, LESS or GREATER; le, ge and ne as the negation of another")),
-    "and": _row(Emit(), "bool"),
-    "or": _row(Emit(), "bool"),
+    "and": each(Emit(), "bool"),
+    "or": each(Emit(), "bool"),
     "where": _any(Emit()),
     "exp": _float(Emit()),
     "rsqrt": _float(Decompose("1 / sqrt(x)")),
@@ -101,16 +86,16 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "rotate": _float(_PAIRS),
     "attention": _float(_ATTENTION),
     "paged_attention": _float(KERNEL),
-    "update_cache": {**_any(Unsupported("a cache holds floats")), **_row(Emit("in place"), *FLOATS)},
+    "update_cache": {**_any(Unsupported("a cache holds floats")), **each(Emit("in place"), *FLOATS)},
     "cached_attention": _float(Emit("its own layer; what a query sees, linear biases and sinks as a mask")),
     "top_k": _float(Emit("which of equals comes first is TensorRT's choice")),
     "take": _any(Emit()),
     "gather_matmul": _float(_EXPERTS),
     "quantize": _float(Emit("by a power of two, after division by what is left of the scale")),
-    "dequantize": {**_row(NO_CODES, *DTYPES), **_row(_CODES, "i8", "f8e4m3", "i4", "f4e2m1")},
+    "dequantize": {**each(NO_CODES, *DTYPES), **each(_CODES, "i8", "f8e4m3", "i4", "f4e2m1")},
     "row_scale": _float(Decompose("maximum of |x| by reduction; powers of two by the layer that quantizes by blocks")),
-    "weight": {**_any(WEIGHT), **_row(WEIGHT, "i8", "f8e4m3", "i4", "f4e2m1", "f8e8m0")},
-    "state": {**_any(Unsupported("a cache holds floats")), **_row(STATE, *FLOATS, "u8")},
+    "weight": {**_any(WEIGHT), **each(WEIGHT, "i8", "f8e4m3", "i4", "f4e2m1", "f8e8m0")},
+    "state": {**_any(Unsupported("a cache holds floats")), **each(STATE, *FLOATS, "u8")},
     "const": _any(Emit()),
     "repeat": _any(Decompose("every round is written out; equal rounds share one engine")),
 }  # fmt: skip
@@ -128,7 +113,7 @@ def table(dialect: Dialect) -> Mapping[str, Mapping[str, Verdict]]:
         found["rotate"] = _float(Emit("in float32, rounded to the operand's type"))
     if dialect.attention is None:
         for op in ("update_cache", "cached_attention"):
-            found[op].update(_row(NO_LAYER, *FLOATS))
+            found[op].update(each(NO_LAYER, *FLOATS))
     for op, row in found.items():
         for dtype, verdict in row.items():
             if (op, dtype) == ("state", "u8"):  # rows of an 8-bit cache: no network sees them
