@@ -22,7 +22,6 @@ from compiler.ir.verify import verify
 from compiler.lower.tensorrt import plans
 from compiler.lower.tensorrt.cut import cut
 from compiler.lower.tensorrt.dialects import dialect
-from compiler.lower.tensorrt.native import check_native
 from compiler.lower.tensorrt.network import create_network, emit
 from runtime.engine import Engine
 from runtime.executable import PACKED
@@ -218,7 +217,8 @@ def test_what_is_refused(deployment: Path) -> None:
     text = DEPLOYMENT.format(demo=ROOT / "demo" / "tiny-llama")
     deployment.write_text(text.replace("bf16", "w8a16"))
     check_raises("LOWER-038-kernels", compiler.compile, deployment, out=deployment.parent / "bundle")
-    check_raises("LOWER-038-cache", check_native, "int8", None)
+    deployment.write_text(f"{text}kv_cache: int8\n")
+    check_raises("LOWER-038-cache", compiler.prepare, deployment)
 
 
 def test_explained(deployment: Path) -> None:
