@@ -144,6 +144,8 @@ def _add_cells(report: Report, model: Model, recipe: Recipe, choice: Choice, rec
             decision = decide(recipe, data, load_gpu(gpu) if data.sm else None)
             spec = model.subject.source.stem
             mine = [record for record in records if record.concerns(spec, recipe.name, gpu, toolchain)]
+            if decision.how == "kernel":  # a network, which is for any chip, says nothing of kernel steps
+                mine = [record for record in mine if record.level != "emitted"]
             report.cells.append(_cell(report, model, decision, gpu, numbers, emulation, mine))
 
 

@@ -66,6 +66,17 @@ def test_levels_rise_with_what_is_shown_and_not_before() -> None:
     assert found.totals() == {"refused": 0, "declared": 2, "emulated": 0, "emitted": 0, "executed": 1}
 
 
+def test_a_network_says_nothing_of_kernel_steps() -> None:
+    recipe = digest(Path(load_recipe("fp8").where.file))
+    records = [
+        record(level="emitted", gpu="any", precision="fp8", toolchain=line, recipe=recipe)
+        for line in ("tensorrt-8.6", "tensorrt-10.8")
+    ]
+    found = assemble([MODEL], CHOICE, {("llama", "fp8"): GOOD}, records, "specrt validate")
+    assert at(found, "fp8", "sm90", "tensorrt-10.8").level == "emitted"
+    assert at(found, "fp8", "sm90", "tensorrt-8.6").level == "emulated"  # 8.6 has no FP8: kernels of ours
+
+
 def test_what_can_not_be_compiled_is_not_emulated() -> None:
     assert at(report({"error": {"code": "X"}}), "fp16", "sm90", "tensorrt-8.6").level == "declared"
 
