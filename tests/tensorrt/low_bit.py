@@ -86,4 +86,5 @@ def _taken(linear: Linear) -> bool:
     storage = linear.storage
     if not storage.block:
         return storage.type in ("i8", "f8e4m3")
-    return (storage.type, storage.block[-1], storage.scale) in BLOCKS
+    several = any(size > 1 for size in storage.scale_shape)
+    return several and (storage.type, storage.block[-1], storage.scale) in BLOCKS

@@ -166,6 +166,7 @@ def _quantized(equation: Equation, dialect: Dialect) -> Unsupported | None:
         return NO_ZERO
     if isinstance(block, tuple):
         plain = all(size == 1 for size in block[:-1]) and int(str(codes.shape[-1])) % int(str(block[-1])) == 0
+        plain = plain and any(dim != 1 for dim in equation.values[1].type.shape)  # one block: a scale of the tensor
         return None if plain and (codes.dtype, block[-1], scale) in BLOCKS else NO_BLOCKS
     return None if codes.dtype in ("i8", "f8e4m3") else NO_HALF_BYTE_ROWS
 
