@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import compiler
 import runtime
 from compiler.api import Prepared, float_weights, prepare, weights_of
 from compiler.ir.core import Graph
+from compiler.ir.interpreter import run, torch_dtype
+from compiler.ir.names import expand
 from compiler.passes import pipelines
+from compiler.passes.insert_kv_cache import BLOCK
 from compiler.passes.quantize import quantize
 from compiler.passes.runner import run_passes
+from compiler.sizes import counted
 from compiler.validate.reference import outputs, random_rows
+from compiler.validate.trace import prompt_inputs
 from specs.precision import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +47,24 @@ def quantized_graph(prepared: Prepared) -> Graph:
     own = None if chosen.stored is None else chosen.stored.linears
     passes = (*pipelines.FUSION, quantize(chosen.recipe, chosen.overrides, stored=own))
     return run_passes(prepared.built.graph, passes)[0]
+
+
+def served(prepared: Prepared, weights: Any, rows: list[list[int]]) -> list[Any]:
+    """Logits of rows by the interpreter, of the graph as it is served, with its cache."""
+    found = []
+    for row in rows:
+        inputs = {name: torch.from_numpy(x) for name, x in prompt_inputs(prepared.graph, row, BLOCK, {}).items()}
+        states = {
+            expand(str(equation.attr["name"]), index): torch.zeros(
+                [-(-len(row) // BLOCK) if isinstance(dim, str) else dim for dim in equation.result.type.shape],
+                dtype=torch_dtype(equation.result.type.dtype),
+            )
+            for equation, count in counted(prepared.graph.equations)
+            if equation.op == "state"
+            for index in range(count)
+        }
+        found.append(run(prepared.graph, inputs, weights, states)["logits"].float().numpy())
+    return found
 
 
 def computed(spec: str, folder: Path, precision: str, **more: Any) -> tuple[list[Any], list[Any], list[Any]]:

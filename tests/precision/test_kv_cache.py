@@ -7,20 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import compiler
 import runtime
-from compiler.api import Prepared, float_weights, prepare
+from compiler.api import float_weights, prepare
 from compiler.ir.core import walk
-from compiler.ir.interpreter import run
 from compiler.validate.metrics import agreement
 from compiler.validate.reference import outputs, random_rows
-from compiler.validate.trace import _states, prompt_inputs
 from specs.errors import SpecRTError
 from specs.precision import load_caches, load_recipe, with_cache
 from tests.golden_errors import check_raises
-from tests.precision.models import LENGTHS, MODELS
+from tests.precision.models import LENGTHS, MODELS, served
 from tests.precision.test_families import SENSITIVE, UNTRAINED
 
 DEMO = Path(__file__).parents[2] / "demo" / "tiny-llama"
@@ -35,17 +32,6 @@ def asked(**more: Any) -> dict[str, Any]:
     return {"size": "tiny", "weights": "random", "max_sequence": 64, **more}
 
 
-def reference(prepared: Prepared, rows: list[list[int]]) -> list[Any]:
-    """Logits of the graph as it is served, with its cache, in the interpreter."""
-    found = []
-    for row in rows:
-        inputs = prompt_inputs(prepared.graph, row, 32, {})
-        states = _states(prepared.graph, 2)
-        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        found.append(run(prepared.graph, tensors, float_weights(prepared), states)["logits"].numpy())
-    return found
-
-
 @pytest.mark.parametrize(("family", "cache"), CASES)
 def test_the_bundle_computes_what_the_graph_says(family: str, cache: str, tmp_path: Path) -> None:
     path = MODELS / f"{family}.yaml"
@@ -54,7 +40,7 @@ def test_the_bundle_computes_what_the_graph_says(family: str, cache: str, tmp_pa
     exact = [row["logits"] for row in outputs(prepared.built.graph, float_weights(prepared), rows)]
     model = runtime.load(compiler.compile(path, out=tmp_path / "bundle", **asked(kv_cache=cache)))
     found = model.logits(rows)
-    own = agreement(found, reference(prepared, rows))
+    own = agreement(found, served(prepared, float_weights(prepared), rows))
     assert own.relative <= OWN_ROUNDING[cache], own
     off, bound = agreement(found, exact), with_cache(load_recipe("fp32"), cache).bound
     factor = SENSITIVE.get(family, UNTRAINED)

@@ -14,7 +14,7 @@ from compiler.api import compile_with, prepare, weights_of
 from compiler.validate.metrics import agreement
 from compiler.validate.reference import outputs, random_rows
 from specs.precision import load_recipe
-from tests.precision.models import MODELS, calibration, quantized_graph
+from tests.precision.models import MODELS, calibration, quantized_graph, served
 
 LENGTHS = (1, 7)
 
@@ -49,3 +49,23 @@ def test_logits_and_generation(spec: str, precision: str, tmp_path: Path) -> Non
         for at, token in enumerate(new):
             best = logits[len(row) + at - 1]
             assert best[token] >= np.max(best) - 0.05 * np.abs(best).max()  # other sums in another company
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("cache", ["int8", "fp8"] if os.environ.get("SPECRT_ALL_PAIRS") else ["int8"])
+def test_a_cache_of_codes(cache: str, tmp_path: Path) -> None:
+    """Sequences alone and together, in pieces, and what the graph with its cache says."""
+    options: dict[str, Any] = {"size": "tiny", "weights": "random", "max_sequence": 64, "max_batch": 2}
+    options |= {"precision": "fp16", "kv_cache": cache, "target": "sm90", "toolchain": "tensorrt-8.6"}
+    prepared = prepare(MODELS / "llama.yaml", out=tmp_path / "bundle", **options)
+    weights = weights_of(prepared)
+    rows = random_rows(prepared.source.config["vocab"], LENGTHS)
+    bundle = compile_with(prepared, weights)
+    model = runtime.load(bundle)
+    expected = served(prepared, weights, rows)
+    assert agreement(model.logits(rows), expected).relative <= load_recipe("fp16").bound.relative
+    layer = prepared.source.config
+    row = layer["d_head"] + 8
+    assert model.executable.cache_bytes == model.executable.blocks * 32 * layer["layers"] * 2 * layer["kv_heads"] * row
+    together = model.generate(rows, max_new_tokens=3, stop=())
+    assert together == [model.generate([row], max_new_tokens=3, stop=())[0] for row in rows]
