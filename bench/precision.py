@@ -1,7 +1,7 @@
 """What each precision costs a trained model: demo/tiny-llama on held-out tokens -> docs/precision.md.
 
 python bench/precision.py                  measure all recipes and write the page (some minutes)
-python bench/precision.py w8a16 w4a16_awq  measure these and print
+python bench/precision.py w8a16 w4a16_awq  measure these and print; `w8a16+int8` is w8a16 with a KV cache in int8
 
 Calibrated on the first half of calibration-tokens.npy, evaluated on windows of the second half, through the CPU
 backend. A copy with planted outliers has the same function: some channels of each norm's gain are 50 times as large,
@@ -33,6 +33,7 @@ DEMO = ROOT / "demo" / "tiny-llama"
 PAGE = ROOT / "docs" / "precision.md"
 CALIBRATION, WINDOW, WINDOWS = 32_768, 256, 16
 PLANTED, FACTOR = 4, 50.0
+CACHED = ("fp32", "fp32+int8", "fp32+fp8", "bf16", "bf16+int8", "w4a16", "w4a16+int8")
 # What each method is compared with: the same format, rounded to nearest.
 BASELINES = {"w4a16_awq": "w4a16_asym", "w4a16_gptq": "w4a16_asym", "w8a8_sq": "w8a8"}
 
@@ -86,21 +87,26 @@ def measure(checkpoint: Path, recipes: tuple[str, ...], folder: Path) -> Iterato
     starts = range(CALIBRATION, CALIBRATION + WINDOWS * WINDOW, WINDOW)
     rows = [ids[start : start + WINDOW].tolist() for start in starts]
     reference = None
-    for recipe in ("fp32", *(name for name in recipes if name != "fp32")):
+    for name in ("fp32", *(name for name in recipes if name != "fp32")):
         start = time.perf_counter()
+        recipe, _, cache = name.partition("+")
         data = calibration if load_recipe(recipe).calibration else None
-        bundle = compiler.compile(checkpoint, precision=recipe, out=folder / "bundle", calibration=data)
+        bundle = compiler.compile(
+            checkpoint, precision=recipe, kv_cache=cache or None, out=folder / "bundle", calibration=data
+        )
         seconds = time.perf_counter() - start
         logits = runtime.load(bundle).logits(rows)
         reference = logits if reference is None else reference
         size = sum(path.stat().st_size for path in (bundle / "engine").iterdir()) / 1e6
-        yield Row(recipe, agreement(logits, reference, rows), _how(recipe), size, seconds)
+        yield Row(name, agreement(logits, reference, rows), _how(recipe, cache), size, seconds)
 
 
-def _how(recipe: str) -> str:
+def _how(recipe: str, cache: str) -> str:
+    """How the CPU runs a recipe, or keeps a cache."""
     from compiler.precision import decide
 
-    return str(decide(load_recipe(recipe), load_toolchain("openvino")).how)
+    toolchain = load_toolchain("openvino")
+    return toolchain.kv_cache[cache].how if cache else str(decide(load_recipe(recipe), toolchain).how)
 
 
 def table(rows: list[Row]) -> list[str]:
@@ -147,6 +153,12 @@ A model this small is harder to quantize than a large one: rows of 256 inputs av
 which the tied embedding and head, not quantized, are 2.1.
 """
 
+CACHES = """
+## KV caches in 8 bits
+
+`--kv-cache` with any precision; `native` and `emulate` are said of the cache here.
+"""
+
 
 def main(asked: tuple[str, ...]) -> int:
     """Measure, then print or write."""
@@ -157,8 +169,11 @@ def main(asked: tuple[str, ...]) -> int:
         for row in measure(DEMO, recipes, folder):
             rows.append(row)
             print(table([row])[-1], f"{row.seconds:.0f} s", flush=True)
-        spoiled = []
+        spoiled, cached = [], []
         if not asked:
+            for row in measure(DEMO, CACHED, folder):
+                cached.append(row)
+                print(table([row])[-1], f"{row.seconds:.0f} s", flush=True)
             names = tuple(dict.fromkeys([*BASELINES.values(), *BASELINES]))
             for row in measure(planted(folder), names, folder):
                 spoiled.append(row)
@@ -178,6 +193,7 @@ def main(asked: tuple[str, ...]) -> int:
             "",
         ]
         lines += margins(spoiled)
+        lines += [CACHES, *table(cached)]
         PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
