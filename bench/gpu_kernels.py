@@ -51,6 +51,11 @@ def cases() -> Iterator[tuple[str, Any, list[tuple[int, int]], int]]:
     yield "f32 256", attention(dim=256, pairs=128), SEQUENCES, 1
     yield "f16 one key head", attention(dtype="f16", heads=20, groups=1, dim=64), [*SEQUENCES, (3, 200)], 4
     yield "f16 48 and 32", attention(dtype="f16", dim=48, wide=32, pairs=8), SEQUENCES, 1
+    for codes in ("u8", "f8e4m3"):
+        yield f"f32 {codes}", attention(codes=codes), SEQUENCES, 1
+        yield f"f32 {codes} all", attention(FEATURES, codes=codes), SEQUENCES, 4
+        yield f"f16 {codes} one key head", attention(dtype="f16", heads=20, groups=1, dim=64, codes=codes), SEQUENCES, 4
+        yield f"bf16 {codes} 80 and 48", attention(dtype="bf16", dim=80, wide=48, pairs=8, codes=codes), SEQUENCES, 1
     yield "f16 128", attention(dtype="f16", dim=128, pairs=64), [(0, 1), (90, 1), (100, 130)], 4
 
 
@@ -94,6 +99,14 @@ def compile_all(folder: Path) -> None:
         for launch in [lib.append(a), *(x for split in lib.SPLITS for x in (lib.decode(a, split), lib.join(a, split)))]:
             document["speed"].append({"groups": groups, "name": launch.name, "kernel": len(jobs)})
             jobs.append(launch)
+        for codes in ("u8", "f8e4m3"):
+            coded = replace(a, codes=codes, cache_dtype="u8")
+            whole = lib.prefill(coded)
+            named = [(f"decode{split} {codes}", lib.decode(coded, split)) for split in lib.SPLITS]
+            for name, launch in [*named, (f"prefill {codes}", whole)]:
+                document["speed"].append({"groups": groups, "name": name, "kernel": len(jobs), "codes": codes,
+                                          "rows": whole.constants["rows"]})  # fmt: skip
+                jobs.append(launch)
         base = lib.prefill(a)
         for rows, tile, warps, stages in (
             (128, 64, 8, 3),

@@ -16,6 +16,7 @@ from runtime.cuda.driver import Device
 from runtime.cuda.kernels import Kernel
 
 Grid = tuple[int, int, int]
+CODES = ("u8", "f8e4m3")
 SPREAD = 300e6  # bytes that timed calls go through in turn: several times the L2 cache
 DECODE = [(1, 256), (1, 2048), (1, 16384), (8, 2048), (64, 256), (64, 2048)]
 PREFILL = [(16, 128), (1, 2048), (4, 2048), (1, 8192)]
@@ -142,6 +143,8 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
     blocks = batch * length // 64
     size = blocks * groups * 64 * 128 * 2 * 2
     caches = [torch.randn(2, blocks, groups, 64, 128, **half) for _ in range(max(1, min(20, round(SPREAD / size))))]
+    # of 8-bit caches: the values do not matter, but there are as many bytes
+    coded = [torch.zeros(2, blocks, groups, 64, 136, dtype=torch.uint8, device="cuda") for _ in range(len(caches))]
     new = 1 if kind == "decode" else length
 
     def ints(values: Any) -> torch.Tensor:
@@ -158,6 +161,7 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
     }  # fmt: skip
     base = {name: x.data_ptr() for name, x in held.items()}
     values = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in caches]
+    over_codes = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in coded]
     joins = {x["name"]: x["kernel"] for x in bench.list["speed"] if x["groups"] == groups}
     times = {}
     for variant in bench.list["speed"]:
@@ -176,19 +180,26 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
             pairs = [(row, start) for start in reversed(starts) for row in range(batch)]
             held["rows"], held["starts"] = ints([row for row, _ in pairs]), ints([start for _, start in pairs])
             tiles = {"tile_rows": held["rows"].data_ptr(), "tile_starts": held["starts"].data_ptr()}
-            values = [one | tiles for one in values]
+            values, over_codes = ([one | tiles for one in each] for each in (values, over_codes))
             launches = [(kernel, (32, len(pairs), 1))]
         torch.cuda.synchronize()
-        times[variant["name"]] = bench.time([partial(_launch, launches, one) for one in values])
+        given = over_codes if "codes" in variant else values
+        times[variant["name"]] = bench.time([partial(_launch, launches, one) for one in given])
     peers = library_attention(kind, groups, batch, length, len(caches))
-    best = min(times, key=times.__getitem__)
+    best = min((name for name in times if name.split()[-1] not in CODES), key=times.__getitem__)
+    coded_best = {
+        codes: min((times[name], name) for name in times if name.endswith(codes)) for codes in CODES
+    }  # fmt: skip
     peer = min((x for x in peers.values() if isinstance(x, float)), default=float("nan"))
     flops = 2 * batch * 32 * 128 * length * length if kind == "prefill" else 0
     rate = {"GB/s": size / times[best] / 1e6} if kind == "decode" else {"TFLOP/s": flops / times[best] / 1e9}
     print(f"{kind} K={groups} B={batch} S={length}: {best} {times[best]:.4f} ms, PyTorch {peer:.4f} = "
           f"{peer / times[best]:.2f}x, {rate}", flush=True)  # fmt: skip
+    for codes, (taken, name) in coded_best.items():
+        print(f"    {codes}: {name} {taken:.4f} ms, {times[best] / taken:.2f}x the speed of float16", flush=True)
     return {
         "kind": kind, "groups": groups, "batch": batch, "length": length, "ms": times, "best": best, "peers": peers,
+        "codes": {codes: {"ms": taken, "best": name} for codes, (taken, name) in coded_best.items()},
         "default": f"decode{splits_for(batch, groups, length // 64, bench.device.multiprocessors)}", **rate,
     }  # fmt: skip
 

@@ -90,6 +90,14 @@ def test_fit_ranks_what_holds_the_load(cli: Cli, tmp_path: Path) -> None:  # noq
     assert "h200" in cli("fit", SPEC, "--size", "70b").out
 
 
+def test_fit_knows_a_cache_of_codes(cli: Cli) -> None:  # noqa: F811
+    asked = ("fit", SPEC, "--size", "70b", "--gpu", "h200", "--precisions", "fp16", "--context", 4096, "--json")
+    (wide,), (coded,) = (cli(*asked, *more).json["fits"] for more in ((), ("--kv-cache", "int8")))
+    assert wide["kv_bytes"] == 4096 * 80 * 2 * 8 * 128 * 2
+    assert coded["kv_bytes"] == 4096 * 80 * 2 * 8 * (128 + 8)
+    assert "unknown kv_cache `int3`" in cli(*asked[:-1], "--kv-cache", "int3").err
+
+
 @pytest.mark.ray
 def test_on_a_local_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes of a cluster on this machine give what this process gives."""
