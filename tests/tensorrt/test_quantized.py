@@ -48,8 +48,12 @@ EVERY = [
     for line, version in VERSIONS.items()
     for recipe, base in sorted({*native(line), *((recipe, "fp32") for recipe, _ in native(line))})
 ]
-# Each model once, each version and recipe with one model; SPECRT_ALL_PAIRS=1: every one with every other.
-SOME = [case for number, case in enumerate(EVERY) if number % (len(EVERY) // len(SPECS) + 1) == 0]
+# Each model with each recipe once, versions and bases by turns, and one model with all of them in float32;
+# SPECRT_ALL_PAIRS=1: every one with every other.
+BY_PAIR: dict[tuple[Path, str], list[tuple[Path, str, str, str]]] = {}
+for _case in EVERY:
+    BY_PAIR.setdefault(_case[:2], []).append(_case)
+SOME = [cases[SPECS.index(path) % len(cases)] for (path, _), cases in BY_PAIR.items()]
 SOME += [case for case in EVERY if case[0] == ALL and (case[2] == "fp32" or case[3] in ("8.6.0", "11.4.0"))]
 CASES = sorted(set(EVERY if os.environ.get("SPECRT_ALL_PAIRS") else SOME))
 
