@@ -1,6 +1,7 @@
 """Every family's tiny model on a real GPU: its logits and greedy ids against the reference in float32.
 
     python bench/gpu_families.py make FOLDER PRECISION,... [SPEC ...]   here: bundles for sm90, and what to compare with
+                                                                        `fp16+int8`: fp16 with a KV cache in int8
     python bench/gpu_families.py run FOLDER OUT.json                    where the GPU is; needs no PyTorch
     python bench/gpu_families.py records OUT.json                       here: as evidence, into docs/evidence/gpu
 
@@ -83,9 +84,10 @@ def _bundle(path: Path, precision: str, out: Path, calibration: Path) -> None:
     """As `compile`, whose random weights for a GPU would be made there, where nobody knows them."""
     from compiler.api import compile_with, prepare, weights_of
 
+    recipe, _, cache = precision.partition("+")
     prepared = prepare(
-        path, size="tiny", weights="random", precision=precision, target=TARGET, toolchain=TOOLCHAIN, out=out,
-        calibration=calibration,
+        path, size="tiny", weights="random", precision=recipe, kv_cache=cache or None, target=TARGET,
+        toolchain=TOOLCHAIN, out=out, calibration=calibration,
     )  # fmt: skip
     compile_with(prepared, weights_of(prepared))
 
@@ -157,10 +159,11 @@ def _one(bundle: Path) -> dict[str, Any]:
 def _judged(precision: str, result: Mapping[str, Any], found: Sequence[Any], wanted: Sequence[Any]) -> dict[str, Any]:
     """Whether a model is within its precision's limit, and what was measured against it."""
     from compiler.validate.metrics import agreement
-    from specs.precision import load_recipe
+    from specs.precision import load_recipe, with_cache
 
-    recipe = load_recipe(precision)
-    if recipe.weights is None:
+    name, _, cache = precision.partition("+")
+    recipe = with_cache(load_recipe(name), cache or None)
+    if recipe.weights is None and recipe.kv_cache is None:
         limit = FP32 if precision == "fp32" else FACTOR * result["float16 error of the reference"]
         same = precision != "fp32" or all(result.get("greedy equal", [True]))
         return {"limit": limit, "within": result["error"] <= limit and same}
@@ -179,7 +182,7 @@ def records(found: Path) -> None:
     entries = []
     for key, case in result["cases"].items():
         model, precision = key.split()
-        if not case.get("within"):
+        if not case.get("within") or "+" in precision:  # the matrix of records has no caches
             continue
         text = f"{result['gpu']}: `{case['output']}` of the tiny size off by {case['error']:.2g} at most"
         if precision == "fp16":
