@@ -10,6 +10,8 @@ import pytest
 
 import compiler
 import runtime
+from compiler.validate.metrics import agreement
+from specs.precision import load_caches
 from tests.golden_errors import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
@@ -101,3 +103,23 @@ def test_a_decoder_in_one_engine(models: tuple[runtime.Model, runtime.Model], tm
         for expected, got in zip(cpu.logits(rows), native.logits(rows), strict=True):
             assert np.abs(got - expected).max() <= 1e-3
         assert native.generate(rows, max_new_tokens=NEW, stop=()) == cpu.generate(rows, max_new_tokens=NEW, stop=())
+
+
+@pytest.mark.parametrize("cache", ["int8", "fp8"])
+def test_a_cache_of_codes(cache: str, models: tuple[runtime.Model, runtime.Model], tmp_path: Path) -> None:
+    """Logits within the cache's bound of float32's; ids of each alone: together, in pieces, and with little cache."""
+    from compiler.lower.tensorrt.plans import build_bundle
+
+    cpu, gpu = models
+    options = {"precision": "fp32", "kv_cache": cache, "max_sequence": 512}
+    target = gpu.bundle.manifest["target"]
+    out = compiler.compile(ROOT / "demo" / "tiny-llama", target=target, out=tmp_path / cache, **options)
+    build_bundle(out)
+    rows = prompts(cpu.vocab)
+    with runtime.load(out) as coded:
+        found = agreement(coded.logits(rows), cpu.logits(rows))
+        assert found.relative <= 2 * load_caches()[cache].bound.relative, found  # random ids, no text
+        alone = [coded.generate([row], max_new_tokens=NEW, stop=())[0] for row in rows]
+        assert coded.generate(rows, max_new_tokens=NEW, stop=()) == alone
+    with runtime.load(out, step_tokens=64, cache_tokens=544) as small:
+        assert small.generate(rows, max_new_tokens=NEW, stop=()) == alone
