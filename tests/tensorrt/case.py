@@ -33,6 +33,12 @@ class Case:
     held: Arrays = field(default_factory=dict)
 
 
+def halves(graph: Graph) -> bool:
+    """Whether a network has float16: in one that does, TensorRT 8.6 computes float32 in it too, where it likes."""
+    made = [value for equation in graph.equations for value in equation.results]
+    return any(value.type.dtype == "f16" for value in (*graph.inputs, *made))
+
+
 def write(cases: Iterable[Case], folder: Path) -> int:
     """Write cases as NUMBER.ir and NUMBER.npz with an index, in the order to run them; gives how many."""
     folder.mkdir(parents=True, exist_ok=True)

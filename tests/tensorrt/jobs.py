@@ -1,7 +1,7 @@
 """Work in processes of its own, where one case must not hide another: a time limit for each, and crashes survived.
 
-A job is a tuple of cases. One that fails, dies or takes too long is split in halves until the case is found; the
-process that it ran in is not used again, since a broken CUDA context stays broken.
+A job is a tuple of cases. One that fails, dies or takes too long is split until the case is found; the process that it
+ran in is not used again, since a broken CUDA context stays broken.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 Job = tuple[int, ...]
 Work = Callable[[Job], Any]
 _SPAWN = get_context("spawn")  # a forked process has no CUDA
+PARTS = 5  # of a job that failed: networks that are refused take as long to build as others, so not by halves
 START = 120.0  # seconds that a new process has until it takes jobs
 
 
@@ -117,14 +118,14 @@ def run_jobs(jobs: Sequence[Job], work: Work, *, workers: int, limit: float, sec
 
 
 def _settled(worker: _Worker, outcome: Outcome, pool: list[_Worker], queue: deque[Job]) -> Iterator[Outcome]:
-    """The outcome; one that failed ends its process, and if it has more than one case, is queued again as two."""
+    """The outcome; one that failed ends its process, and if it has more than one case, is queued again in parts."""
     if outcome.reason is None:
         yield outcome
         return
     pool.remove(worker)
     worker.kill()
-    middle = len(outcome.job) // 2
-    if middle:
-        queue.extendleft((outcome.job[middle:], outcome.job[:middle]))
+    count, size = len(outcome.job), max(len(outcome.job) // PARTS, 1)
+    if count > 1:
+        queue.extendleft(reversed([outcome.job[start : start + size] for start in range(0, count, size)]))
     else:
         yield outcome

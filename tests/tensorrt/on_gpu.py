@@ -29,7 +29,7 @@ from compiler.lower.tensorrt.dialects import DATA_TYPES, dialect
 from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.tensorrt.plans import find_device
-from tests.tensorrt.case import Arrays, Case, joined, read, read_index
+from tests.tensorrt.case import Arrays, Case, halves, joined, read, read_index
 from tests.tensorrt.jobs import Job, run_jobs
 
 JOINED = ("operation", "quantized")  # kinds of cases of which several are one network
@@ -160,13 +160,14 @@ def names(cases: Sequence[Case]) -> list[str]:
 
 
 def jobs_of(folder: Path, only: str) -> Iterator[Job]:
-    """Cases in the order of the folder; operations of the same dims next to each other go into one network."""
+    """Cases in the order of the folder; operations of the same dims and types go into one network."""
     group: list[int] = []
     dims: Any = None
     for number, entry in enumerate(read_index(folder)):
         if only not in entry["name"]:
             continue
-        here = (entry["kind"], read(folder, number).graph.dims) if entry["kind"] in JOINED else None
+        graph = read(folder, number).graph if entry["kind"] in JOINED else None
+        here = None if graph is None else (entry["kind"], halves(graph), graph.dims)
         if group and (here is None or here != dims or len(group) == TOGETHER):
             yield tuple(group)
             group = []
@@ -216,8 +217,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--level", type=int, default=1, help="of the builder")
     parser.add_argument("--jobs", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for one network")
-    parser.add_argument("--seconds", type=float, default=170.0, help="nothing is started after so many")
+    parser.add_argument("--limit", type=float, default=150.0, help="seconds for one network")
+    parser.add_argument("--seconds", type=float, default=240.0, help="nothing is started after so many")
     given = parser.parse_args()
     report = run(
         given.folder, given.only, level=given.level, workers=given.jobs, limit=given.limit, seconds=given.seconds
