@@ -8,8 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from compiler.kernels.codes import number_of
-from compiler.kernels.softmax import FAR, LOG2E, heads_of, row_of, rows_of, scores, update
+from compiler.kernels.softmax import FAR, LOG2E, over_tile
 
 
 @triton.jit
@@ -56,19 +55,11 @@ def decode(
     low += split * each
     high = tl.minimum(low + each, high)
     for index in range(low, high):
-        first = index * tile
-        row_at = row_of(block_ids, begin, first, group, context, groups, block, tile)
-        k = rows_of(k_cache, row_at, first, context, dim, codes, tile, dim_span, True)
-        factor, shift = heads_of(k_cache, row_at, first, context, dim, codes, tile, True)
-        keys = (first + tl.arange(0, tile))[None, :]
-        s = scores(
-            x, whole, k, factor, shift, past, keys, head, context, before, slopes, scale, causal, window, softcap,
-            bf16_bias, codes, True,
+        top, total, acc = over_tile(
+            x, whole, past, head, top, total, acc, index, k_cache, v_cache, block_ids, begin, context, before, slopes,
+            group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
+            wide_span, True,
         )  # fmt: skip
-        v = rows_of(v_cache, row_at, first, context, wide, codes, tile, wide_span, True)
-        factor, shift = heads_of(v_cache, row_at, first, context, wide, codes, tile, True)
-        v = number_of(v, factor, shift, codes)
-        top, total, acc = update(s, v.to(x.dtype), top, total, acc)
     lane = row.to(tl.int64) * heads + head
     inside = ok[:, None] & (e < wide)[None, :]
     if splits == 1:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from compiler.kernels.codes import number_of
-from compiler.kernels.softmax import FAR, LOG2E, heads_of, row_of, rows_of, scores, update
+from compiler.kernels.softmax import FAR, LOG2E, over_tile
 
 
 @triton.jit
@@ -18,19 +17,11 @@ def _span(
 ):  # fmt: skip
     """Key tiles low..high-1 of one query tile."""
     for index in range(low, high):
-        first = index * tile
-        row = row_of(block_ids, begin, first, group, context, groups, block, tile)
-        k = rows_of(k_cache, row, first, context, dim, codes, tile, dim_span, masked)
-        factor, shift = heads_of(k_cache, row, first, context, dim, codes, tile, masked)
-        keys = (first + tl.arange(0, tile))[None, :]
-        s = scores(
-            q, whole, k, factor, shift, at, keys, head, context, before, slopes, scale, causal, window, softcap,
-            bf16_bias, codes, masked,
+        top, total, out = over_tile(
+            q, whole, at, head, top, total, out, index, k_cache, v_cache, block_ids, begin, context, before, slopes,
+            group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
+            wide_span, masked,
         )  # fmt: skip
-        v = rows_of(v_cache, row, first, context, wide, codes, tile, wide_span, masked)
-        factor, shift = heads_of(v_cache, row, first, context, wide, codes, tile, masked)
-        v = number_of(v, factor, shift, codes)
-        top, total, out = update(s, v.to(q.dtype), top, total, out)
     return top, total, out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from compiler.kernels.codes import HEAD, head_at, plain
+from compiler.kernels.codes import HEAD, head_at, number_of, plain
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(-1.0e38)  # a masked score; finite, so that a tile with nothing to see gives no NaN
@@ -120,3 +120,25 @@ def heads_of(cache, row, first, context, size: tl.constexpr, codes: tl.constexpr
             factor = factor * 256.0
             shift = factor
     return factor, shift
+
+
+@triton.jit
+def over_tile(
+    q, whole, at, head, top, total, out, index, k_cache, v_cache, block_ids, begin, context, before, slopes, group,
+    groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr,
+    causal: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr,
+    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr, masked: tl.constexpr,
+):  # fmt: skip
+    """The running maximum, sum and weighted values with the key tile `index` of a sequence added."""
+    first = index * tile
+    row = row_of(block_ids, begin, first, group, context, groups, block, tile)
+    k = rows_of(k_cache, row, first, context, dim, codes, tile, dim_span, masked)
+    factor, shift = heads_of(k_cache, row, first, context, dim, codes, tile, masked)
+    keys = (first + tl.arange(0, tile))[None, :]
+    s = scores(
+        q, whole, k, factor, shift, at, keys, head, context, before, slopes, scale, causal, window, softcap, bf16_bias,
+        codes, masked,
+    )  # fmt: skip
+    v = rows_of(v_cache, row, first, context, wide, codes, tile, wide_span, masked)
+    factor, shift = heads_of(v_cache, row, first, context, wide, codes, tile, masked)
+    return update(s, number_of(v, factor, shift, codes).to(q.dtype), top, total, out)
