@@ -7,6 +7,10 @@ import triton.language as tl
 
 from compiler.kernels.codes import HEAD, code_of, keep_head, scale_of
 
+FAR = tl.constexpr(
+    1.0e38
+)  # beyond any key or value, and less than half of what float32 holds: their difference is finite
+
 
 @triton.jit
 def _rotated(x, base, mask, cos, sin, pairs: tl.constexpr, step: tl.constexpr, wide: tl.constexpr):
@@ -44,8 +48,8 @@ def _turn(
 @triton.jit
 def _span_of(x, mask, low, high):
     """`low` and `high` [N] with what rows of `x` [N, D] have below and above them."""
-    low = tl.minimum(low, tl.min(tl.where(mask, x, float("inf")), 1))
-    return low, tl.maximum(high, tl.max(tl.where(mask, x, float("-inf")), 1))
+    low = tl.minimum(low, tl.min(tl.where(mask, x, FAR), 1))
+    return low, tl.maximum(high, tl.max(tl.where(mask, x, -FAR), 1))
 
 
 @triton.jit
@@ -60,8 +64,8 @@ def _keep(
     ok = head < groups
     row = (place // block * groups + head) * block + place % block
     bytes_before: tl.constexpr = 0 if codes is None else HEAD
-    low = tl.full([tile], float("inf"), tl.float32)
-    high = tl.full([tile], float("-inf"), tl.float32)
+    low = tl.full([tile], FAR, tl.float32)
+    high = tl.full([tile], -FAR, tl.float32)
     if pairs > 0:
         a, b, first, second, turned = _rotated(
             k, token * k_row + head * k_head, ok, cos + token * pairs, sin + token * pairs, pairs, step, pair_span
@@ -94,8 +98,8 @@ def _keep(
     y = tl.load(v + (token * v_row + head * v_head)[:, None] + at_v[None, :], mask=both)
     if codes is not None:
         low, high = _span_of(
-            y.to(tl.float32), both, tl.full([tile], float("inf"), tl.float32),
-            tl.full([tile], float("-inf"), tl.float32),
+            y.to(tl.float32), both, tl.full([tile], FAR, tl.float32),
+            tl.full([tile], -FAR, tl.float32),
         )  # fmt: skip
         scale, zero = scale_of(low, high, codes)
         keep_head(v_cache, row, scale, zero, ok, wide + HEAD)
