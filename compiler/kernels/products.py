@@ -123,7 +123,7 @@ def _check(p: Product, architecture: int) -> None:
 
 
 def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
-    """Sizes of tiles, warps, stages: the fastest measured on an H200 (docs/evidence/gpu/products-h200.json)."""
+    """Sizes of tiles, warps, stages, from measurements on an H200 (decision 43) of some kinds and sizes."""
     if p.w in NIBBLES:
         return _packed_tiles(p, rows)
     line = 128 if p.x in ("i8", "f8e4m3") else 64  # elements of 128 bytes
@@ -134,6 +134,7 @@ def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], in
         4 if rows <= 256 else 8,
     )
     if rows <= 16:
+        widest |= p.outs > 16384 and p.w != p.x
         tile, depth, stages = (64, 128, 6) if widest else (32, 128, 6) if wide or line == 64 else (32, 256, 5)
     elif rows <= 64:
         tile, depth, stages = (128, 128, 4) if widest else (64, line, 5) if wide else (32, 2 * line, 5)
