@@ -70,7 +70,7 @@ def plan_quantization(
     """
     plan = QuantizationPlan(recipe, tuple(overrides))
     used: set[int] = set()
-    for name, equation, weight in linears_of(graph):
+    for name, equation, weight in linears_of(graph, experts=stored is not None):
         chosen, why, index = _choose(name, recipe, plan.overrides)
         used |= {index} if index is not None else set()
         if chosen is None or chosen.weights is None:
@@ -78,6 +78,8 @@ def plan_quantization(
                 plan.kept[name] = why
             continue
         reason = _refusal(graph, equation, weight)
+        if index is not None and equation.op == "gather_matmul":
+            reason = "matrices of experts are not rounded again"
         if index is None and stored is not None:
             own = reason or stored.get(name, "the checkpoint has it in the base precision")
             if isinstance(own, Linear):
@@ -100,8 +102,11 @@ def plan_quantization(
     return plan
 
 
-def linears_of(graph: Graph) -> Iterator[tuple[str, Equation, Value]]:
-    """Every product with a weight: the weight's full name (one for each round), the product, the weight's value."""
+def linears_of(graph: Graph, experts: bool = False) -> Iterator[tuple[str, Equation, Value]]:
+    """Every product with a weight: the weight's full name (one for each round), the product, the weight's value.
+
+    `experts`: those of a matrix chosen by token too.
+    """
     outer = {equation.result.name: equation for equation in graph.equations if equation.op == "weight"}
     for top in graph.equations:
         inner = walk((top,))
@@ -109,7 +114,8 @@ def linears_of(graph: Graph) -> Iterator[tuple[str, Equation, Value]]:
         count = top.attr.get("count", 1) if top.body is not None else 1
         assert isinstance(count, int)
         for equation in inner:
-            weight = equation.args[1] if equation.op == "matmul" and equation.attr.get("transpose_b") else None
+            plain = equation.op == "matmul" and equation.attr.get("transpose_b")
+            weight = equation.args[1] if plain or (experts and equation.op == "gather_matmul") else None
             source = {**outer, **inside}.get(weight.name) if isinstance(weight, Value) else None
             if source is None or not isinstance(weight, Value) or not weight.type.is_float:
                 continue

@@ -130,7 +130,7 @@ class _Quantizer:
         named = {eq.result.name: str(eq.attr["name"]) for eq in equations if eq.op == "weight"}
         products: dict[str, list[tuple[Equation, str, Linear]]] = {}  # by the input that they share
         for equation in equations:
-            weight = equation.args[1] if equation.op == "matmul" else None
+            weight = equation.args[1] if equation.op in ("matmul", "gather_matmul") else None
             name = named.get(weight.name) if isinstance(weight, Value) else None
             if name in chosen:
                 x = equation.args[0]
@@ -192,7 +192,7 @@ class _Rewriting:
     # -- a product ----------------------------------------------------------------------------------------------------
 
     def product(self, equation: Equation, name: str, linear: Linear) -> None:
-        x, weight = equation.args
+        x, weight, *chosen = equation.args
         assert isinstance(x, Value)
         assert isinstance(weight, Value)
         store = linear.storage
@@ -205,7 +205,7 @@ class _Rewriting:
         rows = self.input(x, linear.recipe)
         if store.permuted:
             rows = self.permuted(rows, name)
-        self.out.append(replace(equation, args=(rows, wide)))
+        self.out.append(replace(equation, args=(rows, wide, *chosen)))
         self.parent.log.hit(linear.recipe.name, equation.result.name, equation.where)
 
     def permuted(self, x: Value, name: str) -> Value:

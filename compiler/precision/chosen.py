@@ -60,7 +60,7 @@ class Chosen:
             raise SpecRTError("PREC-018", message, hint="leave `kv_cache` out")
         stored_only = self.base == "fp16" and self.target == "cpu"
         quantized = self.recipe.weights is not None or self.overrides
-        own = None if self.stored is None else self.stored.linears
+        own = None if self.stored is None else self.stored.for_target(self.target)
         change = (quantize(self.recipe, self.overrides, self.plans.append, own),) if quantized else ()
         codes, emulated = self.cache
         base = "fp32" if stored_only else self.base

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compiler.api import prepare
 from tests.families.harness import check_decoder, check_golden_ir, logits_of, saved, write_config
 
 transformers = pytest.importorskip("transformers")
@@ -79,6 +80,10 @@ def test_mxfp4_files_are_decoded_as_transformers_does(tmp_path: Path) -> None:
     save_file(packed, folder / "model.safetensors", {"format": "pt"})
     write_config(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
     check_decoder(folder, logits_of(reference), 288)
+    plan = prepare(folder).precision.plan  # the experts' codes are in the bundle as they are
+    assert plan is not None
+    assert {linear.storage.type for linear in plan.linears.values()} == {"f4e2m1"}
+    assert len(plan.linears) == 9
 
 
 def test_golden() -> None:

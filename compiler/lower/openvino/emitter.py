@@ -50,6 +50,7 @@ class Emitter:
         self.weights, self.progress = weights, progress
         self.dynamic = dynamic  # inputs that share a scale where the plugin's products round them, or 0
         self.rounding: dict[str, Equation] = {}  # how codes of activations were made
+        self.made: dict[str, Equation] = {}  # weights by what unpacks them from codes
         self.scope: dict[str, ov.Output | Stored] = {}
         self.parameters: list[ov.op.Parameter] = []
         self.extra: list[tuple[str, ov.Output]] = []

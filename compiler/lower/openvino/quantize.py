@@ -6,6 +6,8 @@ the form that the plugin's products read without unpacking. Activations: rounded
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import openvino as ov
 import openvino.opset15 as ops
@@ -87,12 +89,35 @@ def dequantize(e: Emitter, equation: Equation) -> ov.Output:
             and made.attr["dtype"] == "i8"
         ):
             return _static(e, e.node(made.args[0]), float(scale.tensor))
+    if isinstance(e.scope[operand(equation, 0).name], Stored):
+        e.made[equation.result.name] = equation
     codes, step, zero = _parts(e, equation)
     wide = codes if codes.get_element_type() == ov.Type.f32 else ops.convert(codes, "f32").output(0)
     if zero is not None:
         zero = zero if zero.get_element_type() == ov.Type.f32 else ops.convert(zero, "f32").output(0)
         wide = ops.subtract(wide, zero).output(0)
     return _whole(ops.multiply(wide, step).output(0), equation)
+
+
+def matrix(e: Emitter, weight: Value, number: int) -> ov.Output | None:
+    """One of the matrices [O,M] that a weight of codes [E,O,M] stands for, so that only chosen ones are unpacked.
+
+    None where the weight is not made from codes.
+    """
+    equation = e.made.get(weight.name)
+    if equation is None:
+        return None
+    args: list[Arg] = []
+    for arg in equation.args:
+        held = e.scope[arg.name] if isinstance(arg, Value) else None
+        if isinstance(arg, Value) and isinstance(held, Stored) and arg.type.rank == weight.type.rank:
+            one = Value(f"{arg.name}[{number}]", TensorType(arg.type.dtype, arg.type.shape[1:]))
+            e.scope[one.name] = Stored(held.tensor[number], one.type, f"{held.name}[{number}]")
+            args.append(one)
+        else:
+            args.append(arg)
+    kind = TensorType(weight.type.dtype, weight.type.shape[1:])
+    return dequantize(e, replace(equation, args=tuple(args), results=(Value(f"{weight.name}[{number}]", kind),)))
 
 
 def _whole(output: ov.Output, equation: Equation) -> ov.Output:

@@ -16,6 +16,7 @@ from compiler.ir.core import Equation, Value
 from compiler.ir.types import TensorType
 from compiler.lower.openvino.emitter import Emitter, emits, identity
 from compiler.lower.openvino.operations import axes, operand, part, shape_of
+from compiler.lower.openvino.quantize import matrix
 from compiler.lower.openvino.stored import Stored
 
 
@@ -93,4 +94,7 @@ def _matrix(e: Emitter, weight: Value, number: int) -> ov.Output:
             held.tensor[number], TensorType(weight.type.dtype, weight.type.shape[1:]), f"{held.name}[{number}]"
         )
         return e.widened(e.constant(one), one.type)
+    unpacked = matrix(e, weight, number)
+    if unpacked is not None:
+        return unpacked
     return ops.squeeze(part(held, number, number + 1, 0), axes(0)).output(0)
