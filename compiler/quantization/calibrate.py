@@ -88,6 +88,7 @@ class _Lockstep:
         self.graph, self.plan, self.weights, self.folder, self.progress = graph, plan, weights, folder, progress
         self.effective: dict[str, Tensor] = {}  # rounded weights of products still to come
         self.runners: list[Runner] = []
+        self.rounded = 0  # scopes that see rounded weights; behind them, where a recipe wants it, those that do not
         self.done = 0
 
     def run(self, windows: NDArray[np.int64]) -> None:
@@ -96,6 +97,10 @@ class _Lockstep:
             runner = Runner(self.weights, {}, None)
             self.runners.append(runner)
             scopes.append(_inputs(self.graph, runner, windows[start : start + BATCH], self.rules))
+        self.rounded = len(scopes)
+        if any(_compensates(linear) for linear in self.plan.linears.values()):
+            self.runners += self.runners
+            scopes += [dict(scope) for scope in scopes]
         self.block(self.graph.equations, scopes, None, ())
 
     def block(
@@ -113,7 +118,7 @@ class _Lockstep:
             elif full is not None:
                 if full not in self.effective:
                     self.quantize(equations[place:], equation, templates, scopes, index)
-                self.product(equation, self.effective.pop(full), scopes)
+                self.product(equation, full, scopes)
             elif not self.is_planned_weight(equation, index):
                 self.step(equation, scopes, index)
             for name in own:
@@ -139,11 +144,13 @@ class _Lockstep:
                 shared = runner.equation(equation, scope, index)
             scope.update(zip((value.name for value in equation.results), shared, strict=True))
 
-    def product(self, equation: Equation, weight: Tensor, scopes: list[Scope]) -> None:
+    def product(self, equation: Equation, full: str, scopes: list[Scope]) -> None:
         x = equation.args[0]
         assert isinstance(x, Value)
-        for scope in scopes:
-            scope[equation.result.name] = REGISTRY["matmul"].body(scope[x.name], weight, transpose_b=True)
+        own, exact = scopes[: self.rounded], scopes[self.rounded :]
+        for part, weight in ((own, self.effective.pop(full)), (exact, self.weights(full).float() if exact else None)):
+            for scope in part:
+                scope[equation.result.name] = REGISTRY["matmul"].body(scope[x.name], weight, transpose_b=True)
 
     def repeat(self, equation: Equation, scopes: list[Scope]) -> None:
         body, count = equation.body, equation.attr["count"]
@@ -175,7 +182,8 @@ class _Lockstep:
         linears = [self.plan.linears[name] for name in sharing if name is not None]
         path = self.folder / f"{linears[0].weight}.safetensors"
         if not path.is_file():
-            found = _quantized(linears, gather(scope[x.name] for scope in scopes), self.weights)
+            seen = [scope[x.name] for scope in scopes]
+            found = _quantized(linears, gather(seen[: self.rounded], seen[self.rounded :]), self.weights)
             save_file(found, f"{path}.partial")
             Path(f"{path}.partial").replace(path)
         with safe_open(path, framework="pt") as file:
@@ -218,6 +226,10 @@ def _round(weight: Tensor, linear: Linear, inputs: Inputs) -> Quantized:
     if smooth is not None and smooth.clip and weight.ndim == 2:
         return clipped(weight, linear.storage, inputs).codes(weight, linear.storage)
     return round_weight(weight, linear.storage, how.range)
+
+
+def _compensates(linear: Linear) -> bool:
+    return linear.recipe.weights is not None and linear.recipe.weights.rounding == "gptq"
 
 
 def _full(template: str, index: int | None) -> str:

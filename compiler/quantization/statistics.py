@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,27 +13,35 @@ ROWS = 512  # kept to try rounding on
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of all inputs x [N,K]: `moment` = x'x / N, largest and mean |x| of each, and `rows` spread over all of them."""
+    """Of all inputs x [N,K]: `moment` = x'x / N, largest and mean |x| of each, and `rows` spread over all of them.
+
+    `drift` = (x0 - x)'x / N, where x0 are the inputs that the model has before anything is rounded.
+    """
 
     moment: Tensor
     largest: Tensor
     mean: Tensor
     rows: Tensor
+    drift: Tensor | None = None
 
     def smoothed(self, factors: Tensor) -> Inputs:
         """Of x * factors."""
         size = factors.abs()
         moment = self.moment * factors * factors[:, None]
-        return Inputs(moment, self.largest * size, self.mean * size, self.rows * factors)
+        drift = None if self.drift is None else self.drift * factors * factors[:, None]
+        return Inputs(moment, self.largest * size, self.mean * size, self.rows * factors, drift)
 
 
-def gather(tensors: Iterable[Tensor]) -> Inputs:
-    """The statistics of inputs that come batch by batch, [..., K] each."""
-    moment = largest = total = None
+def gather(tensors: Iterable[Tensor], exact: Sequence[Tensor] = ()) -> Inputs:
+    """The statistics of inputs that come batch by batch, [..., K] each; `exact` are the same before rounding."""
+    drift = moment = largest = total = None
     kept: list[Tensor] = []
     count = 0
-    for tensor in tensors:
+    for number, tensor in enumerate(tensors):
         x = tensor.reshape(-1, tensor.shape[-1]).float()
+        if exact:
+            apart = (exact[number].reshape(x.shape).float() - x).T @ x
+            drift = apart if drift is None else drift + apart
         size = x.abs()
         moment = x.T @ x if moment is None else moment + x.T @ x
         largest = size.amax(0) if largest is None else torch.maximum(largest, size.amax(0))
@@ -44,4 +52,5 @@ def gather(tensors: Iterable[Tensor]) -> Inputs:
     assert largest is not None
     assert total is not None
     rows = torch.cat(kept)
-    return Inputs(moment / count, largest, total / count, rows[:: -(-len(rows) // ROWS)].clone())
+    kept_rows = rows[:: -(-len(rows) // ROWS)].clone()
+    return Inputs(moment / count, largest, total / count, kept_rows, None if drift is None else drift / count)
