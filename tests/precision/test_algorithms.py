@@ -75,6 +75,21 @@ def test_second_order_rounding_beats_rounding_to_nearest() -> None:
     assert found < 0.8 * min(plain, searched), (found, plain, searched)
 
 
+def test_second_order_rounding_aims_at_outputs_before_any_rounding() -> None:
+    """Inputs that earlier rounding moved in a way that this product can undo in part."""
+    generator = torch.Generator().manual_seed(9)
+    weight, _ = layer()
+    exact = torch.randn(600, WIDTH, generator=generator)
+    x = exact + 0.2 * torch.roll(exact, 1, -1)
+    storage = stored("w4a16_gptq")
+
+    def error(inputs: Inputs) -> float:
+        found = round_second_order(weight, storage, inputs).dequantized()
+        return float((x @ found.T - exact @ weight.T).square().mean())
+
+    assert error(gather([x[:300], x[300:]], [exact[:300], exact[300:]])) < 0.5 * error(gather([x]))
+
+
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
 def test_second_order_rounding_in_groups(group: int) -> None:
     weight, inputs = layer()

@@ -27,8 +27,8 @@ def prepared(folder: Path, precision: str = "w4a16_gptq") -> Prepared:
 def test_inputs_are_those_of_a_plain_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Inputs] = []
 
-    def keep(tensors: object) -> Inputs:
-        seen.append(gather(tensors))  # type: ignore[arg-type]
+    def keep(tensors: object, exact: object) -> Inputs:
+        seen.append(gather(tensors, exact))  # type: ignore[arg-type]
         return seen[-1]
 
     monkeypatch.setattr(module, "gather", keep)
@@ -58,12 +58,12 @@ def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.
     calls = 0
     gathered = module.gather
 
-    def failing(tensors: object) -> Inputs:
+    def failing(tensors: object, exact: object) -> Inputs:
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return gathered(tensors)  # type: ignore[arg-type]
+        return gathered(tensors, exact)  # type: ignore[arg-type]
 
     asked = options(tmp_path, "w4a16_gptq")
     monkeypatch.setattr(module, "gather", failing)
