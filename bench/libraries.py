@@ -64,7 +64,7 @@ def _modelopt(name: str, algorithm: Any = None, group: int | None = None) -> Cal
                 config["quant_cfg"].append({"quantizer_name": f"*{module}*weight_quantizer", "cfg": blocks})
 
         def forward(quantized: Any) -> None:
-            for batch in windows.split(BATCH):
+            for batch in torch.split(windows, BATCH):
                 quantized(batch)
 
         return mtq.quantize(model, config, forward)

@@ -46,7 +46,7 @@ def _target(weight: Tensor, inputs: Inputs) -> Tensor:
     if inputs.drift is None:
         return weight
     moment, drift = _damped(inputs.moment), inputs.drift.double()
-    moved = weight.double() @ torch.linalg.solve_ex(moment, drift, left=False)[0]  # not finite: PREC-014 below
+    moved: Tensor = weight.double() @ torch.linalg.solve_ex(moment, drift, left=False)[0]  # not finite: PREC-014 below
     return weight + SHARE * moved.float()
 
 
