@@ -206,13 +206,18 @@ def _quantized(linears: Sequence[Linear], inputs: Inputs, weights: Weights) -> d
     factors: Tensor | None = None
     if smoothed:
         loaded = [(weights(linear.weight).float(), linear.storage) for linear in smoothed]
-        factors = found[f"{first}.smooth"] = smoothing(smoothed[0].recipe, inputs, loaded)
+        factors = smoothing(smoothed[0].recipe, inputs, loaded)
+        # under the name of each: a target may have fewer rows for some (in the last layer); they then share no value
+        names = dict.fromkeys([first, *(linear.weight for linear in smoothed)])
+        found |= {f"{name}.smooth": factors.clone() for name in names}
     for linear in linears:
         weight, seen = weights(linear.weight).float(), inputs
         if factors is not None and linear.recipe.smooth is not None:
             weight, seen = weight / factors, inputs.smoothed(factors)
         for suffix, tensor in static_parts(linear.recipe, seen).items():
-            found.setdefault(f"{first}.{suffix}", tensor)
+            shared = found.setdefault(f"{first}.{suffix}", tensor)
+            if linear.weight != first:
+                found[f"{linear.weight}.{suffix}"] = shared.clone()
         for suffix, tensor in _round(weight, linear, seen).parts().items():
             found[f"{linear.weight}.{suffix}"] = tensor.contiguous()
     return found

@@ -13,6 +13,7 @@ from compiler.api import Prepared, float_weights, prepare, weights_of
 from compiler.ir.interpreter import run
 from compiler.passes import pipelines
 from compiler.passes.runner import run_passes
+from compiler.passes.unroll import unroll
 from compiler.quantization import calibrate as module
 from compiler.quantization.statistics import Inputs, gather
 from tests.precision.models import MODELS, calibration, options
@@ -75,3 +76,15 @@ def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert calls == 6 + 3  # of eight inputs five were done
     assert ("calibrate", 14, 14) in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "ids.npy"]
+
+
+@pytest.mark.parametrize("precision", ["w8a8_sq", "fp8"])
+def test_a_target_may_read_a_shared_input_apart(precision: str, tmp_path: Path) -> None:
+    """On a GPU the last layer's MLP has fewer rows than its attention, also where one norm feeds both."""
+    target = {"target": "sm90", "toolchain": "tensorrt-8.6", "out": tmp_path / "bundle"}
+    found = prepare(MODELS / "falcon.yaml", **options(tmp_path, precision), **target)
+    weights = weights_of(found)
+    names = [str(eq.attr["name"]) for eq in unroll(found.graph).equations if eq.op == "weight"]
+    assert any(name.endswith(("mlp.up.weight.smooth", "mlp.up.weight.input_scale")) for name in names)
+    for name in names:
+        assert weights(name).numel()
