@@ -42,9 +42,9 @@ class Record:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file's content without comments and blank ends: what a fact depends on."""
+    """The SHA-256 of what a fact depends on in a file: neither comments and blank ends nor the bound that judges it."""
     lines = (line.split(" #")[0].rstrip() for line in path.read_text(encoding="utf-8").splitlines())
-    kept = "\n".join(line for line in lines if line and not line.startswith("#"))
+    kept = "\n".join(line for line in lines if line and not line.startswith(("#", "bound:")))
     return hashlib.sha256(kept.encode()).hexdigest()
 
 
