@@ -6,9 +6,7 @@ python bench/gpu_kernels.py run FOLDER OUT    where the GPU is: checks and times
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_compiled import compile_kernels
+
 DIMS = {"heads": 32, "groups": 32, "dim": 128}
-GEMMS = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]  # q k v, out, gate and up, down of 4096 x 32
 PREFILL_TILES = [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 64, 4, 3), (128, 32, 4, 4)]
-GEMM_TILES = [(16, 128, 4, 6), (16, 256, 4, 4), (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 8, 4), (64, 64, 4, 6),
-              (64, 128, 4, 4), (64, 128, 8, 5)]  # fmt: skip
 
 
 def speed_attention(groups: int) -> Any:
@@ -64,13 +61,12 @@ def compile_all(folder: Path) -> None:
     import torch
 
     from compiler.kernels import attention as lib
-    from compiler.kernels.build import build
     from tests.conformance.tolerances import tolerance
     from tests.kernels.cases import Case
 
     folder.mkdir(parents=True, exist_ok=True)
     jobs: list[lib.Launch] = []
-    document: dict[str, Any] = {"cases": [], "speed": [], "gemm": []}
+    document: dict[str, Any] = {"cases": [], "speed": []}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def bits(x: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -108,13 +104,7 @@ def compile_all(folder: Path) -> None:
                                           "rows": whole.constants["rows"]})  # fmt: skip
                 jobs.append(launch)
         base = lib.prefill(a)
-        for rows, tile, warps, stages in (
-            (128, 64, 8, 3),
-            (128, 128, 8, 2),
-            (64, 64, 4, 3),
-            (128, 64, 4, 3),
-            (128, 32, 4, 4),
-        ):
+        for rows, tile, warps, stages in PREFILL_TILES:
             constants = base.constants | {"rows": rows, "tile": tile}
             launch = replace(base, constants=constants, warps=warps, stages=stages)
             document["speed"].append({"groups": groups, "name": f"prefill {rows} {tile} {warps} {stages}",
@@ -127,24 +117,7 @@ def compile_all(folder: Path) -> None:
                 document["speed"].append({"groups": groups, "name": f"decode{split} {tile} {warps} {stages}",
                                           "kernel": len(jobs)})  # fmt: skip
                 jobs.append(launch)
-    for outs, ins in GEMMS:
-        for rows in (16, 64):
-            for tile, depth, warps, stages in GEMM_TILES:
-                constants = {"outs": outs, "ins": ins, "x_row": ins, "rows": rows, "tile": tile, "depth": depth}
-                arguments = (("x", "f16"), ("w", "f16"), ("bias", ""), ("residual", ""), ("y", "f16"), ("count", "int"))
-                document["gemm"].append({"outs": outs, "ins": ins, "rows": rows, "tile": [tile, depth, warps, stages],
-                                         "kernel": len(jobs)})  # fmt: skip
-                jobs.append(lib.Launch("gemm", "gemm.gemm", arguments, constants, warps, stages))
-    start = time.perf_counter()
-    kernels = []
-    for number, made in enumerate(build(jobs, 90)):
-        (folder / f"{number}.cubin").write_bytes(made.cubin)
-        kernels.append(
-            made.as_dict(f"{number}.cubin") | {"arguments": made.arguments, "constants": made.launch.constants}
-        )
-    print(f"{len(jobs)} kernels in {time.perf_counter() - start:.0f} s")
-    document["kernels"] = kernels
-    (folder / "list.json").write_text(json.dumps(document))
+    compile_kernels(folder, jobs, document)
     np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]  # numpy types only its options
 
 

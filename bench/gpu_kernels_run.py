@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpu_compiled import SPREAD, Compiled, torch_time
 from runtime.cuda.batch import splits_for
-from runtime.cuda.driver import Device
 from runtime.cuda.kernels import Kernel
 
 Grid = tuple[int, int, int]
 CODES = ("u8", "f8e4m3")
-SPREAD = 300e6  # bytes that timed calls go through in turn: several times the L2 cache
 DECODE = [(1, 256), (1, 2048), (1, 16384), (8, 2048), (64, 256), (64, 2048)]
 PREFILL = [(16, 128), (1, 2048), (4, 2048), (1, 8192)]
 
 
-class Bench:
-    """The compiled kernels on a device."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.list = json.loads((folder / "list.json").read_text())
-        self.device = Device()
-        self._kernels: dict[int, Kernel] = {}
-
-    def kernel(self, number: int) -> Kernel:
-        if number not in self._kernels:
-            made = self.list["kernels"][number]
-            function = self.device.function(self.folder / made["file"], made["entry"], made["shared"])
-            self._kernels[number] = Kernel(self.device, function, made["threads"], made["shared"],
-                                           tuple(made["arguments"]), made["constants"])  # fmt: skip
-        return self._kernels[number]
+class Bench(Compiled):
+    """Attention, checked and timed."""
 
     def put(self, array: np.ndarray[Any, Any]) -> int:
         address = self.device.allocate(array.nbytes)
@@ -68,51 +52,6 @@ class Bench:
             found.append({"case": case["name"], "off": float(difference.max()), "right": good})
             print(f"{'ok  ' if good else 'BAD '} {case['name']:20s} off by {difference.max():.2e}")
         return found
-
-    def time(self, calls: Sequence[Callable[[], None]], rounds: int = 5) -> float:
-        """Milliseconds of one call, the median of `rounds` replays of a graph of all."""
-        repeat = max(1, 20 // len(calls))
-
-        def work() -> None:
-            for _ in range(repeat):
-                for call in calls:
-                    call()
-
-        work()
-        self.device.wait()
-        graph = self.device.capture(work)
-        self.device.replay(graph)
-        found = []
-        for _ in range(rounds):
-            start = self.device.event()
-            self.device.replay(graph)
-            found.append(self.device.milliseconds(start, self.device.event()))
-        return statistics.median(found) / (repeat * len(calls))
-
-
-def torch_time(calls: Sequence[Callable[[], Any]], rounds: int = 5) -> float:
-    """The same for PyTorch's kernels."""
-    import torch
-
-    repeat = max(1, 20 // len(calls))
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeat):
-            for call in calls:
-                call()
-    graph.replay()
-    found = []
-    for _ in range(rounds):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        found.append(start.elapsed_time(stop))
-    return float(statistics.median(found)) / (repeat * len(calls))
 
 
 def copy_bandwidth() -> float:
@@ -229,48 +168,6 @@ def library_attention(kind: str, groups: int, batch: int, length: int, sets: int
     return found
 
 
-def gemms(bench: Bench) -> list[dict[str, Any]]:
-    """Products of few rows in all tiles, and cuBLAS."""
-    shapes = sorted({(x["outs"], x["ins"]) for x in bench.list["gemm"]})
-    return [one_gemm(bench, outs, ins, count) for outs, ins in shapes for count in (1, 16, 64)]
-
-
-def one_gemm(bench: Bench, outs: int, ins: int, count: int) -> dict[str, Any]:
-    """Times of every tile on one shape; a wrong result is left out, and said."""
-    import torch
-
-    half: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
-    size = outs * ins * 2
-    weights = [torch.randn(outs, ins, **half) * 0.02 for _ in range(max(2, round(SPREAD / size)))]
-    x, y = torch.randn(count, ins, **half), torch.empty(count, outs, **half)
-    expected = (x.float() @ weights[0].float().T).cpu()
-    peer = torch_time([partial(torch.mm, x, w.T, out=y) for w in weights])
-    times = {}
-    for variant in bench.list["gemm"]:
-        if (variant["outs"], variant["ins"]) != (outs, ins) or variant["rows"] != (16 if count <= 16 else 64):
-            continue
-        launches = [(bench.kernel(variant["kernel"]), (-(-outs // variant["tile"][0]), 1, 1))]
-        calls = [
-            partial(_launch, launches, {"x": x.data_ptr(), "w": w.data_ptr(), "y": y.data_ptr(), "count": count})
-            for w in weights
-        ]
-        y.fill_(torch.nan)
-        torch.cuda.synchronize()
-        calls[0]()
-        bench.device.wait()
-        off = float((y.float().cpu() - expected).norm() / expected.norm())
-        name = " ".join(map(str, variant["tile"]))
-        if not off < 2e-3:
-            print(f"BAD gemm {outs} {ins} {count} {name}: off by {off}")
-            continue
-        times[name] = bench.time(calls)
-    best = min(times, key=times.__getitem__)
-    print(f"gemm {outs}x{ins} T={count}: {best} {times[best]:.4f} ms {size / times[best] / 1e6:.0f} GB/s; cuBLAS "
-          f"{peer:.4f} = {peer / times[best]:.2f}x", flush=True)  # fmt: skip
-    return {"outs": outs, "ins": ins, "rows": count, "ms": times, "best": best, "cublas": peer,
-            "GB/s": size / times[best] / 1e6}  # fmt: skip
-
-
 def run_all(folder: Path, out: Path, only_cases: bool = False) -> None:
     """Check, then time; OUT gets everything as JSON after each part."""
     bench = Bench(folder)
@@ -281,8 +178,6 @@ def run_all(folder: Path, out: Path, only_cases: bool = False) -> None:
     if not only_cases:
         result["copy GB/s"] = copy_bandwidth()
         print(f"copy {result['copy GB/s']:.0f} GB/s")
-        result["gemm"] = gemms(bench)
-        out.write_text(json.dumps(result, indent=1))
         result["attention"] = attentions(bench)
         out.write_text(json.dumps(result, indent=1))
     device.close()

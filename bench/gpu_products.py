@@ -6,13 +6,13 @@ python bench/gpu_products.py run FOLDER OUT    where the GPU is: checks and time
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from gpu_compiled import compile_kernels
 
 SHAPES = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]  # q k v, out, gate and up, down of 4096 x 32
 KINDS: dict[str, dict[str, Any]] = {
@@ -42,11 +42,9 @@ def cases() -> Iterator[tuple[str, Any, int, Any]]:
 
 def compile_all(folder: Path) -> None:
     """Write cubins and list.json."""
-    from compiler.kernels.build import build
-
     folder.mkdir(parents=True, exist_ok=True)
     launches: list[Any] = []
-    document: dict[str, Any] = {"cases": [], "kernels": []}
+    document: dict[str, Any] = {"cases": []}
     for name, asked, count, launch in cases():
         if launch not in launches:
             launches.append(launch)
@@ -56,14 +54,7 @@ def compile_all(folder: Path) -> None:
             "name": name, "product": asdict(asked), "count": count, "bound": BOUND.get(name, 1e-3),
             "variants": [{"name": sizes, "kernel": launches.index(launch)}],
         })  # fmt: skip
-    start = time.perf_counter()
-    for number, made in enumerate(build(launches, 90)):
-        (folder / f"{number}.cubin").write_bytes(made.cubin)
-        document["kernels"].append(
-            made.as_dict(f"{number}.cubin") | {"arguments": made.arguments, "constants": made.launch.constants}
-        )
-    print(f"{len(launches)} kernels in {time.perf_counter() - start:.0f} s")
-    (folder / "list.json").write_text(json.dumps(document))
+    compile_kernels(folder, launches, document)
 
 
 if __name__ == "__main__":

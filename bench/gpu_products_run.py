@@ -3,83 +3,25 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runtime.cuda.driver import Device
+from gpu_compiled import SPREAD, Compiled, torch_time
 
-SPREAD = 300e6  # bytes of weights that timed calls go through in turn: several times the L2 cache
-REPLAYS = 5
 BITS = {"f16": 16, "bf16": 16, "i8": 8, "f8e4m3": 8, "i4": 4, "u4": 4, "f4e2m1": 4}
 
 
-class Bench:
-    """The compiled kernels on a device."""
+class Bench(Compiled):
+    """Products, checked and timed."""
 
     def __init__(self, folder: Path) -> None:
         import torch
 
-        self.folder, self.torch = folder, torch
-        self.list = json.loads((folder / "list.json").read_text())
+        self.torch = torch
         torch.zeros(1, device="cuda")
-        self.device = Device()
-        self.functions: dict[int, Any] = {}
-
-    def launch(self, number: int, grid: tuple[int, int, int], values: dict[str, int]) -> None:
-        """Start a kernel of the list."""
-        made = self.list["kernels"][number]
-        if number not in self.functions:
-            self.functions[number] = self.device.function(self.folder / made["file"], made["entry"], made["shared"])
-        given = [values[name] for name in made["arguments"]]
-        self.device.launch(
-            self.functions[number], grid, made["threads"], made["shared"], [*given, values["scratch"], 0]
-        )
-
-    def time(self, calls: Sequence[Callable[[], None]]) -> float:
-        """Milliseconds of one call, the median of replays of a graph of all."""
-        repeat = max(1, 20 // len(calls))
-
-        def work() -> None:
-            for _ in range(repeat):
-                for call in calls:
-                    call()
-
-        work()
-        self.device.wait()
-        graph = self.device.capture(work)
-        self.device.replay(graph)
-        found = []
-        for _ in range(REPLAYS):
-            start = self.device.event()
-            self.device.replay(graph)
-            found.append(self.device.milliseconds(start, self.device.event()))
-        self.device.drop(graph)
-        return statistics.median(found) / (repeat * len(calls))
-
-    def peer(self, calls: Sequence[Callable[[], Any]]) -> float:
-        """The same for PyTorch's kernels."""
-        torch = self.torch
-        repeat = max(1, 20 // len(calls))
-        calls[0]()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(repeat):
-                for call in calls:
-                    call()
-        graph.replay()
-        found = []
-        for _ in range(REPLAYS):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            stop.record()
-            stop.synchronize()
-            found.append(start.elapsed_time(stop))
-        return float(statistics.median(found)) / (repeat * len(calls))
+        super().__init__(folder)
 
     # -- operands -------------------------------------------------------------------------------------------------
 
@@ -131,16 +73,15 @@ class Bench:
         weights = [(stored, scale if p["x_scale"] else (scale.float() * shrink).to(scale_type), zero)
                    for stored, scale, zero in weights]  # fmt: skip
         expected *= shrink if p["scale"] or p["x_scale"] else 1.0
-        scratch = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
         times: dict[str, float] = {}
         errors: dict[str, float] = {}
         for variant in case["variants"]:
-            constants = self.list["kernels"][variant["kernel"]]["constants"]
-            grid = (-(-outs // constants["tile"]), -(-count // constants["rows"]), 1)
+            kernel = self.kernel(variant["kernel"])
+            grid = (-(-outs // kernel.constants["tile"]), -(-count // kernel.constants["rows"]), 1)
             calls = [
-                partial(self.launch, variant["kernel"], grid, {
+                partial(kernel.launch, grid, {
                     "x": x.data_ptr(), "w": w.data_ptr(), "scale": scale.data_ptr(), "zero": zero.data_ptr(),
-                    "x_scale": x_scale.data_ptr(), "y": y.data_ptr(), "count": count, "scratch": scratch.data_ptr(),
+                    "x_scale": x_scale.data_ptr(), "y": y.data_ptr(), "count": count,
                 })
                 for w, scale, zero in weights
             ]  # fmt: skip
@@ -186,7 +127,7 @@ class Bench:
         times = {}
         for name, call in found.items():
             try:
-                times[name] = self.peer([partial(call, x, w) for w in weights])
+                times[name] = torch_time([partial(call, x, w) for w in weights])
             except RuntimeError as error:
                 print(f"{name}: {str(error)[:100]}", flush=True)
         return times

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.ir.core import Arg, AttrValue, Equation, Graph, Value
-from compiler.ir.ops import REGISTRY
-from compiler.passes.rewrite import Names, beside, remove_dead
+from compiler.passes.rewrite import Names, beside, emit, remove_dead
 from compiler.passes.runner import Log, Pass
 
 RULE = "join_codes"
@@ -26,10 +25,8 @@ class RowScales:
 
     def emit(self, op: str, *args: Arg, to: str, **attrs: AttrValue) -> Value:
         """One more equation, named beside the dequantize."""
-        (kind,) = REGISTRY[op].infer_types(args, attrs, None)
-        value = Value(self.names.unique(beside(self.near.result.name, to)), kind)
-        self.out.append(Equation(op, args, (value,), tuple(attrs.items()), None, self.near.where))
-        return value
+        name = beside(self.near.result.name, to)
+        return emit(self.out, self.names, op, *args, to=name, where=self.near.where, attrs=attrs)
 
     def by_row(self, codes: Value, scale: Value) -> Value:
         """A scale [rows, K] of codes [rows, M]; from [1, 1] by adding zeros of that shape: the IR repeats nothing."""

@@ -15,10 +15,9 @@ from dataclasses import replace
 
 from compiler.ir.core import Arg, AttrValue, Block, Equation, Graph, Value, substitute, used_values
 from compiler.ir.names import shift
-from compiler.ir.ops import REGISTRY
 from compiler.ir.types import TensorType
 from compiler.passes.quantization_plan import Linear, Override, QuantizationPlan, by_round, leaf_of, plan_quantization
-from compiler.passes.rewrite import Names, beside
+from compiler.passes.rewrite import Names, beside, emit
 from compiler.passes.runner import Log, Pass
 from specs.errors import Where
 from specs.precision import Recipe
@@ -180,10 +179,7 @@ class _Rewriting:
     def emit(self, op: str, *args: Arg, to: str, kind: TensorType | None = None, attrs: Attrs = _NONE) -> Value:
         while args and args[-1] is None:
             args = args[:-1]
-        (found,) = REGISTRY[op].infer_types(args, attrs, kind)
-        value = Value(self.parent.names.unique(to), found)
-        self.out.append(Equation(op, args, (value,), tuple(attrs.items()), None, self.where))
-        return value
+        return emit(self.out, self.parent.names, op, *args, to=to, where=self.where, kind=kind, attrs=attrs)
 
     def stored(self, name: str, dtype: str, *shape: int) -> Value:
         """A weight by the name of its template."""

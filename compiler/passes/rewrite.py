@@ -13,6 +13,7 @@ from inspect import Parameter
 from compiler.ir.core import Arg, AttrValue, Block, Equation, Graph, Value, eliminate_dead, used_values, walk
 from compiler.ir.ops import REGISTRY, TypeRuleError
 from compiler.ir.parser import Hole
+from compiler.ir.types import TensorType
 from compiler.passes.pattern import Match, Miss, Pattern, Scope, Search, named, read_pattern
 from compiler.passes.runner import Log
 from specs.errors import Where
@@ -93,6 +94,24 @@ class Names:
             name = f"{hint}.{number}"
         self.taken.add(name)
         return name
+
+
+def emit(
+    out: list[Equation],
+    names: Names,
+    op: str,
+    *args: Arg,
+    to: str,
+    where: Where | None,
+    kind: TensorType | None = None,
+    attrs: Mapping[str, AttrValue] | None = None,
+) -> Value:
+    """Append an equation of one result, called `to` or near it; its type is what the operation's rule says."""
+    given = attrs or {}
+    (found,) = REGISTRY[op].infer_types(args, given, kind)
+    value = Value(names.unique(to), found)
+    out.append(Equation(op, args, (value,), tuple(given.items()), None, where))
+    return value
 
 
 class _Rewriter:

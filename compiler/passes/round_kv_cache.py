@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compiler.ir.core import Arg, AttrValue, Equation, Graph, Value, map_blocks
-from compiler.ir.ops import REGISTRY
-from compiler.passes.rewrite import Names, beside
+from compiler.ir.core import Arg, Equation, Graph, Value, map_blocks
+from compiler.passes.rewrite import Names, beside, emit
 from compiler.passes.runner import Log, Pass
 
 
@@ -20,15 +19,13 @@ def round_kv_cache(codes: str) -> Pass:
         names = Names(graph)
 
         def rounded(x: Value, reader: Equation, out: list[Equation]) -> Value:
-            def emit(op: str, *args: Arg, to: str, **attrs: AttrValue) -> Value:
-                (kind,) = REGISTRY[op].infer_types(args, attrs)
-                value = Value(names.unique(beside(x.name, to)), kind)
-                out.append(Equation(op, args, (value,), tuple(attrs.items()), None, reader.where))
-                return value
+            def near(op: str, *args: Arg, to: str, dtype: str) -> Value:
+                name = beside(x.name, to)
+                return emit(out, names, op, *args, to=name, where=reader.where, attrs={"dtype": dtype})
 
-            scale = emit("row_scale", x, to="scale", dtype=codes)
-            bits = emit("quantize", x, scale, to=codes, dtype=codes)
-            return emit("dequantize", bits, scale, to="rounded", dtype=x.type.dtype)
+            scale = near("row_scale", x, to="scale", dtype=codes)
+            bits = near("quantize", x, scale, to=codes, dtype=codes)
+            return near("dequantize", bits, scale, to="rounded", dtype=x.type.dtype)
 
         def change(equations: tuple[Equation, ...], results: tuple[Value, ...]) -> tuple[Equation, ...]:
             del results

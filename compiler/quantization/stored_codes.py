@@ -5,13 +5,14 @@ codes and scales, of which nothing is rounded again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.ir.formats import RANGE
 from compiler.passes.quantization_plan import Linear, Storage
+from compiler.quantization.weights import Weights, by_part
 from specs.errors import SpecRTError, Where
 from specs.precision import stored_recipe
 from specs.unpack import Codes, Form, codes_of, form_of
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from specs.checkpoint import Checkpoint
 
-Weights = Callable[[str], "torch.Tensor"]
 PARTS = ("codes", "scale", "zero", "outer", "order")
 
 
@@ -95,18 +95,7 @@ def _tall(form: Form) -> bool:
 
 def stored_codes(base: Weights, linears: Mapping[str, Linear], sources: Mapping[str, WeightSource]) -> Weights:
     """Weights by the names of a quantized graph; raises SpecRTError CKPT-032, CKPT-033 for codes that do not fit."""
-    last: tuple[str, dict[str, torch.Tensor]] | None = None
-
-    def weight(name: str) -> torch.Tensor:
-        nonlocal last
-        owner, _, part = name.rpartition(".")
-        if owner not in linears or part not in PARTS:
-            return base(name)
-        if last is None or last[0] != owner:
-            last = (owner, parts_of(sources[owner], linears[owner].storage))
-        return last[1][part]
-
-    return weight
+    return by_part(base, linears, PARTS, lambda owner: parts_of(sources[owner], linears[owner].storage))
 
 
 def parts_of(source: WeightSource, storage: Storage) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
 from compiler.passes.quantization_plan import Linear
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from compiler.quantization.rounding import Quantized
 
 Weights = Callable[[str], "torch.Tensor"]
+Make = Callable[[str], "Mapping[str, torch.Tensor]"]
 PARTS = ("codes", "scale", "zero", "outer")
 
 
@@ -21,19 +22,30 @@ def quantized_weights(base: Weights, linears: Mapping[str, Linear], calibrated: 
 
     `calibrated` gives what calibration made, by the same names; it must then have every part of every linear.
     """
-    last: tuple[str, Quantized] | None = None
+    rounded = by_part(base, linears, PARTS, lambda owner: _rounded(base(owner), linears[owner]).parts())
 
     def weight(name: str) -> torch.Tensor:
-        nonlocal last
         owner, _, part = name.rpartition(".")
         if part in ("smooth", "input_scale", "input_outer") or (owner in linears and part in PARTS and calibrated):
             assert calibrated is not None  # the caller checks that a recipe which needs data has some
             return calibrated(name)
-        if owner not in linears or part not in PARTS:
+        return rounded(name)
+
+    return weight
+
+
+def by_part(base: Weights, owners: Container[str], parts: Container[str], make: Make) -> Weights:
+    """`base`, and instead of an owner's weight its `parts` by `OWNER.PART`: made together, those of one are held."""
+    last: tuple[str, Mapping[str, torch.Tensor]] | None = None
+
+    def weight(name: str) -> torch.Tensor:
+        nonlocal last
+        owner, _, part = name.rpartition(".")
+        if owner not in owners or part not in parts:
             return base(name)
         if last is None or last[0] != owner:
-            last = (owner, _rounded(base(owner), linears[owner]))
-        return last[1].parts()[part]
+            last = (owner, make(owner))
+        return last[1][part]
 
     return weight
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.cache import Cached
 from runtime.cuda import arena, programs, steps, weights
 from runtime.cuda.batch import (
     Layout,
@@ -26,6 +25,7 @@ from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
 from runtime.cuda.graphs import Graphs, Ways
 from runtime.cuda.kernels import Kernels
+from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.executable import Array, Ints
 from runtime.program import BYTES
@@ -39,7 +39,7 @@ _PADDING = {"past_lens": -1, "slots": -1, "tile_rows": -1}
 NUMPY = {"f32": np.float32, "i32": np.int32, "f16": np.float16}
 
 
-class CUDAExecutable(Cached):
+class CUDAExecutable(OnDevice):
     """A bundle on a GPU. `close` gives back everything; used as a context manager it does so at the end."""
 
     def __init__(
@@ -153,18 +153,6 @@ class CUDAExecutable(Cached):
         self._device.download(self._picked[:count], self._tokens)
         self._device.wait()
         return self._picked[:count]
-
-    def close(self) -> None:
-        """Give back engines, graphs and memory; nothing can be run afterwards."""
-        device = getattr(self, "_device", None)
-        if device is None:
-            return
-        device.use()
-        device.wait()
-        if getattr(self, "_engines", None) is not None:  # also where loading them is what failed
-            self._engines.close()  # type: ignore[union-attr]
-        device.close()
-        self._device = None  # type: ignore[assignment]
 
     # -- how ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.cache import CacheSize
 from runtime.cuda import weights
 from runtime.cuda.arena import value_bytes
 from runtime.cuda.batch import fill, layout
@@ -18,6 +17,7 @@ from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
 from runtime.cuda.engines import Engines
 from runtime.cuda.kernels import Kernels
+from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import profile_of
 from runtime.cuda.steps import WEIGHT, input_sizes
 from runtime.executable import Array, Ints
@@ -28,7 +28,7 @@ _LOG = logging.getLogger("runtime")
 CACHE = "cache:"
 
 
-class NativeExecutable:
+class NativeExecutable(OnDevice):
     """A bundle with `attention: native` on a GPU. `close` gives back everything."""
 
     def __init__(self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, device: int = 0) -> None:
@@ -62,11 +62,9 @@ class NativeExecutable:
         engine = self._engines[self._step.file]
         token_bytes = 4 * most["N"]
         needs = Needs(weight_bytes, logits_bytes, engine.memory, block_bytes + token_bytes)
-        self.size: CacheSize = _present(
-            plan_memory(
-                needs, program.cache, device.free_memory, max_batch=limits.max_batch,
-                max_sequence=limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
-            )
+        self.size = plan_memory(
+            needs, program.cache, device.free_memory, max_batch=limits.max_batch,
+            max_sequence=limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
         )  # fmt: skip
         _LOG.info("GPU memory: %s", needs)
         base = device.allocate(weight_bytes)
@@ -78,7 +76,7 @@ class NativeExecutable:
         self._tokens = device.allocate(token_bytes)
         self._picked: Ints = device.pinned(token_bytes).view(np.int32)
         self._scratch = device.allocate(engine.memory)
-        self._slots = Slots(program.inputs, self.size.blocks, self.size.block_size)
+        self._slots = Slots(program.inputs, self.blocks, self.block_size)
         self._fixed = {port: base + offsets[name] for port, name in bound.items()}
         self._fixed |= {port: self._logits for port, name in self._step.outputs.items() if name == logits}
         self._caches = self._allocate_caches()
@@ -101,21 +99,6 @@ class NativeExecutable:
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------
 
-    @property
-    def block_size(self) -> int:
-        """Places of a slot."""
-        return self.size.block_size
-
-    @property
-    def blocks(self) -> int:
-        """Slots: sequences that can be held at once."""
-        return self.size.blocks
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of all caches."""
-        return self.size.bytes
-
     def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the calls of a step and copy the wanted rows to the host; see runtime.executable.Executable."""
         calls = self._slots.calls(batch)
@@ -125,18 +108,6 @@ class NativeExecutable:
         """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
         calls = self._slots.calls(batch)
         return merged(calls, [self._tokens_of(call) for call in calls], len(batch["select"]))
-
-    def close(self) -> None:
-        """Give back the engine and all memory; nothing can be run afterwards."""
-        device = getattr(self, "_device", None)
-        if device is None:
-            return
-        device.use()
-        device.wait()
-        if hasattr(self, "_engines"):  # not where loading it is what failed
-            self._engines.close()
-        device.close()
-        self._device = None  # type: ignore[assignment]
 
     # -- how ------------------------------------------------------------------------------------------------------
 
@@ -178,8 +149,3 @@ class NativeExecutable:
         dims = {"B": call.sequences, "S": call.tokens, "N": len(call.arrays["select"])}
         profile = profile_of(self._program, dims)
         self._engines[self._step.file].enqueue(profile, None, self._scratch, addresses, shapes)
-
-
-def _present(size: CacheSize | None) -> CacheSize:
-    assert size is not None  # the model has a cache
-    return size

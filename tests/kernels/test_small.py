@@ -26,7 +26,7 @@ def test_the_likeliest_token() -> None:
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 @pytest.mark.parametrize(("outs", "ins"), [(48, 64), (40, 72)])
 def test_few_rows(dtype: str, outs: int, ins: int) -> None:
-    from compiler.kernels.gemm import gemm
+    from compiler.kernels.dense import dense
 
     kind = {"f32": torch.float32, "f16": torch.float16}[dtype]
     generator = torch.Generator().manual_seed(2)
@@ -34,7 +34,10 @@ def test_few_rows(dtype: str, outs: int, ins: int) -> None:
         torch.randn(*shape, generator=generator).to(kind) for shape in ((3, ins), (outs, ins), (outs,), (3, outs))
     )
     y = torch.full((3, outs), torch.nan, dtype=kind)
-    gemm[(-(-outs // 16),)](x, w, bias, residual, y, 3, outs=outs, ins=ins, x_row=ins, rows=16, tile=16, depth=32)
+    plain = {"group": 0, "x_kind": "", "x_block": 0, "band": 1, "turned": False}
+    dense[(-(-outs // 16), 1)](
+        x, w, None, None, bias, residual, y, 3, outs=outs, ins=ins, rows=16, tile=16, depth=32, **plain
+    )
     expected = x.double() @ w.double().T + bias.double() + residual.double()
     bound = tolerance("matmul", dtype)
     assert ((y.double() - expected).abs() <= bound.absolute * 2 + bound.relative * expected.abs()).all()

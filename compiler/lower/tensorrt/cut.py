@@ -25,6 +25,7 @@ from specs.errors import SpecRTError
 
 NAME = "tensorrt"
 PROGRAM = "program"  # a segment as kernels
+Refusals = dict[str, "str | None"]  # why segments can't be kernels, by digest
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,14 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
     states = {eq.result.name: str(eq.attr["name"]) for eq in whole.equations if eq.op == "state"}
     steps: list[Step] = []
     segments: dict[str, EngineSegment] = {}
+    refusals: Refusals = {}
     for part in partition(whole, lambda equation: owner.get(equation.results[0].name)):
         if part.kind == "step":
             steps.append(_kernel(part.graph, attention).step(stored, states))
             continue
-        for piece in _pieces(part, kernels, baked):
-            segment = engine_segment(piece.graph, baked=baked and piece.kind != PROGRAM)
-            shared = segments.setdefault(segment.digest, segment)
-            step = _engine_step(segment, shared)
-            steps.append(replace(step, backend=BACKEND, kind=PROGRAM) if piece.kind == PROGRAM else step)
+        for kind, segment in _pieces(part, kernels, baked, refusals):
+            step = _engine_step(segment, segments.setdefault(segment.digest, segment))
+            steps.append(replace(step, backend=BACKEND, kind=PROGRAM) if kind == PROGRAM else step)
     order = {name: index for index, name in enumerate(_weights_in_order(steps))}
     if baked:
         order = {name: index for index, name in enumerate(tensors)}
@@ -74,21 +74,36 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
     return Cut(whole, tuple(steps), segments, used, _values(whole, steps))
 
 
-def _pieces(part: Segment, kernels: KernelSteps | None, baked: bool) -> Iterator[Segment]:
-    """A segment as it is, as a program, or cut again."""
+def _pieces(
+    part: Segment, kernels: KernelSteps | None, baked: bool, refusals: Refusals
+) -> Iterator[tuple[str, EngineSegment]]:
+    """A segment as it is, as a program, or cut again; each with its kind."""
     products = [] if kernels is None else kernels.of(part.graph.equations)
     owner = {} if kernels is None or baked else expert_owners(part.graph, kernels)
     if kernels is None or not (products or owner):
-        yield part
+        yield part.kind, engine_segment(part.graph, baked=baked)
         return
-    if products and kernels.refuse(engine_segment(part.graph).graph) is None:
-        yield Segment(PROGRAM, part.graph)
-        return
+    if products:
+        whole = engine_segment(part.graph)
+        if _refusal(whole, kernels, refusals) is None:
+            yield PROGRAM, whole
+            return
     owner |= {equation.result.name: product.owner for product in products for equation in product.equations}
     for piece in partition(part.graph, lambda equation: owner.get(equation.results[0].name)):
-        if piece.kind == "step" and (reason := kernels.refuse(engine_segment(piece.graph).graph)) is not None:
+        if piece.kind != "step":
+            yield piece.kind, engine_segment(piece.graph, baked=baked)
+            continue
+        program = engine_segment(piece.graph)
+        if (reason := _refusal(program, kernels, refusals)) is not None:
             raise _no_kernel(kernels, products, piece, reason)
-        yield Segment(PROGRAM, piece.graph) if piece.kind == "step" else piece
+        yield PROGRAM, program
+
+
+def _refusal(segment: EngineSegment, kernels: KernelSteps, known: Refusals) -> str | None:
+    """Why a segment can't be kernels, or None; asked once for all layers that have it."""
+    if segment.digest not in known:
+        known[segment.digest] = kernels.refuse(segment.graph)
+    return known[segment.digest]
 
 
 def _no_kernel(kernels: KernelSteps, products: list[LowBitProduct], piece: Segment, reason: str) -> SpecRTError:
