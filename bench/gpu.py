@@ -4,6 +4,7 @@ python bench/gpu.py reference CHECKPOINT EXPECTED.npz    where transformers is: 
 python bench/gpu.py check BUNDLE EXPECTED.npz OUT.json    logits, greedy ids, in-flight batching
 python bench/gpu.py speed BUNDLE OUT.json [INxOUTxBATCH ...]    `specrt bench`, each workload once
 python bench/gpu.py profile BUNDLE OUT.json TOKENS ...    milliseconds of TensorRT's layers
+python bench/gpu.py steps BUNDLE OUT.json TOKENS ...    of a prompt: the host, each kind of step, as a graph
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gpu_build import build
 from gpu_serving import COUNT, arrivals, memcheck, soak
+from gpu_steps import steps
 
 PROMPTS = (1, 7, 40, 130, 300)  # tokens
 NEW = 48
@@ -173,6 +175,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": lambda bundle, expected, out: check(Path(bundle), Path(expected), Path(out)),
     "speed": lambda bundle, out, *workloads: speed(Path(bundle), Path(out), workloads or WORKLOADS),
     "profile": lambda bundle, out, *sizes: profile(Path(bundle), Path(out), sizes),
+    "steps": lambda bundle, out, *sizes: steps(Path(bundle), Path(out), [int(size) for size in sizes]),
     "arrivals": lambda bundle, out, count=COUNT: arrivals(Path(bundle), Path(out), int(count)),
     "soak": lambda bundle, out, seconds: soak(Path(bundle), Path(out), float(seconds)),
     "memcheck": lambda bundle, out: memcheck(Path(bundle), Path(out)),

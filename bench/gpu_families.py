@@ -2,7 +2,7 @@
 
     python bench/gpu_families.py make FOLDER PRECISION,... [SPEC ...]   here: bundles for sm90, and what to compare with
                                                                         `fp16+int8`: fp16 with a KV cache in int8
-    python bench/gpu_families.py run FOLDER OUT.json                    where the GPU is; needs no PyTorch
+    python bench/gpu_families.py run FOLDER OUT.json [PRECISION,...]    where the GPU is, in that order; no PyTorch
     python bench/gpu_families.py records OUT.json                       here: as evidence, into docs/evidence/gpu
 
 The reference is the interpreter on the plain equations; in float16 its own error is the measure (a factor of at most 2
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 TARGET, TOOLCHAIN = "sm90", "tensorrt-8.6"
 NEW = 16
-WORKERS = 8
+WORKERS = 12
 CACHE = 2048  # tokens of cache in each model: several share the device
 FACTOR = 2.0  # times the reference's own error in float16
 FP32 = 1e-3  # greatest absolute error of a float32 engine's output
@@ -92,11 +92,13 @@ def _bundle(path: Path, precision: str, out: Path, calibration: Path) -> None:
     compile_with(prepared, weights_of(prepared))
 
 
-def run(folder: Path, out: Path) -> None:
+def run(folder: Path, out: Path, precisions: Sequence[str]) -> None:
     """Build and run each bundle, several beside each other; OUT is written after each, so that a limit loses little."""
     from gpu import where
 
-    bundles = sorted(path.parent for path in folder.glob("*/*/bundle.json") if path.parent.name != "cpu")
+    found = sorted(path.parent for path in folder.glob("*/*/bundle.json") if path.parent.name != "cpu")
+    order = precisions or sorted({bundle.name for bundle in found})
+    bundles = [bundle for precision in order for bundle in found if bundle.name == precision]
     result: dict[str, Any] = {**where(), "cases": {}}
     start = time.perf_counter()
     with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
@@ -197,6 +199,6 @@ if __name__ == "__main__":
     if command == "make":
         make(Path(rest[0]), rest[1].split(","), rest[2:])
     elif command == "run":
-        run(Path(rest[0]), Path(rest[1]))
+        run(Path(rest[0]), Path(rest[1]), rest[2].split(",") if rest[2:] else ())
     else:
         records(Path(rest[0]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +134,7 @@ def soak(bundle: Path, out: Path, seconds: float) -> None:
         expected = [_together(model, [one])[0] for one in known]
         result: dict[str, Any] = {
             **about(model.bundle), "build": build, "samples": [], "compared": 0, "wrong": 0,
-            "columns": ["seconds", "bytes", "submitted", "finished", "tokens", "wrong"],
+            "columns": ["seconds", "bytes of all processes", "MiB of this", "submitted", "finished", "tokens", "wrong"],
         }  # fmt: skip
         generator = np.random.default_rng(3)
         flight: dict[int, tuple[Request, int | None]] = {}
@@ -154,15 +156,29 @@ def soak(bundle: Path, out: Path, seconds: float) -> None:
                     result["wrong"] += place is not None and request.new != expected[place]
             if now >= following or not flight:
                 following = now + SAMPLE
-                row = [round(now - start, 1), memory(model), submitted, finished, tokens, result["wrong"]]
+                used = [memory(model), own_memory()]
+                row = [round(now - start, 1), *used, submitted, finished, tokens, result["wrong"]]
                 result["samples"].append(row)
                 out.write_text(json.dumps(result, indent=1))
                 print(row, flush=True)
-        settled = [row[1] for row in result["samples"] if row[0] >= 2 * SAMPLE] or [result["samples"][-1][1]]
-        result["growth bytes"] = settled[-1] - settled[0]
+        settled = [row[1:3] for row in result["samples"] if row[0] >= 2 * SAMPLE] or [result["samples"][-1][1:3]]
+        result["growth bytes"] = settled[-1][0] - settled[0][0]
+        if None not in (settled[-1][1], settled[0][1]):
+            result["growth MiB of this process"] = settled[-1][1] - settled[0][1]
         result["free blocks"] = [engine.free_blocks, model.executable.blocks]
         out.write_text(json.dumps(result, indent=1))
         print(f"growth {result['growth bytes']} bytes, {result['wrong']} of {result['compared']} wrong", flush=True)
+
+
+def own_memory() -> int | None:
+    """MiB that this process has on GPUs, as the driver counts them; None where it does not tell."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    for line in told.splitlines():
+        pid, _, used = line.partition(",")
+        if pid.strip() == str(os.getpid()) and used.strip().isdigit():
+            return int(used)
+    return None
 
 
 def memcheck(bundle: Path, out: Path) -> None:

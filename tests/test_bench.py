@@ -16,6 +16,7 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import gpu_serving
+import gpu_steps
 import report
 import shapes
 from compiler import benchmark
@@ -133,3 +134,19 @@ def test_memcheck_launches_every_kind_of_kernel(tmp_path: Path, monkeypatch: pyt
     kinds = {name.rstrip("0123456789.") for name in found["launches"]}
     wanted = {"attention.append", "attention.decode", "attention.prefill", "order", "experts", "combine", "product"}
     assert kinds == {*wanted, "rows", "choose"}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_steps_tells_the_parts_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "gpu", lambda: {"gpu": "Emulated"})
+    monkeypatch.setattr(benchmark, "built", lambda _: None)  # the emulated GPU has its engines
+    monkeypatch.setattr(gpu_steps, "ROUNDS", 1)
+    monkeypatch.setattr(gpu_steps, "_busy", lambda call: call())  # asks nvidia-smi
+    prepared = prepare(
+        ROOT / "specs" / "models" / "llama.yaml", size="tiny", weights="random", max_sequence=24, max_batch=2,
+        precision="fp16", target="sm90", toolchain="tensorrt-8.6", out=tmp_path / "bundle",
+    )  # fmt: skip
+    gpu_steps.steps(compile_with(prepared, weights_of(prepared)), tmp_path / "out.json", [9])
+    parts = json.loads((tmp_path / "out.json").read_text())["sizes"]["9"]["parts"]
+    assert {name.split()[0] for name in parts["by step"]} >= {"kernel"}
+    assert parts["steps"] == pytest.approx(sum(parts["by step"].values()))
