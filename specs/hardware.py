@@ -103,6 +103,14 @@ class Held(Node):
     note: Text = Field(description="said by explain")
 
 
+class Norms(Node):
+    """How a toolchain's engines are spared norms that they would compute in several layers."""
+
+    title: ClassVar[str] = "`norms`"
+    how: Annotated[Literal["kernel"], Word] = Field(description="a kernel step of ours, between engines")
+    note: Text = Field(description="why")
+
+
 class Toolchain(Node):
     """One version line of an engine builder."""
 
@@ -117,6 +125,7 @@ class Toolchain(Node):
     types: Texts = Field(description="element types that a network can have")
     layers: Texts = Field((), description="native layers beyond products and elementwise operations")
     kv_cache: dict[str, Held] = Field(default_factory=dict, description="8-bit KV caches by name: int8, fp8")
+    norms: Norms | None = Field(None, description="left out: the engine's own")
     products: Annotated[tuple[Product, ...], Sequence] = ()
 
 

@@ -2,7 +2,7 @@
 
 A segment with a product that the toolchain leaves to kernels is a program of kernels as a whole, or, where it has
 something that those do not know, is cut again: each such product is a program, what is between them engines. So are
-experts.
+experts, and norms where the toolchain says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from compiler.lower.attention_step import BACKEND, AttentionStep, attention_step
 from compiler.lower.expert_steps import expert_owners
 from compiler.lower.layouts import COLUMNS, PAIRS, WORDS
 from compiler.lower.low_bit import KernelSteps, LowBitProduct, low_bit_products, with_row_scales
+from compiler.lower.norm_steps import norm_owners
 from compiler.lower.partition import Segment, partition
 from compiler.lower.plan import ROWS, Step
 from compiler.lower.segments import EngineSegment, engine_segment
@@ -79,7 +80,7 @@ def _pieces(
 ) -> Iterator[tuple[str, EngineSegment]]:
     """A segment as it is, as a program, or cut again; each with its kind."""
     products = [] if kernels is None else kernels.of(part.graph.equations)
-    owner = {} if kernels is None or baked else expert_owners(part.graph, kernels)
+    owner = {} if kernels is None or baked else expert_owners(part.graph, kernels) | norm_owners(part.graph, kernels)
     if kernels is None or not (products or owner):
         yield part.kind, engine_segment(part.graph, baked=baked)
         return

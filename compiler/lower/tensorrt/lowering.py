@@ -13,6 +13,7 @@ from compiler.ir.types import Sym
 from compiler.lower.capability import Emit, Judge, Verdict, check
 from compiler.lower.layouts import stored_type
 from compiler.lower.low_bit import KernelSteps
+from compiler.lower.norm_steps import is_norm
 from compiler.lower.plan import Plan, StoredWeight, cache_of
 from compiler.lower.random_weights import random_weights
 from compiler.lower.stored_weights import decided_by_weights
@@ -24,6 +25,7 @@ from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.weights_file import write_weights
 from compiler.passes.insert_kv_cache import METADATA
+from specs.hardware import load_toolchain
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 STEP_TOKENS = 8192  # most tokens in a call: scratch memory grows with them, and products gain nothing beyond 2048
 PACKED = frozenset({"tokens", "positions", "rows", "select", *(value.name for value in METADATA)})  # of every sequence
 KERNEL = Emit("not in an engine: a product of low-bit operands, which a kernel of ours computes")
+ROWS = Emit("not in an engine: on whole rows a kernel of ours computes it, between two")
 STORED = Emit("not in an engine: stored, or computed from weights before it is stored")
 FULL_TOKENS = 2048  # what engines for many tokens are tuned for, and what the runtime takes at once
 
@@ -81,11 +84,14 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
         elif equation.results[0].name not in own:
             others.append(equation)
     read = {value.name for equation in others for value in equation.values}
+    norms = options.weights != "baked" and load_toolchain(options.toolchain).norms is not None
 
     def judge(equation: Equation) -> Verdict:
         name = equation.results[0].name
         if name in own:
             return KERNEL
+        if norms and is_norm(equation):
+            return ROWS
         if name in known and name not in read:
             return STORED
         if name in known and equation.op != "const":
