@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def steps(bundle: Path, out: Path, sizes: Sequence[int]) -> None:
             found: dict[str, Any] = {}
             call(size)
             found["step by step"] = [round(call(size), 3) for _ in range(ROUNDS)]
-            found["parts"] = _parts(model, lambda size=size: call(size))
-            found["without a pause"] = _busy(lambda size=size: call(size))
+            found["parts"] = _parts(model, partial(call, size))
+            found["without a pause"] = _busy(partial(call, size))
             batch.PROMPT_MOST = 1 << 20
             call(size), call(size)
             found["graph"] = [round(call(size), 3) for _ in range(ROUNDS)]

@@ -46,15 +46,17 @@ def beside(pointer, row, first, outs: tl.constexpr, tile: tl.constexpr, parts: t
     row = tl.reshape(tl.broadcast_to(row[:, None], (parts, each)), (parts * each,))
     n = first + q % each * size
     ok = (n < outs) & (row >= 0)
-    if size == 1:
-        return tl.load(pointer + row * outs + n, mask=ok, other=0)
-    words = tl.load(pointer.to(tl.pointer_type(tl.uint32)) + (row * outs + n) // size, mask=ok, other=0)
-    if size == 2:
-        both = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16))
+    if size == 1:  # no return in here: Triton would compile what follows too
+        found = tl.load(pointer + row * outs + n, mask=ok, other=0)
     else:
-        low, high = words & 0xFFFF, words >> 16
-        both = tl.join(tl.join(low & 0xFF, high & 0xFF), tl.join(low >> 8, high >> 8)).to(tl.uint8)
-    return tl.reshape(both, (parts * tile,)).to(kind, bitcast=True)
+        words = tl.load(pointer.to(tl.pointer_type(tl.uint32)) + (row * outs + n) // size, mask=ok, other=0)
+        if size == 2:
+            both = tl.join((words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16))
+        else:
+            low, high = words & 0xFFFF, words >> 16
+            both = tl.join(tl.join(low & 0xFF, high & 0xFF), tl.join(low >> 8, high >> 8)).to(tl.uint8)
+        found = tl.reshape(both, (parts * tile,)).to(kind, bitcast=True)
+    return found
 
 
 @triton.jit

@@ -105,6 +105,9 @@ def test_every_feature_compiles() -> None:
     launches += [lib.prefill(every), lib.decode(every, 1), lib.decode(every, 4)]
     u8, e4m3 = (replace(every, cache_dtype="u8", codes=codes) for codes in CODES)
     launches += [lib.append(u8), lib.prefill(e4m3), lib.decode(u8, 4)]  # the others in test_each_architecture
+    for outs in (1, 6):  # scales and zeros that can't be read in words of 4 bytes: a gate of one number a row
+        sizes = {"outs": outs, "ins": 128, "out": "f16", "scale": "f16", "group": 64}
+        launches += [product(Product(x="f16", w="u4", zero=True, **sizes), rows, 90) for rows in (1, 64)]
     assert all(made.cubin[:4] == b"\x7fELF" for made in build(launches, 90))
 
 

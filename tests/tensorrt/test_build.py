@@ -30,6 +30,7 @@ from tests.golden_errors import ROOT, check_raises
 from tests.tensorrt import recorder
 
 GPU = "NVIDIA H200"
+ENGINES = 7  # of the demo model
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,11 @@ def test_a_bundle_is_what_the_runtime_reads(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     program = opened.program
     assert opened.toolchain == {"tensorrt": "8.6"}
-    assert [step.kind for step in program.steps] == ["engine", *["kernel", "engine"] * 6]
-    assert len({step.file for step in program.steps if step.kind == "engine"}) == 3  # of 7 calls
+    # positions, then a layer's q k v, o and mlp with norms between, and the head
+    layer = ["program", "engine", "kernel", "engine", "program", "engine"]
+    assert [step.kind for step in program.steps] == ["engine", *layer * 6, "program", "engine"]
+    # of 20 calls: the last layer's o and mlp take the rows that are asked for
+    assert len({step.file for step in program.steps if step.kind == "engine"}) == ENGINES
     bound = [name for step in program.steps for name in step.inputs.values()]
     assert {name.removeprefix("weight:") for name in bound if name.startswith("weight:")} == set(program.weights)
     written = {name for step in program.steps for name in step.outputs.values()}
@@ -113,8 +117,8 @@ def test_engines_are_built_once_and_kept(bundle: Path, tmp_path: Path, monkeypat
     trt, builds = recorded("8.6.0", monkeypatch)
     events: list[tuple[str, int, int]] = []
     made = plans.build_bundle(first, trt=trt, gpu=GPU, progress=lambda *event: events.append(event))
-    assert events == [("engines", number, 3) for number in range(3)]
-    assert [plan.cached for plan in made] == [False] * 3
+    assert events == [("engines", number, ENGINES) for number in range(ENGINES)]
+    assert [plan.cached for plan in made] == [False] * ENGINES
     assert {plan.path.parent.name for plan in made} == {"tensorrt-8.6.0-NVIDIA_H200"}
     assert plans.tag("8.6.0", GPU) == missing.tag("8.6.0", GPU) == made[0].path.parent.name
     assert made[0].path.read_bytes().startswith(b"plan of ")
@@ -123,9 +127,9 @@ def test_engines_are_built_once_and_kept(bundle: Path, tmp_path: Path, monkeypat
     assert all(plan.cached for plan in plans.build_bundle(first, trt=trt, gpu=GPU))
     # another bundle of the same shape takes them from the cache, another GPU does not
     assert all(plan.cached for plan in plans.build_bundle(second, trt=trt, gpu=GPU))
-    assert len(builds) == 3
+    assert len(builds) == ENGINES
     assert not any(plan.cached for plan in plans.build_bundle(second, trt=trt, gpu="NVIDIA L4"))
-    assert len(builds) == 6
+    assert len(builds) == 2 * ENGINES
     Bundle.open(first)  # engines are not among its files
     made[0].path.write_bytes(b"torn")
     assert not plans._whole(made[0].path)
@@ -138,7 +142,7 @@ def test_the_timing_cache_grows_and_is_shared(bundle: Path, tmp_path: Path, monk
     trt, builds = recorded("8.6.0", monkeypatch)
     plans.build_bundle(tmp_path / "copy", trt=trt, gpu=GPU)
     given = [config._state["timing_cache"] for _, config in builds]
-    assert given == [(b"", False), (b"timing cache", False), (b"timing cache", False)]
+    assert given == [(b"", False), *[(b"timing cache", False)] * (ENGINES - 1)]
     assert (plans.cache_folder() / "timing" / "tensorrt-8.6.0-NVIDIA_H200.cache").read_bytes() == b"timing cache"
 
 
