@@ -37,9 +37,16 @@ class Bench(Compiled):
         if dtype == "i8":
             stored = torch.randint(-127, 128, shape, device="cuda", dtype=torch.int8)
             return stored, stored.float()
-        outs, ins = shape  # in words of 16 bits that hold four codes, 32 columns apart
-        words = torch.randint(0, 1 << 16, (outs, ins // 128, 1, 32), device="cuda", dtype=torch.int32)
-        codes = torch.cat([words >> 4 * part & 15 for part in range(4)], 2).reshape(outs, ins)
+        raise ValueError(dtype)
+
+    def words(self, dtype: str, outs: int, ins: int, span: int) -> tuple[Any, Any]:
+        """Random codes in words of 16 bits, each of columns that lie as far apart as there are words in a span."""
+        torch, held = self.torch, 2 if dtype == "i8" else 4
+        words = torch.randint(0, 1 << 16, (outs, ins // span, 1, span // held), device="cuda", dtype=torch.int32)
+        bits, mask = 16 // held, (1 << 16 // held) - 1
+        codes = torch.cat([words >> bits * part & mask for part in range(held)], 2).reshape(outs, ins)
+        if dtype == "i8":
+            return words.to(torch.uint16).reshape(outs, -1), codes.to(torch.uint8).view(torch.int8).float()
         values = (codes - 8 if dtype == "i4" else codes).float()
         if dtype == "f4e2m1":
             table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device="cuda")
@@ -54,7 +61,8 @@ class Bench(Compiled):
         scale_type = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "": torch.float32}[p["scale"]]
         weights, first = [], None
         for number in range(max(2, round(SPREAD / size)) if count <= 128 else 2):
-            stored, wide = self.operand(p["w"], outs, ins)
+            stored, wide = (self.words(p["w"], outs, ins, case["span"]) if case["span"]
+                            else self.operand(p["w"], outs, ins))  # fmt: skip
             scale = torch.rand(ins // group if group else 1, outs, device="cuda").to(scale_type)
             zero = torch.randint(0, 16, scale.shape, device="cuda").to(torch.uint8)
             weights.append((stored, scale, zero))
@@ -77,11 +85,12 @@ class Bench(Compiled):
         errors: dict[str, float] = {}
         for variant in case["variants"]:
             kernel = self.kernel(variant["kernel"])
-            grid = (-(-outs // kernel.constants["tile"]), -(-count // kernel.constants["rows"]), 1)
+            splits = kernel.constants.get("splits", 1)
+            sums = torch.full((splits if splits > 1 else 0, count, outs), torch.nan, device="cuda")
             calls = [
-                partial(kernel.launch, grid, {
+                partial(self.launch, variant, {
                     "x": x.data_ptr(), "w": w.data_ptr(), "scale": scale.data_ptr(), "zero": zero.data_ptr(),
-                    "x_scale": x_scale.data_ptr(), "y": y.data_ptr(), "count": count,
+                    "x_scale": x_scale.data_ptr(), "y": y.data_ptr(), "sums": sums.data_ptr(), "count": count,
                 })
                 for w, scale, zero in weights
             ]  # fmt: skip
@@ -98,14 +107,30 @@ class Bench(Compiled):
         found = {"name": case["name"], "product": p, "count": count, "ms": times, "error": errors,
                  "peers": self.peers(p, x, [w for w, _, _ in weights])}  # fmt: skip
         best = min(times, key=times.__getitem__, default="")
+        peer = min(found["peers"].values(), default=float("nan"))
+        if not times:
+            print(f"{case['name']} {outs}x{ins} T={count}: PyTorch {peer * 1e3:.2f} us", flush=True)
         if best:
-            peer = min(found["peers"].values(), default=float("nan"))
             found |= {"best": best, "GB/s": size / times[best] / 1e6,
                       "TFLOP/s": 2 * count * outs * ins / times[best] / 1e9}  # fmt: skip
             rates = f"{found['GB/s']:.0f} GB/s {found['TFLOP/s']:.0f} TFLOP/s"
             print(f"{case['name']} {outs}x{ins} T={count}: {best} {times[best] * 1e3:.2f} us {rates}; "
                   f"PyTorch {peer * 1e3:.2f} us = {peer / times[best]:.2f}x", flush=True)  # fmt: skip
         return found
+
+    def launch(self, variant: dict[str, Any], values: dict[str, int]) -> None:
+        """A product, and what joins its splits."""
+        kernel = self.kernel(variant["kernel"])
+        splits = kernel.constants.get("splits", 1)
+        self.over(kernel, values | ({"y": values["sums"]} if splits > 1 else {}), splits)
+        if splits > 1:
+            self.over(self.kernel(variant["join"]), values)
+
+    def over(self, kernel: Any, values: dict[str, int], splits: int = 1) -> None:
+        """Launch a kernel over all outs and rows."""
+        constants = kernel.constants
+        grid = (-(-constants["outs"] // constants["tile"]), -(-values["count"] // constants["rows"]), splits)
+        kernel.launch(grid, values)
 
     def peers(self, p: dict[str, Any], x: Any, weights: Sequence[Any]) -> dict[str, float]:
         """Milliseconds of PyTorch's products of the same operands, where it has them."""

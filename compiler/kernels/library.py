@@ -18,6 +18,7 @@ from typing import Any
 from compiler.ir.parser import parse
 from compiler.kernels import attention as lib
 from compiler.kernels.build import build
+from compiler.kernels.products import IN_WORDS
 from compiler.kernels.row_source import RefusedError
 from compiler.kernels.rows import SIZES, Program, as_dict, program_of
 
@@ -86,7 +87,11 @@ def segment_programs(plan: Mapping[str, Any], out: Path, architecture: int) -> d
         try:
             if file in engines and any(equation.attr.get("block") for equation in graph.equations):
                 raise RefusedError("an engine's scales of blocks lie otherwise than a kernel reads them")
-            found[file] = {size: program_of(graph, size, architecture) for size in SIZES}
+            sizes = {size: program_of(graph, size, architecture) for size in SIZES}
+            launches = [call.launch for program in sizes.values() for call in program.calls]
+            if file in engines and any(launch.name in IN_WORDS for launch in launches):
+                raise RefusedError("an engine's codes lie otherwise than a kernel reads them")
+            found[file] = sizes
         except RefusedError as reason:
             if file in programs:
                 raise

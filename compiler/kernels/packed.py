@@ -1,7 +1,8 @@
-"""y = x w' where w has 4 bits an element, in words of 16 bits that hold codes a quarter of a span apart.
+"""y = x w' at few rows, where w has 4 or 8 bits an element, in words of 16 bits that hold parts of a span.
 
-Word j of a span of 128 holds the codes j, j + 32, j + 64, j + 96, from the lowest bits on: the same four bits of
-neighbouring words are codes of neighbouring columns, as the units that multiply want them, without any exchange.
+Word j of a span of 128 holds the codes j, j + 32, j + 64, j + 96, or of 8 bits j, j + 64, from the lowest bits on: the
+same bits of neighbouring words are codes of neighbouring columns, as the units that multiply want them, without any
+exchange.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from compiler.kernels.dense import corner, finish, scale_of
 
 @triton.jit
 def codes_of(word, high, part: tl.constexpr, kind: tl.constexpr, dtype: tl.constexpr):
-    """A quarter's codes, those of i4 less 8; floats but E2M1 times 2^-9: four bits read as a float16 are a subnormal.
+    """The codes of a part, those of i4 less 8; floats but E2M1 times 2^-9: the bits read as a float16 are a subnormal.
 
     One `and` and one product with a sum for two codes; an `or` with an exponent would need a register for each.
     """
     if kind == "f4e2m1":  # its three bits are a float16's exponent and fraction, 2^-14 too small
         moved = word << (12 - 4 * part)
         value = ((moved & 0x8000) | ((moved & 0x7000) >> 3)).to(tl.float16, bitcast=True) * 16384.0
+    elif kind == "i8":  # its lowest is 0 once the bit of the sign counts up
+        value = (((word if part == 0 else high) & 0xFF) ^ 0x80).to(tl.float16, bitcast=True) * 32768.0 - 0.25
     elif dtype == tl.int8:
         return ((word >> 4 * part) & 15).to(tl.int8) - (8 if kind == "i4" else 0)
     else:
@@ -68,47 +71,48 @@ def packed(
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs], computed as (w x')' since w's codes are made in registers.
 
-    `share` columns of a `span`, a whole quarter or more, have the same scales; codes are 1 / `unit` of their value.
+    `share` columns of a `span`, a whole part or more, have the same scales; codes are 1 / `unit` of their value.
     The columns are cut in `parts`, each a row of its own on both sides: what multiplies takes 8 or 16 rows of x, and
     where there are fewer, the parts fill it; of the sums that this makes only those of equal parts count.
     """
     across, down = corner(band)
-    a, b, j = tl.arange(0, tile * parts), tl.arange(0, rows * parts), tl.arange(0, span // 4)
+    held: tl.constexpr = 2 if kind == "i8" else 4
+    a, b, j = tl.arange(0, tile * parts), tl.arange(0, rows * parts), tl.arange(0, span // held)
     n, m, part_of = across * tile + a % tile, down * rows + b % rows, tl.arange(0, parts)
-    quarter: tl.constexpr = span // 4
+    piece: tl.constexpr = span // held
     spans: tl.constexpr = (ins + span - 1) // span
     each: tl.constexpr = (spans + parts * chunk - 1) // (parts * chunk) * chunk
     begin, start = a // tile * each, b // rows * each
-    words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * quarter)
-    words += begin[:, None] * quarter + j[None, :]
+    words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * piece)
+    words += begin[:, None] * piece + j[None, :]
     xs = x + m[:, None].to(tl.int64) * ins + start[:, None] * span + j[None, :]
     sums: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
-    ones = tl.full([tile * parts, quarter], 1, x.dtype.element_ty)
+    ones = tl.full([tile * parts, piece], 1, x.dtype.element_ty)
     total = tl.zeros([tile * parts, rows * parts], tl.float32)
     for index in tl.range(0, each, chunk, num_stages=stages):  # said here, it holds for the loads of scales too
         for number in tl.static_range(chunk):
             at = index + number
             if outs % tile or spans % (parts * chunk):
                 inside = (n < outs) & (begin + at < spans)
-                word = tl.load(words + number * quarter, mask=inside[:, None], other=0)
+                word = tl.load(words + number * piece, mask=inside[:, None], other=0)
             else:
-                word = tl.load(words + number * quarter)
+                word = tl.load(words + number * piece)
             high = word >> 8
-            for part in tl.static_range(4):
-                if part * quarter % share == 0:
+            for part in tl.static_range(held):
+                if part * piece % share == 0:
                     acc = tl.zeros([tile * parts, rows * parts], sums)
                     all_x = tl.zeros([tile * parts, rows * parts], sums)
                 ok = (m < count)[:, None]
                 if ins % span or spans % (parts * chunk):
-                    ok = ok & (((start + at) * span + part * quarter)[:, None] + j[None, :] < ins)
-                narrow = tl.load(xs + number * span + part * quarter, mask=ok, other=0.0)
+                    ok = ok & (((start + at) * span + part * piece)[:, None] + j[None, :] < ins)
+                narrow = tl.load(xs + number * span + part * piece, mask=ok, other=0.0)
                 acc = tl.dot(codes_of(word, high, part, kind, narrow.dtype), tl.trans(narrow), acc, out_dtype=sums)
                 if zero is not None:
                     all_x = tl.dot(ones, tl.trans(narrow), all_x, out_dtype=sums)
-                if (part + 1) * quarter % share == 0:
+                if (part + 1) * piece % share == 0:
                     one = acc.to(tl.float32)
-                    first = (part_of * each + at) * span + (part + 1) * quarter - share
-                    x_first = (start + at) * span + (part + 1) * quarter - share
+                    first = (part_of * each + at) * span + (part + 1) * piece - share
+                    x_first = (start + at) * span + (part + 1) * piece - share
                     row = tl.where(first < ins, first // group if group else 0, -1)
                     if zero is not None:
                         less = beside(zero, row, across * tile, outs, tile, parts).to(tl.float32) * (1 / unit)
@@ -121,7 +125,7 @@ def packed(
                         whole = x_scale + m * (ins // x_block) + x_first // x_block
                         one *= scale_of(tl.load(whole, mask=(m < count) & (x_first < ins), other=0.0))[None, :]
                     total += one
-        words += quarter * chunk
+        words += piece * chunk
         xs += span * chunk
     if parts > 1:
         kept = tl.where((a // tile)[:, None] == (b // rows)[None, :], total, 0.0)

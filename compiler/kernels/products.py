@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     import torch
 
 MANY = 8192  # rows that no call exceeds (decision 27)
-SPAN = 128  # columns of a weight of 4 bits that are packed together, in words of 16 bits
+SPAN = 128  # columns of a weight that are packed together, in words of 16 bits
 NIBBLES = ("i4", "u4", "f4e2m1")
+FLOATS = ("f16", "bf16")
+IN_WORDS = ("packed", "widened")  # kernels that read what `pack` gives
 WEIGHTS = {
     "f16": ("f16", "i8", "f8e4m3", *NIBBLES), "bf16": ("bf16", "i8", "f8e4m3", *NIBBLES), "i8": ("i8", "i4", "u4"),
     "f8e4m3": ("f8e4m3",),
 }  # fmt: skip
 SCALES = {"": "", "f32": "f32", "f16": "f16", "bf16": "bf16", "f8e8m0": "u8"}  # as a kernel takes them
 LARGE = (90, 100)  # architectures whose multiprocessors hold, and whose products want, tiles of 128 x 256
+BLOCKS = 132  # multiprocessors: a product's columns are split where a product of whole rows would leave some idle
 LEAST_FP8 = 89  # Ada: the first whose conversions and products of E4M3 the compiler has
 
 
@@ -30,7 +33,7 @@ class Product:
 
     `scale`, a type or "", is [outs] with `group` 0, else [ins / group, outs]: a block of outs reads it in one piece.
     `zero` has that shape too, a byte an element. `x_scale` is "", "tensor" f32[1], "row" f32[count], or "block", whose
-    scales are `x_scale_type`[count, ins / x_block]. A weight of 4 bits is as `pack` gives it.
+    scales are `x_scale_type`[count, ins / x_block]. A weight that is `in_words` is as `pack` gives it.
     """
 
     outs: int
@@ -48,22 +51,30 @@ class Product:
     residual: str = ""
 
 
-def packed_bytes(ins: int) -> int:
+def in_words(x: str, w: str, group: int = 0) -> bool:
+    """Whether a weight under inputs of type `x`, with scales for `group` columns or rows (0), is as `pack` gives it."""
+    return w in NIBBLES or (w == "i8" and x in FLOATS and (not group or group >= SPAN // 2))
+
+
+def packed_bytes(ins: int, dtype: str) -> int:
     """Bytes of a row of `ins` columns as `pack` gives it."""
-    return -(-ins // SPAN) * SPAN // 2
+    return -(-ins // SPAN) * SPAN // (1 if dtype == "i8" else 2)
 
 
 def pack(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Values [outs, ins] of 4 bits, held as the interpreter does, as uint8 [outs, packed_bytes(ins)].
+    """Values [outs, ins] of 4 or 8 bits, held as the interpreter does, as uint8 [outs, packed_bytes(ins)].
 
     Word j of a span of 128 columns (16 bits, low byte first) holds the codes of columns j, j + 32, j + 64, j + 96 from
-    the lowest bits on. The code of i4 is 8 higher than its value. What is beyond `ins` is 0.
+    the lowest bits on; of 8 bits those of j and j + 64. The code of i4 is 8 higher than its value. What is beyond `ins`
+    is 0.
     """
     import torch
 
-    bits = codes(values, dtype).to(torch.int32) ^ (8 if dtype == "i4" else 0)
-    wide = torch.nn.functional.pad(bits, (0, -bits.shape[-1] % SPAN)).reshape(len(bits), -1, 4, SPAN // 4)
-    words = wide[:, :, 0] | wide[:, :, 1] << 4 | wide[:, :, 2] << 8 | wide[:, :, 3] << 12
+    bits = values.view(torch.uint8) if dtype == "i8" else codes(values, dtype)
+    bits = bits.to(torch.int32) ^ (8 if dtype == "i4" else 0)
+    held = 2 if dtype == "i8" else 4
+    wide = torch.nn.functional.pad(bits, (0, -bits.shape[-1] % SPAN)).reshape(len(bits), -1, held, SPAN // held)
+    words = (wide << torch.arange(0, 16, 16 // held)[:, None]).sum(2)
     return torch.stack([words & 255, words >> 8], -1).to(torch.uint8).reshape(len(bits), -1)
 
 
@@ -71,35 +82,52 @@ def unpack(stored: torch.Tensor, ins: int, dtype: str) -> torch.Tensor:
     """The values [outs, ins] of `pack`."""
     import torch
 
-    pairs = stored.to(torch.int32).reshape(len(stored), -1, 1, SPAN // 4, 2)
-    parts = torch.cat([pairs[..., 0] & 15, pairs[..., 0] >> 4, pairs[..., 1] & 15, pairs[..., 1] >> 4], 2)
-    bits = parts.reshape(len(stored), -1)[:, :ins] ^ (8 if dtype == "i4" else 0)
-    return from_codes(bits.to(torch.uint8), dtype)
+    held = 2 if dtype == "i8" else 4
+    low, high = stored.to(torch.int32).reshape(len(stored), -1, 1, SPAN // held, 2).unbind(-1)
+    parts = (low | high << 8) >> torch.arange(0, 16, 16 // held)[:, None] & (1 << 16 // held) - 1
+    bits = (parts.reshape(len(stored), -1)[:, :ins] ^ (8 if dtype == "i4" else 0)).to(torch.uint8)
+    return bits.view(torch.int8) if dtype == "i8" else from_codes(bits, dtype)
 
 
 def product(p: Product, rows: int, architecture: int) -> Launch:
     """The kernel for at most `rows` rows on a GPU (90 is sm_90): grid (outs / `tile`, count / `rows`) of its constants.
 
-    Raises RefusedError where no kernel computes it.
+    Where these have `splits` above 1, the grid has as many along its third axis, y is f32[splits, count, outs], and
+    `joined` follows. Raises RefusedError where no kernel computes it.
     """
     _check(p, architecture)
-    nibbles = p.w in NIBBLES
-    arguments = (
-        ("x", p.x), ("w", "u8" if nibbles else p.w), ("scale", SCALES[p.scale]),
-        *([("zero", ("i8" if p.w == "i4" else "u8") if p.zero else "")] if nibbles else []),
-        ("x_scale", SCALES[p.x_scale_type] if p.x_scale else ""), ("bias", p.bias),
-        ("residual", p.residual), ("y", p.out), ("count", "int"),
-    )  # fmt: skip
-    constants: dict[str, Any] = {
-        "outs": p.outs, "ins": p.ins, "group": p.group, "x_kind": p.x_scale, "x_block": p.x_block,
-    }  # fmt: skip
+    words = in_words(p.x, p.w, p.group)
+    zero = [("zero", ("i8" if p.w == "i4" else "u8") if p.zero else "")] if words else []
+    x_scale = [("x_scale", SCALES[p.x_scale_type] if p.x_scale else "")]
+    added = [("bias", p.bias), ("residual", p.residual)]
+    first = [("x", p.x), ("w", "u8" if words else p.w), ("scale", SCALES[p.scale]), *zero]
+    constants: dict[str, Any] = {"outs": p.outs, "ins": p.ins, "group": p.group}
     tiles, warps, stages = _tiles(p, rows, architecture)
-    if nibbles:
+    if words:
+        constants |= {"kind": p.w, "span": SPAN, "stages": stages}
+    if "splits" in tiles:
+        split = tiles["splits"] > 1
+        arguments = (*first, *([("bias", ""), ("residual", ""), ("y", "f32")] if split else [*added, ("y", p.out)]))
+        return Launch("widened", "widened.widened", (*arguments, ("count", "int")), constants | tiles, warps, stages)
+    arguments = (*first, *x_scale, *added, ("y", p.out), ("count", "int"))
+    constants |= {"x_kind": p.x_scale, "x_block": p.x_block}
+    if words:
         share = min(SPAN, p.group or SPAN, p.x_block or SPAN)
         unit = 512.0 if p.w != "f4e2m1" and p.x != "i8" else 1.0
-        constants |= {"kind": p.w, "span": SPAN, "share": share, "unit": unit}
-        return Launch("packed", "packed.packed", arguments, constants | tiles | {"stages": stages}, warps, stages)
+        constants |= {"share": share, "unit": unit}
+        return Launch("packed", "packed.packed", arguments, constants | tiles, warps, stages)
     return Launch("dense", "dense.dense", arguments, constants | tiles, warps, stages)
+
+
+def joined(p: Product, splits: int) -> Launch:
+    """What adds the splits of a product, scales of whole rows, bias and residual."""
+    arguments = (
+        ("sums", "f32"), ("scale", "" if p.group else SCALES[p.scale]), ("bias", p.bias), ("residual", p.residual),
+        ("y", p.out), ("count", "int"),
+    )  # fmt: skip
+    return Launch(
+        "joined", "widened.joined", arguments, {"outs": p.outs, "splits": splits, "rows": 2, "tile": 512}, 4, 1
+    )
 
 
 def _check(p: Product, architecture: int) -> None:
@@ -124,8 +152,9 @@ def _check(p: Product, architecture: int) -> None:
 
 def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
     """Sizes of tiles, warps, stages, from measurements on an H200 (decision 43) of some kinds and sizes."""
-    if p.w in NIBBLES:
-        return _packed_tiles(p, rows)
+    if in_words(p.x, p.w, p.group):
+        few = p.x == "i8" or rows == 1
+        return _packed_tiles(p, rows) if few else _widened_tiles(p, rows, architecture)
     line = 128 if p.x in ("i8", "f8e4m3") else 64  # elements of 128 bytes
     wide, widest = p.outs > 8192, p.outs > 16384 and line == 128
     height, band, warps = (
@@ -156,3 +185,15 @@ def _packed_tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
     if rows <= 64:
         return {"rows": 64, "tile": 64, "parts": 1, "chunk": 1, "band": 1}, 4, 4
     return {"rows": 128, "tile": 128, "parts": 1, "chunk": 1, "band": 8}, 8, 3
+
+
+def _widened_tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
+    large = architecture in LARGE
+    height, tile, warps, stages = (
+        (16, 64, 4, 4) if rows <= 16 else (32, 128, 8, 4) if rows <= 32 else (64, 128, 8, 4) if rows <= 64 else
+        (256, 128, 8, 3) if large and rows > 256 and (rows > 1024 or p.outs > 8192) else (128, 128, 8, 3)
+    )  # fmt: skip
+    blocks = -(-p.outs // tile) * (2 if rows == 256 else 1)
+    room = (3 if rows <= 16 else 2 if rows <= 64 else 1) * BLOCKS
+    splits = max(1, min(room // blocks, 4, p.ins // SPAN)) if rows <= 256 else 1
+    return {"rows": height, "tile": tile, "band": 8 if rows > 64 else 1, "splits": splits}, warps, stages

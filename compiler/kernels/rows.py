@@ -15,10 +15,10 @@ from typing import Any
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch
-from compiler.kernels.products import MANY, Product, product
+from compiler.kernels.products import MANY, Product, joined, product
 from compiler.kernels.row_source import RefusedError, RowSource, aliases, rows_of
 
-SIZES = (1, 16, 64, 256, 1024, MANY)  # at most so many rows; the last takes more too
+SIZES = (1, 16, 32, 64, 128, 256, 1024, MANY)  # at most so many rows; the last takes more too
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1, "f8e4m3": 1}
 
 
@@ -146,11 +146,19 @@ class _Maker:
         places |= {name: self.place(value) for name, value in zip(("x_scale",), x_scale, strict=False)}
         places |= {"bias": bias.name} if bias is not None else {}
         places |= {"residual": self.place(residual)} if residual is not None else {}
-        tile = int(launch.constants["rows"])
-        blocks = -(-outs // int(launch.constants["tile"]))
-        self.done.calls.append(Call(launch, self.row_dims(result), blocks, tile, places))
+        splits = int(launch.constants.get("splits", 1))
+        if splits > 1:
+            sums = f"temp:{self.home(result)}.splits"
+            self.done.temps[sums] = splits * outs * BYTES["f32"]
+            self.call(launch, result, outs, places | {"y": sums}, splits)
+            launch, places = joined(asked, splits), places | {"sums": sums}
+        self.call(launch, result, outs, places)
         self.stored.add(self.home(result))
         return taken
+
+    def call(self, launch: Launch, result: Value, outs: int, places: Mapping[str, str], splits: int = 1) -> None:
+        blocks, tile = -(-outs // int(launch.constants["tile"])), int(launch.constants["rows"])
+        self.done.calls.append(Call(launch, self.row_dims(result), blocks, tile, places, splits))
 
     def sums(self, index: int, outs: int) -> tuple[Value, int, Value | None, Value | None]:
         """The result of a product with what follows it, how many equations that is, and its bias and residual."""

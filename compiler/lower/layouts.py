@@ -2,7 +2,7 @@
 
 `rows`     whole elements, row-major
 `pairs`    half bytes row by row, the even element in the low half (TensorRT's INT4 and FP4, the interpreter's pack)
-`words`    half bytes [outs, ins] as our kernels unpack them (compiler/kernels/products.py, `pack`)
+`words`    codes [outs, ins] as our kernels unpack them (compiler/kernels/products.py, `pack`)
 `columns`  [outs, K] turned, a byte at least an element: scales and zeros of groups, which kernels read across outs
 """
 
@@ -40,12 +40,12 @@ def stored_type(tensor: Tensor) -> StoredType:
     shape, dtype, layout = tensor.type.static_shape(), tensor.type.dtype, tensor.layout
     if layout == COLUMNS:
         shape = shape[::-1]
-    if dtype not in HALF_BYTES:
-        return StoredType(_NAMES[dtype], shape, prod(shape) * max(DTYPES[dtype], 8) // 8)
     if layout == WORDS:
         from compiler.kernels.products import packed_bytes
 
-        shape = (shape[0], packed_bytes(shape[1]))
+        shape = (shape[0], packed_bytes(shape[1], dtype))
+    elif dtype not in HALF_BYTES:
+        return StoredType(_NAMES[dtype], shape, prod(shape) * max(DTYPES[dtype], 8) // 8)
     elif layout == PAIRS:
         shape = (*shape[:-1], -(-shape[-1] // 2))
     return StoredType("I8" if layout == COLUMNS and dtype == "i4" else "U8", shape, prod(shape))
@@ -56,10 +56,8 @@ def bytes_of(value: torch.Tensor, tensor: Tensor) -> torch.Tensor:
     dtype, layout = tensor.type.dtype, tensor.layout
     if layout == COLUMNS:
         return value.T
-    if dtype not in HALF_BYTES:
-        return value
-    if layout == PAIRS:
-        return pack(value, dtype)
-    from compiler.kernels import products
+    if layout == WORDS:
+        from compiler.kernels import products
 
-    return products.pack(value, dtype)
+        return products.pack(value, dtype)
+    return pack(value, dtype) if dtype in HALF_BYTES else value

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from compiler.ir.core import Equation, Graph, Value
+from compiler.kernels.products import in_words
 from compiler.kernels.row_source import RefusedError
 from compiler.lower.capability import Judge, Unsupported
 from compiler.passes.join_codes import RowScales
@@ -34,6 +35,14 @@ class LowBitProduct:
     def equations(self) -> tuple[Equation, ...]:
         """All that its step computes."""
         return (self.weight, *self.rounding, self.product)
+
+    @property
+    def in_words(self) -> bool:
+        """Whether a kernel reads the weight's codes in words (compiler/kernels/products.py)."""
+        block = self.weight.attr.get("block")
+        group = int(str(block[-1])) if isinstance(block, tuple) else 0
+        x = self.operands.activations or self.product.values[0].type.dtype
+        return in_words(x, self.operands.weights, group)
 
 
 @dataclass(frozen=True)

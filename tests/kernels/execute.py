@@ -7,13 +7,13 @@ from math import prod
 import torch
 
 from compiler.ir.core import Graph
-from compiler.ir.formats import HALF_BYTES
 from compiler.ir.interpreter import torch_dtype
 from compiler.kernels.build import load
 from compiler.kernels.row_source import rows_of
 from compiler.kernels.rows import program_of
 from compiler.lower.layouts import COLUMNS, WORDS, bytes_of
 from compiler.lower.low_bit import low_bit_products
+from compiler.lower.plan import ROWS
 from compiler.lower.stored_weights import Tensor
 
 
@@ -52,7 +52,7 @@ def laid(graph: Graph, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     found = dict(inputs)
     for product in low_bit_products(graph.equations):
         for number, value in enumerate(product.weight.values):
-            layout = COLUMNS if number else WORDS if value.type.dtype in HALF_BYTES else "rows"
+            layout = COLUMNS if number else WORDS if product.in_words else ROWS
             assert not rows_of(value)
             found[value.name] = bytes_of(inputs[value.name], Tensor(value.name, value.type, layout=layout)).contiguous()
     return found

@@ -90,10 +90,12 @@ def test_each_recipe(recipe: str) -> None:
     assert check(pieces, weights, RECIPES[recipe]) == 4
 
 
-@pytest.mark.parametrize("rows", [64, 1024, MANY])
-def test_each_number_of_rows(rows: int) -> None:
-    pieces, weights, _ = pieces_of("llama", "w8a8")
-    assert check(pieces, weights, INPUTS_TOO, rows) == 4
+@pytest.mark.parametrize(
+    ("recipe", "rows"), [("w8a8", 64), ("w8a8", 1024), ("w8a8", MANY), ("w4a16", 1), ("w4a16", 64)]
+)
+def test_each_number_of_rows(recipe: str, rows: int) -> None:
+    pieces, weights, _ = pieces_of("llama", recipe)
+    assert check(pieces, weights, RECIPES[recipe], rows) == 4
 
 
 def test_layers_that_are_quantized_unlike_each_other() -> None:

@@ -11,7 +11,8 @@ import torch
 from compiler.ir.formats import RANGE, round_to
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.ops.quantize import dequantize
-from compiler.kernels.products import MANY, Product, pack, packed_bytes, product, unpack
+from compiler.kernels.attention import Launch
+from compiler.kernels.products import MANY, Product, in_words, joined, pack, packed_bytes, product, unpack
 from compiler.kernels.row_source import RefusedError
 from tests.kernels.test_attention import run
 
@@ -60,20 +61,32 @@ def inputs(p: Product, count: int) -> tuple[dict[str, torch.Tensor | int], torch
         if dtype:
             values[name] = random(*shape).to(torch_dtype(dtype))
             exact = exact + values[name].double()  # type: ignore[union-attr]
-    values |= {"x": x, "w": pack(w, p.w) if p.w in ("i4", "u4", "f4e2m1") else w}
+    values |= {"x": x, "w": pack(w, p.w) if in_words(p.x, p.w, p.group) else w}
     return values, exact, size
+
+
+def grid_of(launch: Launch, p: Product, count: int) -> tuple[int, int, int]:
+    constants = launch.constants
+    splits = constants["splits"] if launch.name == "widened" else 1
+    return -(-p.outs // constants["tile"]), -(-count // constants["rows"]), splits
 
 
 def check(p: Product, rows: int = 16, count: int = COUNT) -> None:
     launch = product(p, rows, 90)
     values, exact, size = inputs(p, count)
     y = torch.full((count, p.outs), torch.nan, dtype=torch_dtype(p.out))
-    grid = (-(-p.outs // launch.constants["tile"]), -(-count // launch.constants["rows"]), 1)
-    run(launch, grid, values | {"y": y})
+    splits = launch.constants.get("splits", 1)
+    made = torch.full((splits, count, p.outs), torch.nan) if splits > 1 else y
+    run(launch, grid_of(launch, p, count), values | {"y": made})
+    if splits > 1:
+        join = joined(p, splits)
+        run(join, grid_of(join, p, count), values | {"sums": made, "y": y})
     # Higham 3.1: a sum of n terms in float32 is off by n u |x||w|; scales and sums add a rounding each. The last
     # is half a unit in the last place, 2^-11 in f16; for bf16 the interpreter cuts off: a whole unit, 2^-7
     last = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-7}[p.out]
     bound = (p.ins + 4) * 2.0**-24 * (size + exact.abs()) + last * exact.abs()
+    if launch.name == "widened" and p.group:  # `dequantize` rounds each weight to the type of x, and so does the kernel
+        bound += {"f16": 2.0**-11, "bf16": 2.0**-7}[p.x] * size
     assert ((y.double() - exact).abs() <= bound).all()
 
 
@@ -85,6 +98,7 @@ KINDS = {
     "w8a16": Product(OUTS, INS, "f16", "i8", "f16", scale="f32", bias="f16"),
     "w8a16 bf16": Product(OUTS, INS, "bf16", "i8", "bf16", scale="f32", residual="bf16"),
     "w8a16 groups": Product(OUTS, INS, "f16", "i8", "f16", scale="f16", group=64),
+    "w8a16 32": Product(OUTS, INS, "f16", "i8", "f16", scale="f16", group=32),
     "fp8 weights": Product(OUTS, INS, "f16", "f8e4m3", "f16", scale="f32"),
     "fp8 weights bf16": Product(OUTS, INS, "bf16", "f8e4m3", "bf16", scale="f32"),
     "w8a8": Product(OUTS, INS, "i8", "i8", "f16", scale="f32", x_scale="row", bias="f16", residual="f16"),
@@ -115,10 +129,16 @@ def test_kinds(name: str) -> None:
     check(KINDS[name])
 
 
-@pytest.mark.parametrize("name", ["f16", "w8a16", "w8a8", "fp8", "w4a16 zero", "mxfp4"])
+@pytest.mark.parametrize("name", ["f16", "w8a16", "w8a8", "fp8", "w4a16 bf16", "w4a16 32", "w4a16 zero", "mxfp4"])
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (64, 50), (256, 150), (MANY, 150)])
 def test_more_rows(name: str, rows: int, count: int) -> None:
     check(KINDS[name], rows, count)
+
+
+def test_columns_are_split_where_blocks_would_be_few() -> None:
+    splits = {rows: product(replace(W4, outs=4096, ins=4096), rows, 90).constants["splits"] for rows in (16, 64, MANY)}
+    assert splits == {16: 4, 64: 4, MANY: 1}
+    assert product(W4, 64, 90).constants["splits"] == 2  # as many as there are spans
 
 
 @pytest.mark.parametrize("name", ["f16", "w8a16", "w8a8", "w4a16 rows", "w4a8 zero"])
@@ -128,13 +148,13 @@ def test_widths_that_no_tile_divides(name: str) -> None:
     check(replace(KINDS[name], ins=200, **group), 64, 5)
 
 
-@pytest.mark.parametrize("dtype", ["i4", "u4", "f4e2m1"])
+@pytest.mark.parametrize("dtype", ["i4", "u4", "f4e2m1", "i8"])
 @pytest.mark.parametrize("ins", [128, 256, 48, 130])
 def test_packing_is_undone(dtype: str, ins: int) -> None:
     low, high = RANGE[dtype]
     values = round_to(torch.rand(6, ins, generator=torch.Generator().manual_seed(1)) * (high - low) + low, dtype)
     stored = pack(values, dtype)
-    assert stored.shape == (6, packed_bytes(ins))
+    assert stored.shape == (6, packed_bytes(ins, dtype))
     assert torch.equal(unpack(stored, ins, dtype).float(), values.float())
 
 
@@ -144,6 +164,9 @@ def test_where_codes_lie() -> None:
     words = pack(values, "u4").view(torch.uint16).to(torch.int64)[0]
     for column in range(128):
         assert words[column % 32] >> 4 * (column // 32) & 15 == column % 16
+    words = pack((values.to(torch.int8) - 8), "i8").view(torch.uint16).to(torch.int64)[0]
+    for column in range(128):
+        assert words[column % 64] >> 8 * (column // 64) & 255 == (column % 16 - 8) % 256
 
 
 @pytest.mark.parametrize(

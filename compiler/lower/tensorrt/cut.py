@@ -127,7 +127,7 @@ def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment]) -> dict[s
         for product in low_bit_products(segment.graph.equations):
             for number, value in enumerate(product.weight.values):
                 key, nibbles = (segment.file, value.name), value.type.dtype in HALF_BYTES
-                ports[key] = COLUMNS if number else WORDS if nibbles else ROWS
+                ports[key] = COLUMNS if number else WORDS if product.in_words else ROWS
                 half |= {key} if nibbles else set()
                 if nibbles and value.name in held:
                     found[held[value.name]] = PAIRS
