@@ -1,7 +1,7 @@
 """How fast a bundle runs on this machine: first token, tokens a second, decode steps, memory, and the bandwidth used.
 
 Words are those of the field's benchmarks: a workload is `concurrency` requests, submitted together, of `input_len`
-random tokens that make `output_len` new ones each. Times are the host's, around whole steps of the engine; the
+random tokens that make `output_len` new ones each. Times are the host's, from result to result of the engine; the
 GPU's own time of a decode step is told beside. Every shape runs once before it is timed.
 """
 
@@ -244,7 +244,10 @@ def _middle(workload: Workload) -> Workload:
 
 @dataclass
 class _Times:
-    """Of one run: seconds, first tokens, and of the steps in which all sequences decode, on the host and the GPU."""
+    """Of one run: seconds, first tokens, and of the steps in which all sequences decode, on the host and the GPU.
+
+    On the host a step lasts from one step's tokens to the next's: it may have been started while the one before ran.
+    """
 
     seconds: float = 0.0
     first: list[float] = field(default_factory=list)
@@ -300,19 +303,18 @@ class _Bench:
         prompts = self.generator.integers(0, self.model.vocab, shape).tolist()
         start = time.perf_counter()
         requests: list[Request] = [engine.submit(prompt, max_new_tokens=workload.output_len) for prompt in prompts]
-        starting, events = len(requests), []
+        starting, events, end = len(requests), [], start
         while engine.busy:
             decoding, seen = not starting and all(request.finish is None for request in requests), len(graphs or ())
-            begin = time.perf_counter()
             moved = engine.step()
-            end = time.perf_counter()
+            begin, end = end, time.perf_counter()
             for request in moved:
                 if len(request.new) == 1:
                     starting -= 1
                     times.first.append(end - start)
             if decoding:
                 times.steps.append(end - begin)
-                events += (graphs or [])[seen:]
+                events += (graphs or [])[seen:]  # of the first two steps for the first, and of none for the last
         times.seconds = time.perf_counter() - start
         times.on_gpu = [self.model.executable.device.milliseconds(*pair) for pair in events]  # type: ignore[attr-defined]
         return times

@@ -4,6 +4,9 @@ Order is by arrival. A sequence is admitted when the blocks of all its tokens ar
 sequence; it takes further blocks as it grows. Where none is left, the youngest running sequence gives up its blocks and
 is computed again later, from its tokens: the oldest always gets on, and nobody's result depends on it. A request that
 the whole cache could not hold is refused.
+
+Where the executable can, a decode step is started before the tokens of the one before are read: the host prepares it
+while the device computes. It must be sure what the step is: see `_follow`.
 """
 
 from __future__ import annotations
@@ -11,19 +14,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from threading import RLock
+from typing import NamedTuple
 
 import numpy as np
 
 from runtime.cache import BlockAllocator
 from runtime.checks import check_inputs, check_prompt
 from runtime.derive import Rules
-from runtime.executable import PACKED, Executable, Picks
+from runtime.executable import PACKED, Ahead, Executable, Floats, Picks
 from runtime.packing import Packer
 from runtime.request import Request
 from runtime.sampling import Sampler, Sampling
 from specs.errors import SpecRTError
 
 STEP_TOKENS = 512  # in one call: long enough to use the machine fully, short enough for those that wait to decode
+
+
+class _Started(NamedTuple):
+    """A step whose results nobody has taken: those of `work`, as logits, tokens, or a ticket to wait for tokens."""
+
+    work: list[tuple[Request, int]]
+    results: Floats | list[int] | None = None
+    ticket: int = 0
 
 
 class Engine:
@@ -50,6 +62,8 @@ class Engine:
         self.preemptions = 0
         self._executable = executable
         self._picks = executable if isinstance(executable, Picks) else None
+        self._ahead = executable if isinstance(executable, Ahead) else None
+        self._next: _Started | None = None  # a step behind the last one that was read
         self._allocator = BlockAllocator(executable.blocks)
         # a prompt with inputs of its own is never cut (see _prefill): room for one more prompt in a step
         room = self.step_tokens + (max_sequence if self.extra_inputs else 0)
@@ -91,23 +105,19 @@ class Engine:
         return self._submit(prompt, None, 0, frozenset(), inputs, len(prompt))
 
     def step(self) -> list[Request]:
-        """Run the executable once; gives the requests that got a token or ended; none where nothing waits."""
+        """Finish one run of the executable; gives the requests that got a token or ended; none where nothing waits."""
         with self._lock:
-            work = self._schedule()
-            if not work:
-                return []
-            batch = self._packer.pack(work)
-            picked = self._picks is not None and all(request.greedy for request, _ in work)
-            found = self._picks.pick(batch) if self._picks and picked else self._executable.execute(batch)["logits"]
-            moved: list[Request] = []
-            row = 0
-            for request, count in work:
-                rows = found[row : row + (count if request.sampler is None else 1)]
-                row += count if request.sampler is None else request.past + count == len(request.tokens)
-                if request.take(rows, count):
-                    moved.append(request)
-                    if request.finish is not None:
-                        self._leave(request)
+            # Until it is taken in full a step is not kept: one that an error or an interrupt cuts off is forgotten, and
+            # its sequences, which stand where they stood, compute the same again.
+            started, self._next = self._next, None
+            if started is None or all(request.finish is not None for request, _ in started.work):
+                work = self._schedule()
+                if not work:
+                    return []
+                started = self._start(work)
+            following = self._follow(started.work) if started.results is None else None
+            moved = self._take(started)
+            self._next = following
             return moved
 
     def cancel(self, request: Request) -> None:
@@ -130,6 +140,60 @@ class Engine:
     def free_blocks(self) -> int:
         """Cache blocks that nobody has."""
         return self._allocator.free
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def _start(self, work: list[tuple[Request, int]]) -> _Started:
+        """Run a step, or start it where its tokens can be waited for."""
+        batch = self._packer.pack(work)
+        if self._picks is None or not all(request.greedy for request, _ in work):
+            return _Started(work, self._executable.execute(batch)["logits"])
+        if self._ahead is None:
+            return _Started(work, self._picks.pick(batch).tolist())
+        return _Started(work, ticket=self._ahead.launch(batch))
+
+    def _follow(self, work: list[tuple[Request, int]]) -> _Started | None:
+        """Start the step behind one that was just started, if it is certain: the same sequences, a token each.
+
+        So none may be at its last token, nobody may be able to join, and no block may have to be taken from another.
+        What is uncertain is only a stop token (or NaN): that sequence then has computed one token too many.
+        """
+        running = self._running
+        if self._ahead is None or len(work) != len(running) or self._fits():
+            return None
+        size, grown = self._executable.block_size, []
+        for (request, _), same in zip(work, running):  # noqa: B905 - lengths are equal, and this is hot
+            length = len(request.tokens)  # with the token that is on its way
+            if request is not same or request.past + 1 != length or len(request.new) + 1 >= request.max_new_tokens:
+                return None
+            if length == len(request.blocks) * size:
+                grown.append(request)
+        blocks = self._allocator.take(len(grown))
+        if blocks is None:
+            return None
+        for request, block in zip(grown, blocks, strict=True):
+            request.blocks.append(block)
+        return _Started(work, ticket=self._ahead.launch(self._packer.follow(), follows=True))
+
+    def _take(self, started: _Started) -> list[Request]:
+        """Give each sequence its results."""
+        found = started.results
+        if found is None:
+            assert self._ahead is not None  # it gave the ticket
+            found = self._ahead.wait(started.ticket).tolist()
+        moved: list[Request] = []
+        row = 0
+        for request, count in started.work:
+            if request.finish is not None:  # ended after this step was started, which has a token of each
+                row += 1
+                continue
+            rows = count if request.sampler is None else int(request.past + count == len(request.tokens))
+            if request.take(found[row : row + rows], count):
+                moved.append(request)
+                if request.finish is not None:
+                    self._leave(request)
+            row += rows
+        return moved
 
     # -- admission and scheduling ---------------------------------------------------------------------------------
 
@@ -212,19 +276,23 @@ class Engine:
 
     def _leave(self, request: Request) -> None:
         self._running.remove(request)
+        # A step on its way may still write to these blocks: whoever gets them writes, and reads, in a later one, and
+        # steps run in the order in which they were started.
         self._allocator.give(request.blocks)
         request.blocks = []
 
+    def _fits(self) -> bool:
+        """Whether somebody waits and can start now."""
+        if not self._waiting or len(self._running) >= self.max_batch:
+            return False
+        # a block for each that runs, to grow into; where one block holds the longest sequence, none grows
+        spare = len(self._running) if self._blocks_for(self.max_sequence) > 1 else 0
+        return self._blocks_for(len(self._waiting[0].tokens)) + spare <= self._allocator.free
+
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.max_batch:
-            request = self._waiting[0]
-            need = self._blocks_for(len(request.tokens))
-            # a block for each that runs, to grow into; where one block holds the longest sequence, none grows
-            spare = len(self._running) if self._blocks_for(self.max_sequence) > 1 else 0
-            if self._running and self._allocator.free < need + spare:
-                return
-            blocks = self._allocator.take(need)
-            if blocks is None:
-                return
+        while self._fits():
+            request = self._waiting.popleft()
+            blocks = self._allocator.take(self._blocks_for(len(request.tokens)))
+            assert blocks is not None  # it fits
             request.blocks = blocks
-            self._running.append(self._waiting.popleft())
+            self._running.append(request)

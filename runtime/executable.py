@@ -51,3 +51,21 @@ class Picks(Protocol):
 
     def pick(self, batch: Mapping[str, Array]) -> Ints:
         """Run once; the likeliest token of each selected row, below 0 where its logits have a NaN."""
+
+
+@runtime_checkable
+class Ahead(Picks, Protocol):
+    """What an executable also has where a step can be put behind one whose tokens nobody has read yet.
+
+    Steps run in the order of their launches, so what a later one writes can't reach an earlier one.
+    """
+
+    def launch(self, batch: Mapping[str, Array], *, follows: bool = False) -> int:
+        """Start a step and give its ticket; the batch's arrays may change as soon as it returns.
+
+        A step that `follows` is a decode step of the sequences of the launch before, in their order: each takes the
+        token that was chosen there, and what `tokens` holds is not read.
+        """
+
+    def wait(self, ticket: int) -> Ints:
+        """What `pick` would have given, once the step is done; good until the second launch behind it."""

@@ -32,39 +32,44 @@ class Packer:
         self._views: dict[tuple[str, int], Ints] = {}
         self._batch: dict[str, Array] = {"max_context": np.zeros((), np.int32)}
         self._order = (*PACKED, *self._extra)
-        self._last: list[tuple[Request, int, int]] = []  # of a decode step: sequence, tokens before it, its blocks
+        self._last: list[Request] = []  # the sequences of a decode step
+        self._counts: list[int] = []  # and how many blocks each had
 
     def pack(self, work: Work) -> dict[str, Array]:
         """The inputs of a step, as in runtime.executable.PACKED; valid until the next call."""
-        if not self._same_decode(work):
-            self._pack(work)
-            self._last = []
-            if any(request.past + 1 != len(request.tokens) for request, _ in work):  # a prompt is among them
-                return self._batch
-        self._last = [(request, request.past, len(request.blocks)) for request, _ in work]
+        if self._same_decode(work):
+            self._batch["tokens"][:] = [request.tokens[-1] for request, _ in work]
+            return self.follow()
+        self._pack(work)
+        prompts = any(request.past + 1 != len(request.tokens) for request, _ in work)
+        self._last = [] if prompts else [request for request, _ in work]
         return self._batch
 
-    def _same_decode(self, work: Work) -> bool:
-        """Where the step before took the last token of each of the same sequences, go on from its arrays."""
-        last = self._last
-        if len(last) != len(work):
-            return False
-        moved = False
-        for (request, count), (before, past, blocks) in zip(work, last):  # noqa: B905 - lengths are equal, and this is hot
-            if request is not before or count != 1 or request.past != past + 1:
-                return False
-            moved = moved or len(request.blocks) != blocks
-        batch = self._batch
-        tokens = batch["tokens"]
-        for row, (request, _) in enumerate(work):
-            tokens[row] = request.tokens[-1]
+    def follow(self) -> dict[str, Array]:
+        """The step behind the one that was packed last, a decode step, of the same sequences.
+
+        Their new tokens need not be known: `tokens` stays.
+        """
+        batch, last = self._batch, self._last
+        self._last = []  # an interrupt leaves nothing to go on from
         batch["positions"] += 1
         batch["lengths"] += 1
         batch["past_lens"] += 1
         batch["max_context"] += 1
-        if moved:
-            self._put_blocks(work)
-        return True
+        counts = [len(request.blocks) for request in last]
+        if counts != self._counts:
+            self._put_new_blocks(last, counts)
+        self._last = last
+        return batch
+
+    def _same_decode(self, work: Work) -> bool:
+        """Whether the step before took a token of each of the same sequences, and this takes the next."""
+        if len(self._last) != len(work):
+            return False
+        before = zip(work, self._last, self._batch["past_lens"].tolist())  # noqa: B905 - lengths are equal, and this is hot
+        return all(
+            request is same and count == 1 and request.past == past + 1 for (request, count), same, past in before
+        )
 
     def _pack(self, work: Work) -> None:
         tokens: list[int] = []
@@ -94,13 +99,25 @@ class Packer:
         self._batch["max_context"][...] = max(request.past + count for request, count in work)
         for name in self._extra:
             self._put(name, [request.inputs[name] for request, _ in work])
-        self._put_blocks(work)
-
-    def _put_blocks(self, work: Work) -> None:
         self._put("block_ids", [block for request, _ in work for block in request.blocks])
-        self._put("block_begins", list(accumulate((len(request.blocks) for request, _ in work), initial=0)))
+        self._put_counts([len(request.blocks) for request, _ in work])
 
-    def _put(self, name: str, values: list[int]) -> None:
+    def _put_new_blocks(self, last: list[Request], counts: list[int]) -> None:
+        """The blocks that sequences took since the step before, behind those that each had: the others stay."""
+        places: list[int] = []
+        blocks: list[int] = []
+        ends = self._batch["block_begins"][1:].tolist()
+        for request, end, before, count in zip(last, ends, self._counts, counts, strict=True):
+            places += [end] * (count - before)
+            blocks += request.blocks[before:]
+        self._put("block_ids", np.insert(self._batch["block_ids"], places, blocks))
+        self._put_counts(counts)
+
+    def _put_counts(self, counts: list[int]) -> None:
+        self._counts = counts
+        self._put("block_begins", list(accumulate(counts, initial=0)))
+
+    def _put(self, name: str, values: list[int] | Array) -> None:
         size = len(values)
         view = self._views.get((name, size))
         if view is None:

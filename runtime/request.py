@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.executable import Floats, Ints
+from runtime.executable import Floats
 from runtime.sampling import Sampler
 from specs.errors import SpecRTError
 
@@ -54,10 +54,10 @@ class Request:
         """Whether all that is wanted of the logits is the likeliest token."""
         return self.sampler is not None and self.sampler.greedy
 
-    def take(self, rows: Floats | Ints, count: int) -> bool:
+    def take(self, rows: Floats | list[int], count: int) -> bool:
         """Advance by `count` tokens, whose selected logits are `rows`; whether there is something new to see.
 
-        Where the executable chose, `rows` are i32[1], the token.
+        Where the executable chose, `rows` is a list of the token.
         """
         self.past += count
         if self.sampler is None:
@@ -68,7 +68,7 @@ class Request:
         if self.past < len(self.tokens):
             return False
         try:
-            token = self.sampler(rows[0]) if rows.ndim > 1 else self.sampler.accept(int(rows[0]))
+            token = self.sampler.accept(rows[0]) if isinstance(rows, list) else self.sampler(rows[0])
         except SpecRTError as error:  # concerns this sequence only: the others of the batch go on
             self.error, self.finish = error, "error"
             return True

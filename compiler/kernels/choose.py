@@ -7,8 +7,11 @@ import triton.language as tl
 
 
 @triton.jit
-def choose(logits, tokens, vocab: tl.constexpr, tile: tl.constexpr):
-    """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN."""
+def choose(logits, tokens, following, vocab: tl.constexpr, tile: tl.constexpr):
+    """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN.
+
+    following i32[R] are always ids: the next step may read them as its tokens before the host has seen the -1.
+    """
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, tile)
     best = tl.full([tile], float("-inf"), tl.float32)
@@ -24,3 +27,4 @@ def choose(logits, tokens, vocab: tl.constexpr, tile: tl.constexpr):
     greatest = tl.max(best, 0)
     token = tl.min(tl.where(best == greatest, where, vocab), 0)
     tl.store(tokens + row, tl.where(tl.max(broken, 0) > 0, -1, token))
+    tl.store(following + row, token)

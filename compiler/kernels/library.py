@@ -46,7 +46,7 @@ def attention_of(plan: Mapping[str, Any], step: Mapping[str, Any]) -> lib.Attent
 
 def choose(vocab: int, dtype: str) -> lib.Launch:
     """The kernel that picks the likeliest token of each row of logits."""
-    arguments = (("logits", dtype), ("tokens", "i32"))
+    arguments = (("logits", dtype), ("tokens", "i32"), ("following", "i32"))
     unaligned = ("logits",) if vocab * (4 if dtype == "f32" else 2) % 16 else ()
     return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048}, 8, 2, unaligned)
 

@@ -13,6 +13,7 @@ WORD = 4  # bytes
 PROMPT_STEP, PROMPT_MOST = 64, 1024  # tokens: sizes of prompts that are captured
 VECTOR = 64  # words between the starts of arrays: 256 bytes, as in the arena
 SPLITS = (1, 2, 4, 8, 16, 32)  # as the kernels were compiled: compiler/kernels/attention.py
+_NOBODY: Ints = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,21 @@ class Layout:
     starts: Mapping[str, int]
     sizes: Mapping[str, int]
     words: int
+    rest: int  # where those behind the tokens begin
 
 
 def layout(sizes: Mapping[str, int]) -> Layout:
-    """Arrays one after the other."""
+    """Arrays one after the other, the tokens first: a step leaves those that it chose where they begin, and the upload
+    of a step that goes on from them begins behind.
+    """
     starts: dict[str, int] = {}
-    words = 0
-    for name, size in sizes.items():
+    words = rest = 0
+    for name in sorted(sizes, key=lambda name: name != "tokens"):
         starts[name] = words
-        words += -(-max(size, 1) // VECTOR) * VECTOR
-    return Layout(starts, dict(sizes), words)
+        words += -(-max(sizes[name], 1) // VECTOR) * VECTOR
+        if name == "tokens":
+            rest = words
+    return Layout(starts, dict(sizes), words, rest)
 
 
 def fill(block: Ints, made: Layout, arrays: Mapping[str, Array], padding: Mapping[str, int]) -> None:
@@ -80,14 +86,18 @@ def shape_of(dims: Mapping[str, int], singles: int, sizes: Sequence[int], tile: 
 def slots(batch: Mapping[str, Array], block_size: int) -> Ints:
     """Where each token's key and value go: block id times block_size plus the place in the block."""
     begins, at = batch["seq_begins"], batch["positions"]
-    row = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
-    block = batch["block_ids"][batch["block_begins"][row] + at // block_size]
+    first = batch["block_begins"][:-1]
+    if len(at) > len(first):  # else one token each
+        first = np.repeat(first, np.diff(begins))
+    block = batch["block_ids"][first + at // block_size]
     result: Ints = (block * block_size + at % block_size).astype(np.int32)
     return result
 
 
 def leading_singles(seq_begins: Array) -> int:
     """How many sequences, from the first on, have one new token: those that decode."""
+    if seq_begins[-1] == len(seq_begins) - 1:
+        return len(seq_begins) - 1
     several = np.flatnonzero(np.diff(seq_begins) != 1)
     return int(several[0]) if len(several) else len(seq_begins) - 1
 
@@ -97,6 +107,8 @@ def query_tiles(batch: Mapping[str, Array], first: int, rows: int) -> tuple[Ints
 
     Tiles that see the most keys come first: the GPU starts them in this order, and short ones fill the end.
     """
+    if first == len(batch["past_lens"]):
+        return _NOBODY, _NOBODY
     count, past = np.diff(batch["seq_begins"])[first:], batch["past_lens"][first:]
     tiles = -(-count // rows)
     row = np.repeat(np.arange(len(count)), tiles)

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.cuda import arena, programs, steps, weights
 from runtime.cuda.batch import (
+    WORD,
     Layout,
     Shape,
     buckets,
@@ -27,6 +28,7 @@ from runtime.cuda.graphs import Graphs, Ways
 from runtime.cuda.kernels import Kernels
 from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import dims_of, most, profile_of
+from runtime.cuda.turns import Turn, Turns
 from runtime.executable import Array, Ints
 from runtime.program import BYTES
 from specs.errors import SpecRTError, Where
@@ -68,7 +70,7 @@ class CUDAExecutable(OnDevice):
         self._longest = bundle.limits.max_sequence
         self.graphs = Graphs(device_, program, self._ways)
         for size in self._sizes:  # now, not when a batch first has this size: it would wait for it
-            self._capture(Shape(size, size, size, size, 0))
+            self._capture(Shape(size, size, size, size, 0), self._turns.take())
 
     def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
         program, device = self._program, self._device
@@ -94,9 +96,8 @@ class CUDAExecutable(OnDevice):
         room = device.allocate(arena_bytes + parts + tops)
         self._values = {name: room + offset for name, offset in places.items()}
         self._block = device.allocate(block_bytes)
-        self._staging: Ints = device.pinned(block_bytes).view(np.int32)
         self._tokens = device.allocate(token_bytes)
-        self._picked: Ints = device.pinned(token_bytes).view(np.int32)
+        self._turns = Turns(device, block_bytes, token_bytes)
         self._downloads: dict[str, Array] = {}
         memory = steps.Memory(
             weights={name: base + offset for name, offset in offsets.items()}, caches=self._caches(),
@@ -135,7 +136,7 @@ class CUDAExecutable(OnDevice):
 
     def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the steps in order and copy the outputs to the host; see runtime.executable.Executable."""
-        dims = self._run(batch)
+        dims = self._run(batch, self._turns.take())
         found: dict[str, Array] = {}
         for port in self._program.outputs:
             shape = [dim if isinstance(dim, int) else dims[dim] for dim in port.shape]
@@ -148,21 +149,36 @@ class CUDAExecutable(OnDevice):
 
     def pick(self, batch: Mapping[str, Array]) -> Ints:
         """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
-        dims = self._run(batch)
-        count = dims["N"]
-        self._device.download(self._picked[:count], self._tokens)
-        self._device.wait()
-        return self._picked[:count]
+        return self.wait(self.launch(batch))
+
+    def launch(self, batch: Mapping[str, Array], *, follows: bool = False) -> int:
+        """Put a step into the stream and give its ticket; see runtime.executable.Ahead."""
+        turn = self._turns.take()
+        dims = self._run(batch, turn, follows=follows)
+        return self._turns.started(turn, self._tokens, dims["N"])
+
+    def wait(self, ticket: int) -> Ints:
+        """The tokens that a step chose, once it is done; see runtime.executable.Ahead."""
+        self._device.use()
+        return self._turns.wait(ticket)
+
+    def close(self) -> None:
+        """Give back engines, graphs and memory, once what is on its way is done."""
+        turns = getattr(self, "_turns", None)  # None where loading failed
+        if turns is not None and self._device is not None:
+            self._device.use()
+            turns.close()
+        super().close()
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def _run(self, batch: Mapping[str, Array]) -> dict[str, int]:
+    def _run(self, batch: Mapping[str, Array], turn: Turn, *, follows: bool = False) -> dict[str, int]:
         """Put a batch into the stream: as a graph where all sequences decode, else step by step."""
         self._device.use()
         dims = dims_of(self._program, batch)
         arrays = {port.name: batch[port.name] for port in self._program.inputs}
         if self.size is None:
-            self._direct(arrays, dims, 0, 0)
+            self._direct(arrays, dims, 0, 0, turn)
             return dims
         singles = leading_singles(batch["seq_begins"])
         arrays["slots"] = slots(batch, self.block_size)
@@ -170,21 +186,32 @@ class CUDAExecutable(OnDevice):
         shape = shape_of(dims, singles, self._sizes, self._rows, self._most["T"])
         found = None if shape is None else self.graphs[shape]
         if shape is not None and found is None and self.graphs.again(shape):
-            found = self._capture(shape)
+            found = self._capture(shape, turn)
         if found is None:
-            self._direct(arrays, dims, singles, len(arrays["tile_rows"]))
+            self._direct(arrays, dims, singles, len(arrays["tile_rows"]), turn, follows=follows)
         else:
-            fill(self._staging, found[1], arrays, _PADDING)
-            self._device.replay(found[0])
+            graph, made = found
+            fill(turn.staging, made, arrays, _PADDING)
+            self._upload(made, turn, follows=follows)
+            self._device.replay(graph)
         return dims
 
-    def _direct(self, arrays: Mapping[str, Array], dims: Mapping[str, int], singles: int, tiles: int) -> None:
+    def _direct(
+        self,
+        arrays: Mapping[str, Array],
+        dims: Mapping[str, int],
+        singles: int,
+        tiles: int,
+        turn: Turn,
+        *,
+        follows: bool = False,
+    ) -> None:
         """Put every step into the stream."""
         made = layout({name: array.size for name, array in arrays.items()})
-        fill(self._staging, made, arrays, {})
+        fill(turn.staging, made, arrays, {})
         context = int(arrays["max_context"]) if "max_context" in arrays else 0
         call = self._call(made, dims, None, singles, tiles, context)
-        self._upload(call)
+        self._upload(made, turn, follows=follows)
         self.graphs.direct(call)
         self._choose(call)
 
@@ -193,25 +220,29 @@ class CUDAExecutable(OnDevice):
     ) -> steps.Call:
         addresses = self._values | {name: self._block + 4 * start for name, start in made.starts.items()}
         profile = profile_of(self._program, dims)
-        return steps.Call(dims, addresses, profile, use, singles, tiles, context, 4 * made.words)
+        return steps.Call(dims, addresses, profile, use, singles, tiles, context)
 
-    def _upload(self, call: steps.Call) -> None:
-        self._device.upload(self._block, self._staging, call.bytes)
+    def _upload(self, made: Layout, turn: Turn, *, follows: bool = False) -> None:
+        """Copy the arrays of a step to the device, but not the tokens of one that follows: `choose` left them there."""
+        start = made.rest if follows else 0
+        self._device.upload(self._block + WORD * start, turn.staging[start : made.words])
 
     def _choose(self, call: steps.Call) -> None:
         if "choose" in self._kernels.others and "N" in call.dims:
             logits = call.addresses[self._program.values["logits"]]
-            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
+            values = {"logits": logits, "tokens": self._tokens, "following": self._block}
+            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), values)
 
-    def _capture(self, shape: Shape) -> tuple[Any, Layout]:
+    def _capture(self, shape: Shape, turn: Turn) -> tuple[Any, Layout]:
         """A step of this shape as a graph, made with a batch in which nobody takes part."""
         dims = self._most | {"T": shape.tokens, "B": shape.sequences, "N": shape.rows, "B1": shape.sequences + 1}
         dims["P"] = min(self._most["P"], shape.sequences * -(-self._longest // self.block_size))
         made = layout(self._sizes_of(dims) | {"tile_rows": shape.tiles, "tile_starts": shape.tiles})
         nobody = {name: np.full(size, _PADDING.get(name, 0), np.int32) for name, size in made.sizes.items()}
-        fill(self._staging, made, nobody, {})
+        fill(turn.staging, made, nobody, {})
+        self._upload(made, turn)
         call = self._call(made, dims, shape, shape.singles, shape.tiles, self._longest)
-        return self.graphs.capture(shape, made, call, self._upload, self._choose)
+        return self.graphs.capture(shape, made, call, self._choose)
 
     def _sizes_of(self, dims: Mapping[str, int]) -> dict[str, int]:
         """Elements of every array in the block of a batch."""

@@ -1,8 +1,9 @@
 """Whole steps as CUDA graphs, one for each shape of batch: one launch where there were hundreds.
 
 Before a shape is captured each segment that has an engine and kernels is timed both ways, and the graph gets the
-faster; the arrays of a batch are copied to the device as the first node of its graph. Batches that are no graph are put
-into the stream step by step; the first of about its size times both ways, on its own numbers.
+faster; the arrays of a batch are copied to the device before its graph starts, from memory that changes from step to
+step. Batches that are no graph are put into the stream step by step; the first of about its size times both ways, on
+its own numbers.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ class Graphs:
         self._seen.add(shape)
         return seen
 
-    def capture(self, shape: Shape, layout: Layout, call: Call, before: Enqueue, after: Enqueue) -> tuple[Any, Layout]:
-        """Make the graph of a shape: `before`, the steps, `after`.
+    def capture(self, shape: Shape, layout: Layout, call: Call, after: Enqueue) -> tuple[Any, Layout]:
+        """Make the graph of a shape: the steps, `after`.
 
-        The call's arrays must be those of a batch in which nobody takes part: everything is run several times.
+        The call's arrays must be there, those of a batch in which nobody takes part: everything is run several times.
         """
-        work = [before, *self._ways.plain, after]
+        work = [*self._ways.plain, after]
         for step in work:  # an engine must have seen its shapes before it is captured
             step(call)
         self._device.wait()
-        chosen = [before, *self._fastest(shape, call), after]
+        chosen = [*self._fastest(shape, call), after]
         graph = self._device.capture(lambda: _all(chosen, call))
         self._made[shape] = (graph, layout)
         return graph, layout

@@ -31,7 +31,6 @@ class Call:
     singles: int  # sequences that decode; they come first
     tiles: int  # query tiles of the others
     context: int  # no sequence is longer
-    bytes: int  # of the arrays of the batch
 
     @property
     def rows(self) -> int:

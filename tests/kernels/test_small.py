@@ -12,15 +12,20 @@ from tests.kernels.test_attention import run
 
 
 def test_the_likeliest_token() -> None:
-    logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
     logits[1, [7, 2500]] = 9.0  # equal: the first counts
     logits[2, 2999] = torch.inf
     logits[3, 2100] = torch.nan
     logits[4] = -torch.inf
-    tokens = torch.full((5,), -2, dtype=torch.int32)
-    run(library.choose(3000, "f32"), (5, 1, 1), {"logits": logits, "tokens": tokens})
+    logits[5] = torch.nan
+    tokens, following = (torch.full((6,), -2, dtype=torch.int32) for _ in range(2))
+    run(library.choose(3000, "f32"), (6, 1, 1), {"logits": logits, "tokens": tokens, "following": following})
     expected = np.argmax(logits.numpy(), 1)
-    assert tokens.tolist() == [expected[0], 7, 2999, -1, 0]
+    assert tokens.tolist() == [expected[0], 7, 2999, -1, 0, -1]
+    assert following.tolist()[:3] == tokens.tolist()[:3]
+    assert all(
+        0 <= token < 3000 for token in following.tolist()
+    )  # a row of the embedding, also where there is no token
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])

@@ -44,7 +44,9 @@ def dense_greedy(tokens: Sequence[int], count: int) -> list[int]:
 
 
 class FakeExecutable:
-    """Checks every input it gets, and counts; NaN in what was never written."""
+    """Checks every input it gets, and counts; NaN in what was never written, and behind `nan_token`."""
+
+    nan_token = -1
 
     def __init__(self, blocks: int, block_size: int = 4, nan_at: int | None = None) -> None:
         self.blocks, self.block_size, self.cache_bytes = blocks, block_size, 0
@@ -89,7 +91,72 @@ class FakeExecutable:
         logits = (np.concatenate(out)[batch["select"]] @ HEAD).astype(np.float32)
         if len(self.shapes) == self.nan_at:
             logits[0] = np.nan
+        logits[batch["tokens"][batch["select"]] == self.nan_token] = np.nan
         return {"logits": logits}
+
+
+class Picking(FakeExecutable):
+    """Chooses by itself, as the GPU does; NaN becomes -1."""
+
+    picks = 0
+
+    def pick(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.picks += 1
+        logits = self.execute(batch)["logits"]
+        return np.where(np.isnan(logits).any(1), -1, logits.argmax(1)).astype(np.int32)
+
+
+class Behind:
+    """A device that computes behind the host: when is chance, at the latest when somebody waits for it."""
+
+    cache_bytes = 0
+
+    def __init__(self, blocks: int, seed: int = 0) -> None:
+        self.inner = Picking(blocks)
+        self.blocks, self.block_size = blocks, self.inner.block_size
+        self.random = np.random.default_rng(seed)
+        self.batches: list[dict[str, np.ndarray]] = [{}, {}]  # what the host writes and the device reads, in turn
+        self.results = [np.zeros(0, np.int32)] * 2
+        self.queue: list[tuple[int, bool]] = []  # tickets that are not computed, and whether they follow
+        self.chosen = np.zeros(0, np.int32)  # on the device
+        self.given = self.followed = 0
+
+    def close(self) -> None:
+        self.queue.clear()
+
+    def launch(self, batch: Mapping[str, np.ndarray], *, follows: bool = False) -> int:
+        self.given += 1
+        self.compute(until=self.given - 2)  # its arrays are written again now
+        self.batches[self.given % 2] = {name: array.copy() for name, array in batch.items()}
+        self.results[self.given % 2] = np.full(len(batch["select"]), -7, np.int32)
+        self.queue.append((self.given, follows))
+        self.followed += follows
+        self.compute(until=self.given - int(self.random.integers(0, 3)))
+        return self.given
+
+    def compute(self, until: int) -> None:
+        """Steps in their order, up to a ticket's."""
+        while self.queue and self.queue[0][0] <= until:
+            ticket, follows = self.queue.pop(0)
+            batch = self.batches[ticket % 2]
+            if follows:
+                assert len(batch["tokens"]) == len(self.chosen)
+                batch["tokens"] = self.chosen
+            picked = self.inner.pick(batch)
+            self.chosen = np.maximum(picked, 0)
+            self.results[ticket % 2][:] = picked
+
+    def wait(self, ticket: int) -> np.ndarray:
+        assert self.given - 2 < ticket <= self.given
+        self.compute(until=ticket)
+        return self.results[ticket % 2]
+
+    def pick(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self.wait(self.launch(batch))
+
+    def execute(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.compute(until=self.given)
+        return self.inner.execute(batch)
 
 
 class FakeEncoder:

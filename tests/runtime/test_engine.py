@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.engine import Engine
 from runtime.sampling import Sampling
-from tests.runtime.fake import VOCAB, FakeExecutable, decoder, dense_greedy, dense_logits
+from tests.runtime.fake import VOCAB, FakeExecutable, Picking, decoder, dense_greedy, dense_logits
 
 ROWS = [[1, 2, 3], [4], list(range(5, 30)), [7, 7, 7, 7, 7, 7, 7, 7, 7], [9, 1], [40, 41, 42, 43]]
 
@@ -145,17 +144,6 @@ def test_python_of_a_decode_step_is_cheap() -> None:
         engine.step()
         seconds.append(time.perf_counter() - start)
     assert np.median(seconds) < 60e-6
-
-
-class Picking(FakeExecutable):
-    """Chooses by itself, as the GPU does; NaN becomes -1."""
-
-    picks = 0
-
-    def pick(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        self.picks += 1
-        logits = self.execute(batch)["logits"]
-        return np.where(np.isnan(logits).any(1), -1, logits.argmax(1)).astype(np.int32)
 
 
 def test_an_executable_that_picks_gives_the_same_tokens() -> None:

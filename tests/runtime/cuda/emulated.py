@@ -40,7 +40,10 @@ def build(launches: Sequence[Launch], architecture: int, processes: int | None =
 
 
 class Device:
-    """What runtime/cuda/driver.py offers; the stream is the program's order."""
+    """What runtime/cuda/driver.py offers; nothing in the stream is done before somebody waits for it.
+
+    So what reads a result too early finds 0x55, and host memory that is written while a copy of it waits is a fault.
+    """
 
     name, capability, multiprocessors, stream = "Emulated", 90, 1, 0
 
@@ -50,6 +53,15 @@ class Device:
         self.bytes = self.memory.numpy()
         self.used = START
         self.launched: list[str] = []
+        self.queue: list[Callable[[], None]] = []
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Put something into the stream."""
+        self.queue.append(work)
+
+    def wait(self) -> None:
+        while self.queue:
+            self.queue.pop(0)()
 
     @property
     def free_memory(self) -> int:
@@ -65,27 +77,44 @@ class Device:
         return np.zeros(max(size, 1), np.uint8)
 
     def fill(self, address: int, bits: int, size: int, count: int) -> None:
-        one = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
-        self.bytes[address : address + size * count] = np.tile(one, count)
+        one = np.tile(np.frombuffer(bits.to_bytes(size, "little"), np.uint8), count)
+        self.later(lambda: self._write(address, one))
+
+    def _write(self, address: int, data: Any) -> None:
+        self.bytes[address : address + len(data)] = data
 
     def upload(self, target: int, source: Any, size: int | None = None) -> None:
         data = source.reshape(-1).view(np.uint8)[:size]
-        self.bytes[target : target + len(data)] = data
+        given = data.copy()
+
+        def copy() -> None:
+            assert np.array_equal(data, given), "written before it was copied"
+            self._write(target, given)
+
+        self.later(copy)
 
     def download(self, target: Any, source: int) -> None:
         data = target.reshape(-1).view(np.uint8)
-        data[:] = self.bytes[source : source + len(data)]
+        data[:] = 0x55
+        self.later(lambda: np.copyto(data, self.bytes[source : source + len(data)]))
 
-    def event(self) -> float:
-        return time.perf_counter()
+    def event(self) -> list[float]:
+        made: list[float] = []
+        self.later(lambda: made.append(time.perf_counter()))
+        return made
 
-    def milliseconds(self, start: float, stop: float) -> float:
-        return 1e3 * (stop - start)
+    def passed(self, event: list[float]) -> None:
+        while not event:
+            self.queue.pop(0)()
+
+    def milliseconds(self, start: list[float], stop: list[float]) -> float:
+        self.passed(stop)
+        return 1e3 * (stop[0] - start[0])
 
     def nothing(self, *_: Any) -> None:
-        """The stream is always done."""
+        """Nothing is held."""
 
-    wait = passed = use = close = drop = nothing
+    use = close = drop = nothing
 
     def function(self, file: Path, entry: str, shared: int) -> Launch:  # noqa: ARG002
         return LAUNCHES[file.read_bytes()]
@@ -108,7 +137,7 @@ class Device:
         key = library._key(launch)
         if key not in KERNELS:
             KERNELS[key] = load(launch)
-        KERNELS[key][tuple(grid)](*arguments, **launch.constants)
+        self.later(lambda: KERNELS[key][tuple(grid)](*arguments, **launch.constants))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
@@ -129,6 +158,9 @@ class _Engine:
     ) -> None:
         del profile, use, scratch
         self.device.launched.append("engine")
+        self.device.later(lambda: self.compute(addresses, shapes))
+
+    def compute(self, addresses: Mapping[str, int], shapes: Mapping[str, Any]) -> None:
         sizes: dict[str, int] = {}
         inputs = {}
         for value in self.graph.inputs:

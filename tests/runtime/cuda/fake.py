@@ -69,6 +69,7 @@ class Context(Guarded):
 
     def execute_async_v3(self, _stream: int) -> bool:
         assert self._state["device_memory"]
+        Device.here.wait()  # in its turn
         network = self._engine._network
         given = {}
         for tensor in network._inputs:

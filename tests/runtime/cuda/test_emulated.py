@@ -43,7 +43,7 @@ def test_logits_and_generation(spec: str, precision: str, tmp_path: Path) -> Non
     model, rows, expected = model_and_reference(spec, precision, tmp_path)
     found = model.logits(rows)
     assert agreement(found, expected).relative <= load_recipe(precision).bound.relative
-    made = model.generate(rows, max_new_tokens=3, stop=())
+    made = model.generate(rows, max_new_tokens=4, stop=())
     again = model.logits([[*row, *new] for row, new in zip(rows, made, strict=True)])
     for row, new, logits in zip(rows, made, again, strict=True):
         for at, token in enumerate(new):
@@ -69,3 +69,37 @@ def test_a_cache_of_codes(cache: str, tmp_path: Path) -> None:
     assert model.executable.cache_bytes == model.executable.blocks * 32 * layer["layers"] * 2 * layer["kv_heads"] * row
     together = model.generate(rows, max_new_tokens=3, stop=())
     assert together == [model.generate([row], max_new_tokens=3, stop=())[0] for row in rows]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens stay on the device, its arrays in memory of their own: ids are those of one step after the other."""
+    model, rows, _ = model_and_reference("llama", "w4a16", tmp_path)
+    executable: Any = model.executable
+    launch, launched = executable.launch, []
+
+    def recorded(batch: Any, *, follows: bool = False) -> int:
+        if follows:
+            batch = batch | {"tokens": np.full_like(batch["tokens"], -1)}  # nobody may read them
+        ticket = int(launch(batch, follows=follows))
+        launched.append((follows, len(executable.device.queue)))
+        return ticket
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executable, "launch", recorded)
+        ahead = model.generate(rows, max_new_tokens=4, stop=())
+        assert [follows for follows, _ in launched] == [False, False, True, True]
+        assert launched[2][1] > launched[1][1] > 0  # both wait in the stream
+        patch.setattr(model.engine, "_ahead", None)
+        assert model.generate(rows, max_new_tokens=4, stop=()) == ahead
+        assert not any(follows for follows, _ in launched[4:])
+    # a ticket is good for two launches, and closing waits for what nobody does
+    model.engine.submit(rows[0], max_new_tokens=9)
+    model.engine.step()
+    model.engine.step()
+    with pytest.raises(AssertionError, match="ticket"):
+        executable.wait(1)
+    device = executable.device
+    assert device.queue
+    model.close()
+    assert not device.queue

@@ -39,6 +39,7 @@ def test_an_engine_of_every_version(version: str, trt_gpu: Callable[[str], Any])
         engine.enqueue(profile, None, device.allocate(engine.memory), addresses, {"x": x.shape})
         got = np.zeros_like(x)
         device.download(got, addresses["y"])
+        device.wait()
         np.testing.assert_array_equal(got, 2 * x)
     with pytest.raises(AssertionError, match="refuses"):
         engine.enqueue(0, None, 4096, addresses, {"x": (4, 8)})

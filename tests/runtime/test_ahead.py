@@ -1,0 +1,176 @@
+"""Steps that are started before the tokens of the one before are read: the same ids, whoever comes or leaves when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.engine import Engine
+from runtime.executable import Ahead, Picks
+from runtime.request import Request
+from runtime.sampling import Sampling
+from tests.runtime.fake import VOCAB, Behind, Picking, dense_greedy
+
+NAN, STOP = 11, frozenset({3, 17, 29, 40})
+
+
+def engine(blocks: int = 64, seed: int = 0, **options: Any) -> tuple[Engine, Behind]:
+    device = Behind(blocks, seed)
+    return Engine(device, max_sequence=64, vocab=VOCAB, **{"max_batch": 4, **options}), device
+
+
+def finish(one: Engine) -> None:
+    for _ in range(1000):
+        if not one.busy:
+            return
+        one.step()
+    raise AssertionError("it does not end")
+
+
+def test_what_can_run_ahead() -> None:
+    assert isinstance(Behind(4), Ahead)
+    assert isinstance(Picking(4), Picks)
+    assert not isinstance(Picking(4), Ahead)
+
+
+def test_a_step_is_started_before_the_one_before_is_read() -> None:
+    one, device = engine(seed=1)
+    requests = [one.submit([1, 2, 3], max_new_tokens=9), one.submit([5], max_new_tokens=9)]
+    moved = 0
+    while one.busy:
+        moved += len(one.step())
+    assert moved == 18
+    assert [request.new for request in requests] == [dense_greedy([1, 2, 3], 9), dense_greedy([5], 9)]
+    # prompts, eight steps of one token each, of which the first can't follow; the last token is known to be the last
+    assert (device.given, device.followed) == (9, 7)
+    assert device.inner.shapes[1:] == [(2, 2)] * 8
+
+
+def test_a_stop_token_costs_one_token_of_one_sequence() -> None:
+    ids = dense_greedy([7], 12)
+    stop = next(at for at in range(3, 12) if ids[at] not in ids[:at])
+    one, device = engine()
+    ends, goes_on = one.submit([7], max_new_tokens=30, stop={ids[stop]}), one.submit([9, 1], max_new_tokens=20)
+    finish(one)
+    assert (ends.new, ends.finish) == (ids[: stop + 1], "stop")
+    assert (goes_on.new, goes_on.finish) == (dense_greedy([9, 1], 20), "length")
+    computed = sum(tokens for _, tokens in device.inner.shapes)
+    assert computed == (1 + stop) + (2 + 19) + 1
+    assert one.free_blocks == 64
+
+
+def test_those_that_cannot_join_hinder_nothing() -> None:
+    one, device = engine(max_batch=1)
+    requests = [one.submit([token], max_new_tokens=10) for token in (1, 2)]
+    finish(one)
+    assert [request.new for request in requests] == [dense_greedy([token], 10) for token in (1, 2)]
+    assert device.followed == 18  # all but the first of each
+    assert device.given == 20
+
+
+def test_who_arrives_joins_the_next_step_but_one() -> None:
+    one, device = engine()
+    first = one.submit([1, 2, 3], max_new_tokens=20)
+    for _ in range(4):
+        one.step()
+    second = one.submit([4, 5], max_new_tokens=5)
+    assert one.step() == [first]  # was under way
+    assert one.step() == [first, second]
+    finish(one)
+    assert first.new == dense_greedy([1, 2, 3], 20)
+    assert second.new == dense_greedy([4, 5], 5)
+    assert device.followed > 12
+
+
+def test_cancelled_with_a_step_under_way() -> None:
+    one, device = engine()
+    first, second = (one.submit([token], max_new_tokens=20) for token in (1, 2))
+    for _ in range(3):
+        one.step()
+    one.cancel(first)
+    one.cancel(second)
+    assert not one.busy
+    assert one.free_blocks == 64
+    third = one.submit([6, 7, 8, 9], max_new_tokens=9)
+    assert one.step() == [third]  # what is under way is nobody's
+    finish(one)
+    assert third.new == dense_greedy([6, 7, 8, 9], 9)
+    assert len(first.new) == len(second.new) == 3
+    assert device.given > device.followed
+
+
+def test_drawn_tokens_are_read_before_the_next_step() -> None:
+    one, device = engine()
+    drawn = one.submit([1, 2], Sampling(temperature=0.8, seed=1), max_new_tokens=6)
+    greedy = one.submit([3], max_new_tokens=12)
+    finish(one)
+    alone, _ = engine()
+    same = alone.submit([1, 2], Sampling(temperature=0.8, seed=1), max_new_tokens=6)
+    finish(alone)
+    assert drawn.new == same.new
+    assert greedy.new == dense_greedy([3], 12)
+    assert device.followed == 5  # of the last six, alone and greedy
+
+
+@pytest.mark.parametrize("where", ["wait", "launch"])
+def test_what_an_interrupt_cuts_off_is_computed_again(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for after in range(1, 9):
+        one, device = engine(seed=after)
+        requests = [one.submit([token, 8], max_new_tokens=10) for token in (1, 2)]
+        calls = 0
+        plain = getattr(device, where)
+
+        def cut(*given: Any, plain: Any = plain, after: int = after, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == after:
+                raise KeyboardInterrupt
+            return plain(*given, **named)
+
+        monkeypatch.setattr(device, where, cut)
+        with pytest.raises(KeyboardInterrupt):
+            finish(one)
+        finish(one)
+        assert [request.new for request in requests] == [dense_greedy([token, 8], 10) for token in (1, 2)]
+        assert one.free_blocks == 64
+
+
+Submit = st.tuples(st.integers(1, 12), st.integers(1, 14), st.booleans(), st.sampled_from([None, None, None, 0.7]))
+Moves = st.lists(st.one_of(Submit, st.integers(0, 9), st.none(), st.none(), st.none()), min_size=4, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(moves=Moves, blocks=st.integers(8, 24), seed=st.integers(0, 99), step_tokens=st.integers(4, 16))
+def test_whatever_comes_and_goes(moves: list[Any], blocks: int, seed: int, step_tokens: int) -> None:
+    """A tuple submits, a number cancels, None is a step; few blocks preempt, some tokens stop or lead to NaN.
+
+    Each must get what it gets alone, where every token is read before the next step.
+    """
+    one, device = engine(blocks, seed, step_tokens=step_tokens)
+    alone = Engine(Picking(blocks), max_batch=1, max_sequence=64, vocab=VOCAB)
+    device.inner.nan_token = alone._executable.nan_token = NAN  # type: ignore[attr-defined]
+    generator = np.random.default_rng(seed)
+    asked: list[tuple[Request, Request]] = []
+    for move in moves:
+        if isinstance(move, tuple):
+            length, new, stops, temperature = move
+            prompt = generator.integers(0, VOCAB, length).tolist()
+            how = Sampling(temperature=temperature, seed=seed)
+            pair = [each.submit(prompt, how, max_new_tokens=new, stop=STOP if stops else ()) for each in (one, alone)]
+            asked.append((pair[0], pair[1]))
+        elif move is None:
+            one.step()
+        elif move < len(asked):
+            one.cancel(asked[move][0])
+    finish(one)
+    finish(alone)
+    assert one.free_blocks == blocks
+    for request, wanted in asked:
+        if request.finish == "cancelled":
+            assert request.new == wanted.new[: len(request.new)]
+        else:
+            assert (request.new, request.finish) == (wanted.new, wanted.finish)
