@@ -87,6 +87,9 @@ class Product(Node):
         description="its own kernel, a kernel step of ours, weights widened when loaded, rounding in float32"
     )
     sm: Numbers = Field((), description="the chips with it; left out: all that the toolchain runs on")
+    math: Annotated[Literal["base", "fp8"], Word] | None = Field(
+        None, description="what a kernel multiplies in where the recipe's own is missing: its numbers are exact there"
+    )
     baked: Bool = Field(
         False, description="native for engines that hold their weights (`build: {weights: baked}`), else a kernel step"
     )
@@ -143,6 +146,11 @@ class Operands:
 def product_of(toolchain: Toolchain, operands: Operands, sm: int | None) -> Product | None:
     """The toolchain's first way to run a product on a chip (None: the CPU), None where it has none."""
     return next((entry for entry in toolchain.products if _fits(entry, operands, sm)), None)
+
+
+def maths_of(toolchain: Toolchain, operands: Operands) -> set[str]:
+    """What kernels multiply such a product in, on any chip, instead of the recipe's own."""
+    return {entry.math for entry in toolchain.products if entry.math is not None and _fits(entry, operands, None)}
 
 
 def _fits(entry: Product, operands: Operands, sm: int | None) -> bool:

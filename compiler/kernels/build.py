@@ -25,7 +25,10 @@ from compiler.kernels.attention import Launch
 from specs.errors import SpecRTError
 
 # bytes of shared memory that a block may have (CUDA C++ Programming Guide, technical specifications)
-SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+SHARED = {
+    70: 98304, 75: 65536, 80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 103: 232448,
+    110: 232448, 120: 101376, 121: 101376,
+}  # fmt: skip
 ARCHITECTURES = tuple(SHARED)
 TYPES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i32": "*i32", "u8": "*u8", "i8": "*i8",
          "f8e4m3": "*fp8e4nv", "int": "i32"}  # fmt: skip

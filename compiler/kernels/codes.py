@@ -70,6 +70,30 @@ def number_of(code, factor, shift, codes: tl.constexpr):
 
 
 @triton.jit
+def nearest_e4m3(x):
+    """Float32 numbers up to 448 rounded to E4M3, ties to even; NaN stays NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    large = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    small = (tl.abs(x) + SMALL) - SMALL  # the step is another below SMALL, where a negative number would end
+    return tl.where(x != x, x, tl.where(tl.abs(x) < 0.015625, tl.where(x < 0.0, -small, small), large))
+
+
+@triton.jit
+def nearest_e2m1(x):
+    """Float32 numbers rounded to E2M1, ties to even: a step of 0.5 below 2, of 1 below 4, then 2; NaN becomes 0."""
+    size = tl.minimum(tl.maximum(tl.where(x != x, 0.0, x), -6.0), 6.0)
+    step = tl.where(tl.abs(size) < 2.0, 0.5, tl.where(tl.abs(size) < 4.0, 1.0, 2.0))
+    return ((size / step + ROUND) - ROUND) * step
+
+
+@triton.jit
+def power_of_two(largest, emax: tl.constexpr):
+    """2^(floor(log2 largest) - emax) of float32 numbers, 1 for 0 and NaN (OCP MX, 6.3); at least 2^-126, a number."""
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, emax + 1) - emax
+    return tl.where(largest > 0.0, (exponent << 23).to(tl.float32, bitcast=True), 1.0)
+
+
+@triton.jit
 def head_at(rows, row, size: tl.constexpr):
     """Where scales and zeros of rows of so many bytes lie, as float32."""
     return (rows + row * size).to(tl.pointer_type(tl.float32))

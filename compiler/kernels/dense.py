@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.codes import plain
+
 
 @triton.jit
 def scale_of(values):
@@ -73,6 +75,8 @@ def dense(
             inside = (first + d < ins)[None, :]
             wide = tl.load(ws, mask=(n < outs)[:, None] & inside, other=0.0)
             narrow = tl.load(xs, mask=(m < count)[:, None] & inside, other=0.0)
+        if wide.dtype == tl.uint8:
+            wide = plain(wide, "f8e4m3") * 256.0
         if wide.dtype != narrow.dtype:
             if narrow.dtype == tl.bfloat16:
                 wide = wide.to(tl.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.codes import plain
 from compiler.kernels.dense import corner, finish, scale_of
 
 
@@ -25,7 +26,7 @@ def codes_of(word, high, part: tl.constexpr, kind: tl.constexpr, dtype: tl.const
     elif kind == "i8":  # its lowest is 0 once the bit of the sign counts up
         value = (((word if part == 0 else high) & 0xFF) ^ 0x80).to(tl.float16, bitcast=True) * 32768.0 - 0.25
     elif dtype == tl.int8:
-        return ((word >> 4 * part) & 15).to(tl.int8) - (8 if kind == "i4" else 0)
+        value = ((word >> 4 * part) & 15).to(tl.int8) - (8 if kind == "i4" else 0)
     else:
         own = word if part < 2 else high
         less: tl.constexpr = 0.015625 if kind == "i4" else 0.0
@@ -33,7 +34,7 @@ def codes_of(word, high, part: tl.constexpr, kind: tl.constexpr, dtype: tl.const
             value = (own & 0xF0).to(tl.float16, bitcast=True) * 2048.0 - less
         else:
             value = (own & 0x0F).to(tl.float16, bitcast=True) * 32768.0 - less
-    return value if dtype == tl.float16 else value.to(tl.float32).to(dtype)
+    return value.to(tl.float32).to(dtype) if dtype == tl.bfloat16 else value
 
 
 @triton.jit
@@ -63,6 +64,14 @@ def beside(pointer, row, first, outs: tl.constexpr, tile: tl.constexpr, parts: t
 
 
 @triton.jit
+def fine_scales(scale, first, j, start, ins: tl.constexpr, outs: tl.constexpr, tile: tl.constexpr, parts: tl.constexpr):
+    """Scales of E4M3 as float16 [parts tile, piece] for the columns first[part] + j: each for 16 of them."""
+    low = beside(scale, tl.where(first < ins, first // 16, -1), start, outs, tile, parts)
+    high = beside(scale, tl.where(first + 16 < ins, first // 16 + 1, -1), start, outs, tile, parts)
+    return plain(tl.where((j < 16)[None, :], low[:, None], high[:, None]), "f8e4m3") * 256.0
+
+
+@triton.jit
 def packed(
     x, w, scale, zero, x_scale, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr,
@@ -81,6 +90,7 @@ def packed(
     n, m, part_of = across * tile + a % tile, down * rows + b % rows, tl.arange(0, parts)
     piece: tl.constexpr = span // held
     spans: tl.constexpr = (ins + span - 1) // span
+    fine: tl.constexpr = group > 0 and group < piece  # scales inside of what is multiplied at once
     each: tl.constexpr = (spans + parts * chunk - 1) // (parts * chunk) * chunk
     begin, start = a // tile * each, b // rows * each
     words = w.to(tl.pointer_type(tl.uint16)) + n[:, None].to(tl.int64) * (spans * piece)
@@ -106,7 +116,14 @@ def packed(
                 if ins % span or spans % (parts * chunk):
                     ok = ok & (((start + at) * span + part * piece)[:, None] + j[None, :] < ins)
                 narrow = tl.load(xs + number * span + part * piece, mask=ok, other=0.0)
-                acc = tl.dot(codes_of(word, high, part, kind, narrow.dtype), tl.trans(narrow), acc, out_dtype=sums)
+                if fine:
+                    first = (part_of * each + at) * span + part * piece
+                    code = codes_of(word, high, part, kind, tl.float16)
+                    code *= fine_scales(scale, first, j, across * tile, ins, outs, tile, parts)
+                    code = code.to(tl.float32).to(narrow.dtype)
+                else:
+                    code = codes_of(word, high, part, kind, narrow.dtype)
+                acc = tl.dot(code, tl.trans(narrow), acc, out_dtype=sums)
                 if zero is not None:
                     all_x = tl.dot(ones, tl.trans(narrow), all_x, out_dtype=sums)
                 if (part + 1) * piece % share == 0:
@@ -118,7 +135,7 @@ def packed(
                         less = beside(zero, row, across * tile, outs, tile, parts).to(tl.float32) * (1 / unit)
                         one -= less[:, None] * all_x.to(tl.float32)
                     step = tl.full([tile * parts], unit, tl.float32)
-                    if group:
+                    if group and not fine:
                         step *= scale_of(beside(scale, row, across * tile, outs, tile, parts))
                     one *= step[:, None]
                     if x_block:

@@ -21,10 +21,12 @@ WEIGHTS = {
     "f16": ("f16", "i8", "f8e4m3", *NIBBLES), "bf16": ("bf16", "i8", "f8e4m3", *NIBBLES), "i8": ("i8", "i4", "u4"),
     "f8e4m3": ("f8e4m3",),
 }  # fmt: skip
-SCALES = {"": "", "f32": "f32", "f16": "f16", "bf16": "bf16", "f8e8m0": "u8"}  # as a kernel takes them
+SCALES = {"": "", "f32": "f32", "f16": "f16", "bf16": "bf16", "f8e8m0": "u8", "f8e4m3": "u8"}  # as a kernel takes them
+FINE = 16  # columns of E2M1 that share a scale of E4M3: a code times its scale is a number of float16
 LARGE = (90, 100)  # architectures whose multiprocessors hold, and whose products want, tiles of 128 x 256
 BLOCKS = 132  # multiprocessors: a product's columns are split where a product of whole rows would leave some idle
 LEAST_FP8 = 89  # Ada: the first whose conversions and products of E4M3 the compiler has
+LEAST_INT8 = 80  # Turing multiplies INT8, but the compiler has no products of it below Ampere
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Product:
 
     `scale`, a type or "", is [outs] with `group` 0, else [ins / group, outs]: a block of outs reads it in one piece.
     `zero` has that shape too, a byte an element. `x_scale` is "", "tensor" f32[1], "row" f32[count], or "block", whose
-    scales are `x_scale_type`[count, ins / x_block]. A weight that is `in_words` is as `pack` gives it.
+    scales are `x_scale_type`[count, ins / x_block]. Where x is float, "tensor" is the outer scale of the weight. A
+    weight that is `in_words` is as `pack` gives it.
     """
 
     outs: int
@@ -89,6 +92,12 @@ def unpack(stored: torch.Tensor, ins: int, dtype: str) -> torch.Tensor:
     return bits.view(torch.int8) if dtype == "i8" else from_codes(bits, dtype)
 
 
+def multiplies(x: str, w: str, architecture: int) -> bool:
+    """Whether a kernel multiplies inputs of codes `x` as they are; else they become numbers before the product."""
+    least = {"f8e4m3": LEAST_FP8, "i8": LEAST_INT8}.get(x, 0)
+    return w in WEIGHTS.get(x, ()) and architecture >= least
+
+
 def product(p: Product, rows: int, architecture: int) -> Launch:
     """The kernel for at most `rows` rows on a GPU (90 is sm_90): grid (outs / `tile`, count / `rows`) of its constants.
 
@@ -97,10 +106,11 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     """
     _check(p, architecture)
     words = in_words(p.x, p.w, p.group)
+    by_bits = p.w == "f8e4m3" and architecture < LEAST_FP8
     zero = [("zero", ("i8" if p.w == "i4" else "u8") if p.zero else "")] if words else []
     x_scale = [("x_scale", SCALES[p.x_scale_type] if p.x_scale else "")]
     added = [("bias", p.bias), ("residual", p.residual)]
-    first = [("x", p.x), ("w", "u8" if words else p.w), ("scale", SCALES[p.scale]), *zero]
+    first = [("x", p.x), ("w", "u8" if words or by_bits else p.w), ("scale", SCALES[p.scale]), *zero]
     constants: dict[str, Any] = {"outs": p.outs, "ins": p.ins, "group": p.group}
     tiles, warps, stages = _tiles(p, rows, architecture)
     if words:
@@ -112,7 +122,7 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     arguments = (*first, *x_scale, *added, ("y", p.out), ("count", "int"))
     constants |= {"x_kind": p.x_scale, "x_block": p.x_block}
     if words:
-        share = min(SPAN, p.group or SPAN, p.x_block or SPAN)
+        share = min(SPAN, SPAN if p.group in (0, FINE) else p.group, p.x_block or SPAN)
         unit = 512.0 if p.w != "f4e2m1" and p.x != "i8" else 1.0
         constants |= {"share": share, "unit": unit}
         return Launch("packed", "packed.packed", arguments, constants | tiles, warps, stages)
@@ -133,27 +143,29 @@ def joined(p: Product, splits: int) -> Launch:
 def _check(p: Product, architecture: int) -> None:
     if p.w not in WEIGHTS.get(p.x, ()):
         raise RefusedError(f"a product of {p.x} and {p.w}")
-    if "f8e4m3" in (p.x, p.w) and architecture < LEAST_FP8:
-        raise RefusedError(f"a product of f8e4m3 on sm_{architecture}")
-    if p.scale not in SCALES or p.x_scale_type not in SCALES:
+    if not multiplies(p.x, p.w, architecture):
+        raise RefusedError(f"a product of {p.x} on sm_{architecture}")
+    fine = (p.w, p.scale, p.group) == ("f4e2m1", "f8e4m3", FINE)
+    if p.scale not in SCALES or p.x_scale_type not in SCALES or "f8e4m3" in (p.x_scale_type, "" if fine else p.scale):
         raise RefusedError(f"scales of {p.scale or 'f32'} and {p.x_scale_type}")
     if p.zero and (p.w not in ("i4", "u4") or not p.scale):
         raise RefusedError(f"a zero of {p.w}")
     if (p.group and not p.scale) or (p.w in NIBBLES and not p.scale):
         raise RefusedError(f"{p.w} without a scale")
-    if p.x_scale and p.x in ("f16", "bf16"):
+    if p.x_scale not in ("", "tensor") and p.x in ("f16", "bf16"):
         raise RefusedError(f"a scale of {p.x}")
     if (p.x_scale == "block") != bool(p.x_block):
         raise RefusedError(f"x_scale {p.x_scale!r} with blocks of {p.x_block}")
     for size in (p.group, p.x_block):
-        if size and (size < 32 or size != power(size) or p.ins % size):
+        least = FINE if fine else 32
+        if size and (size < least or size != power(size) or p.ins % size):
             raise RefusedError(f"scales for {size} of {p.ins} columns: a power of two from 32 on has a kernel")
 
 
 def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
     """Sizes of tiles, warps, stages, from measurements on an H200 (decision 43) of some kinds and sizes."""
     if in_words(p.x, p.w, p.group):
-        few = p.x == "i8" or rows == 1
+        few = p.x == "i8" or rows == 1 or p.group == FINE
         return _packed_tiles(p, rows) if few else _widened_tiles(p, rows, architecture)
     line = 128 if p.x in ("i8", "f8e4m3") else 64  # elements of 128 bytes
     wide, widest = p.outs > 8192, p.outs > 16384 and line == 128

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from compiler.ir.core import Arg, Equation, Value
+from compiler.ir.formats import LARGEST_EXPONENT, RANGE
 from compiler.kernels.attention import Launch, power
 
 _ROUND = {
     "f16": ".to(tl.float16).to(tl.float32)", "bf16": ".to(tl.bfloat16).to(tl.float32)", "f32": "", "i8": "",
-    "f8e4m3": "",
+    "f8e4m3": "", "f4e2m1": "", "f8e8m0": "",
 }  # fmt: skip
 _SIGMOID = "(1.0 / (1.0 + tl.exp(-({0}))))"
 _UNARY = {
@@ -29,16 +30,16 @@ _UNARY = {
 }
 _BINARY = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
-    "minimum": "tl.minimum({0}, {1})", "maximum": "tl.maximum({0}, {1})",
+    "minimum": "tl.minimum({0}, {1}, tl.PropagateNan.ALL)", "maximum": "tl.maximum({0}, {1}, tl.PropagateNan.ALL)",
 }  # fmt: skip
 ELEMENTWISE = (*_UNARY, *_BINARY, "gelu")  # what works on a number at a time, in tiles of any shape
 # What `quantize` does behind the division (compiler/ir/formats.py). In float32, 1.5 2^23 has no bits below 1: adding it
-# rounds to whole numbers, ties to even; E4M3 is rounded to when it is stored.
+# rounds to whole numbers, ties to even; E4M3 is rounded to when it is stored, or read here (`exact`).
 _CODES = {
     "i8": "(tl.minimum(tl.maximum(tl.where({0} != {0}, 0.0, {0}), -128.0), 127.0) + 12582912.0) - 12582912.0",
     "f8e4m3": "tl.where({0} != {0}, {0}, tl.minimum(tl.maximum({0}, -448.0), 448.0))",
+    "f4e2m1": "nearest_e2m1({0})",
 }
-_LARGEST = {"i8": 127.0, "f8e4m3": 448.0}
 _GELU = "0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476))"
 _GELU_TANH = "{0} / (1.0 + tl.exp(-1.5957691216057308 * ({0} + 0.044715 * {0} * {0} * {0})))"
 
@@ -60,7 +61,8 @@ class RowSource:
     places: dict[str, list[str]] = field(default_factory=dict)  # of a choice: a variable for each
 
     def pointer(self, place: str, dtype: str) -> str:
-        """The argument through which a place is reached."""
+        """The argument through which a place is reached; E8M0 as its bits."""
+        dtype = "u8" if dtype == "f8e8m0" else dtype
         return self.pointers.setdefault(place, (f"p{len(self.pointers)}", dtype))[0]
 
     def span(self, columns: int) -> tuple[str, str]:
@@ -72,7 +74,9 @@ class RowSource:
         return f"at{columns}", f"ok{columns}"
 
     def load(self, value: Value, place: str, row: str, stride: int, start: int, columns: int) -> None:
-        """Read columns of a stored row."""
+        """Read columns of a stored row. Raises RefusedError for types that are only written here."""
+        if value.type.dtype == "f8e8m0":
+            raise RefusedError("rows of f8e8m0 are read by products")
         at, ok = self.span(columns)
         address = f"{self.pointer(place, value.type.dtype)} + {row} * {stride} + {start} + {at}"
         self._define(value, f"tl.load({address}, mask={ok}, other=0.0).to(tl.float32)")
@@ -90,9 +94,12 @@ class RowSource:
         if value.name in self.single:
             self.lines.append(f"tl.store({argument} + row, {self.names[value.name]})")
             return
+        name = self.names[value.name]
+        if value.type.dtype == "f8e8m0":  # the number is a power of two: its exponent's bits
+            name = f"({name}.to(tl.int32, bitcast=True) >> 23)"
         at, ok = self.span(columns)
         where = f"{argument} + row * {columns} + {at}"
-        self.lines.append(f"tl.store({where}, {self.names[value.name]}.to({argument}.dtype.element_ty), mask={ok})")
+        self.lines.append(f"tl.store({where}, {name}.to({argument}.dtype.element_ty), mask={ok})")
 
     def equation(self, equation: Equation) -> None:
         """Compute one equation of rows that are loaded. Raises RefusedError for what has no rule here."""
@@ -100,8 +107,8 @@ class RowSource:
             self._norm(equation)
         elif equation.op == "row_scale":
             self._row_scale(equation)
-        elif equation.op == "quantize":
-            self._quantize(equation)
+        elif equation.op in ("quantize", "dequantize"):
+            self._rounded(equation)
         elif equation.op in ELEMENTWISE:
             self._elementwise(equation)
         elif equation.op in ("softmax", "top_k", "take", "sum"):
@@ -222,8 +229,8 @@ class RowSource:
     def _row_scale(self, equation: Equation) -> None:
         (x,), result = equation.values, equation.result
         dtype, block = str(equation.attr["dtype"]), equation.attr.get("block")
-        if dtype not in _LARGEST or result.type.dtype != "f32":
-            raise RefusedError(f"scales of {result.type.dtype} for {dtype}")
+        if dtype not in _CODES:
+            raise RefusedError(f"scales for {dtype}")
         columns, number = self.columns(x), len(self.lines)
         _, ok = self.span(columns)
         self.lines.append(f"m{number} = tl.where({ok}, tl.abs({self.read(x)}), 0.0)")
@@ -234,23 +241,34 @@ class RowSource:
         axis = 0 if block is None else 1
         # a row with a NaN has a scale of NaN, as the definition's maximum
         self.lines.append(f"b{number} = tl.max((m{number} != m{number}).to(tl.int32), {axis})")
-        least = f"tl.maximum(tl.div_rn(tl.max(m{number}, {axis}), {_LARGEST[dtype]}), 1e-12)"
-        self._define(result, f"tl.where(b{number} > 0, float('nan'), {least})")
+        if result.type.dtype == "f8e8m0":
+            step, other = f"power_of_two(tl.max(m{number}, {axis}), {LARGEST_EXPONENT[dtype]})", "1.0"
+        else:
+            largest = RANGE[dtype][1]
+            step, other = f"tl.maximum(tl.div_rn(tl.max(m{number}, {axis}), {largest:.1f}), 1e-12)", "float('nan')"
+        self._define(result, f"tl.where(b{number} > 0, {other}, {step})")
 
-    def _quantize(self, equation: Equation) -> None:
-        x, scale, *more = equation.args
-        dtype, block = equation.result.type.dtype, equation.attr.get("block")
-        if dtype not in _CODES or any(arg is not None for arg in more) or not isinstance(x, Value):
-            raise RefusedError(f"rounding to {dtype} with a zero or two scales")
-        number, columns = len(self.lines), self.columns(x)
-        text = f"tl.div_rn({self.read(x)}, {self.read(scale)} + tl.zeros_like({self.read(x)}))"
+    def _rounded(self, equation: Equation) -> None:
+        """To codes or back: x / (scale outer), or codes times that, in float32 as the definitions."""
+        x, scale, zero, outer = (*equation.args, None, None)[:4]
+        codes = (equation.result if equation.op == "quantize" else equation.values[0]).type.dtype
+        if codes not in _CODES or zero is not None or not isinstance(x, Value) or not isinstance(scale, Value):
+            raise RefusedError(f"rounding to {codes} with a zero")
+        number, columns, block = len(self.lines), self.columns(x), equation.attr.get("block")
+        step = self.exact(scale) + (f" * {self.read(outer)}" if outer is not None else "")
         if isinstance(block, tuple):
-            shape = self._blocks(columns, block[-1])
-            wide = f"tl.broadcast_to({self.read(scale)}[:, None], {shape})"
             self.span(columns)
-            text = f"tl.reshape(tl.div_rn(tl.reshape({self.read(x)}, {shape}), {wide}), [{power(columns)}])"
-        self.lines.append(f"q{number} = {text}")
-        self._define(equation.result, _CODES[dtype].format(f"q{number}"))
+            wide = f"tl.broadcast_to(({step})[:, None], {self._blocks(columns, block[-1])})"
+            step = f"tl.reshape({wide}, [{power(columns)}])"
+        if equation.op == "quantize":
+            self.lines.append(f"q{number} = tl.div_rn({self.read(x)}, {step} + tl.zeros_like({self.read(x)}))")
+            self._define(equation.result, _CODES[codes].format(f"q{number}"))
+        else:
+            self._define(equation.result, f"{self.exact(x)} * ({step})", rounded=True)
+
+    def exact(self, value: Value) -> str:
+        """A value as it is when it has been stored."""
+        return f"nearest_e4m3({self.read(value)})" if value.type.dtype == "f8e4m3" else self.read(value)
 
     @staticmethod
     def _blocks(columns: int, block: object) -> str:
@@ -263,11 +281,17 @@ class RowSource:
         arguments = tuple((name, dtype) for name, dtype in self.pointers.values())
         body = "\n".join(f"    {line}" for line in ["row = tl.program_id(0).to(tl.int64)", *self.lines])
         text = (
-            "import triton\nimport triton.language as tl\n\n\n@triton.jit\n"
+            f"import triton\nimport triton.language as tl\n{_imports(body)}\n\n@triton.jit\n"
             f"def rows({', '.join(name for name, _ in arguments)}):\n{body}\n"
         )
         widest = max(self.spans, default=1)
         return Launch("rows", "generated.rows", arguments, {}, 8 if widest > 2048 else 4, 2, text=text)
+
+
+def _imports(body: str) -> str:
+    """The line that brings the functions of codes.py that a kernel calls."""
+    called = [name for name in ("nearest_e2m1", "nearest_e4m3", "power_of_two") if f"{name}(" in body]
+    return f"\nfrom compiler.kernels.codes import {', '.join(called)}\n" if called else ""
 
 
 def rows_of(value: Value) -> tuple[str, ...]:

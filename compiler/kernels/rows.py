@@ -15,11 +15,11 @@ from typing import Any
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch
-from compiler.kernels.products import MANY, Product, joined, product
+from compiler.kernels.products import MANY, Product, joined, multiplies, product
 from compiler.kernels.row_source import RefusedError, RowSource, aliases, rows_of
 
 SIZES = (1, 16, 32, 64, 128, 256, 1024, MANY)  # at most so many rows; the last takes more too
-BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1, "f8e4m3": 1}
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1, "f8e4m3": 1, "f8e8m0": 1}
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,12 @@ class _Maker:
         self.outputs = {self.alias.get(value.name, value.name): port for port, value in graph.outputs}
         # no launch of its own: who reads it reads codes and scale
         self.low = {equation.result.name: equation for equation in graph.equations if equation.op == "dequantize"}
+        for name in [name for name in self.low if not self.read_as_codes(name)]:
+            del self.low[name]
         self.equations = [
             equation
             for equation in graph.equations
-            if equation.op != "dequantize" and equation.results[0].name not in self.alias
+            if equation.results[0].name not in self.low and equation.results[0].name not in self.alias
         ]
         self.users: dict[str, list[int]] = {}
         for index, equation in enumerate(self.equations):
@@ -89,6 +91,18 @@ class _Maker:
             raise RefusedError(f"output `{missing[0]}` is not written")
         return self.done
 
+    def read_as_codes(self, name: str) -> bool:
+        """Whether products multiply the codes of a dequantized value; else an input is rounded and widened again."""
+        codes = self.low[name].values[0]
+        readers = [equation for equation in self.graph.equations if name in {value.name for value in equation.values}]
+        if self.is_weight(codes) or not readers:
+            return self.is_weight(codes)
+        weights = [self.low.get(eq.values[1].name) if eq.op == "matmul" else None for eq in readers]
+        return all(
+            weight is not None and multiplies(codes.type.dtype, weight.values[0].type.dtype, self.architecture)
+            for weight in weights
+        )
+
     def parts(self, value: Value) -> tuple[Value, ...]:
         """What is read where a value is: codes and scale of one that was rounded."""
         found = self.low.get(value.name)
@@ -104,6 +118,8 @@ class _Maker:
             return name
         if name in self.outputs:
             return self.outputs[name]
+        if value.type.dtype not in BYTES:
+            raise RefusedError(f"rows of {value.type.dtype} to be stored")
         self.done.temps.setdefault(f"temp:{name}", self.columns(value) * BYTES[value.type.dtype])
         return f"temp:{name}"
 
@@ -125,7 +141,7 @@ class _Maker:
         """A matmul, with the sums and the cast that follow; gives how many equations it took."""
         equation = self.equations[index]
         x, w = equation.values
-        codes, *scales = self.parts(w)
+        codes = self.parts(w)[0]
         if not self.is_weight(codes) or len(w.type.shape) != 2 or not equation.attr.get("transpose_b"):
             raise RefusedError("a product of two activations, or of a weight that is not [out, in]")
         narrow, *x_scale = self.parts(x)
@@ -138,11 +154,13 @@ class _Maker:
         asked = Product(
             outs, ins, narrow.type.dtype, codes.type.dtype, result.type.dtype,
             bias="" if bias is None else bias.type.dtype, residual="" if residual is None else residual.type.dtype,
-            **self.weight_scales(w), **self.input_scale(x),
+            **self.scales(x, w),
         )  # fmt: skip
         launch = product(asked, self.rows, self.architecture)
         places = {"x": self.place(narrow), "w": codes.name, "y": self.place(result)}
-        places |= {name: value.name for name, value in zip(("scale", "zero"), scales, strict=False)}
+        low = self.low.get(w.name)
+        stored = () if low is None else zip(("scale", "zero", "x_scale"), low.args[1:], strict=False)
+        places |= {name: value.name for name, value in stored if isinstance(value, Value)}
         places |= {name: self.place(value) for name, value in zip(("x_scale",), x_scale, strict=False)}
         places |= {"bias": bias.name} if bias is not None else {}
         places |= {"residual": self.place(residual)} if residual is not None else {}
@@ -182,18 +200,27 @@ class _Maker:
             result, taken = after.result, taken + 1
         return result, taken, bias, residual
 
+    def scales(self, x: Value, w: Value) -> dict[str, Any]:
+        """The fields of a Product for its scales; the outer scale of a weight is one of the whole product."""
+        found = self.weight_scales(w) | self.input_scale(x)
+        if w.name in self.low and len(self.low[w.name].args) > 3:
+            if "x_scale" in found:
+                raise RefusedError(f"%{w.name} has an outer scale, and %{x.name} a scale of its own")
+            found["x_scale"] = "tensor"
+        return found
+
     def weight_scales(self, w: Value) -> dict[str, Any]:
         """The fields of a Product for a weight of codes."""
         found = self.low.get(w.name)
         if found is None:
             return {}
         scale, block = found.values[1], found.attr.get("block")
-        if len(found.args) > 3 or (not block and scale.type.shape != (w.type.shape[0], 1)):
+        if not block and scale.type.shape != (w.type.shape[0], 1):
             raise RefusedError(f"%{w.name} has no scale for each row")
         if isinstance(block, tuple) and block[-2] != 1:
             raise RefusedError(f"%{w.name} has scales for blocks of {block[-2]} rows")
         group = int(str(block[-1])) if isinstance(block, tuple) else 0
-        return {"scale": scale.type.dtype, "group": group, "zero": len(found.values) > 2}
+        return {"scale": scale.type.dtype, "group": group, "zero": len(found.args) > 2 and found.args[2] is not None}
 
     def input_scale(self, x: Value) -> dict[str, Any]:
         """The fields of a Product for an input of codes."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from compiler.ir.core import Equation, Graph, Value
-from compiler.kernels.products import in_words
+from compiler.kernels.products import in_words, multiplies
 from compiler.kernels.row_source import RefusedError
 from compiler.lower.capability import Judge, Unsupported
 from compiler.passes.join_codes import RowScales
@@ -36,12 +36,13 @@ class LowBitProduct:
         """All that its step computes."""
         return (self.weight, *self.rounding, self.product)
 
-    @property
-    def in_words(self) -> bool:
+    def in_words(self, architecture: int) -> bool:
         """Whether a kernel reads the weight's codes in words (compiler/kernels/products.py)."""
         block = self.weight.attr.get("block")
         group = int(str(block[-1])) if isinstance(block, tuple) else 0
-        x = self.operands.activations or self.product.values[0].type.dtype
+        x = self.operands.activations
+        if x is None or not multiplies(x, self.operands.weights, architecture):
+            x = self.product.values[0].type.dtype
         return in_words(x, self.operands.weights, group)
 
 
@@ -109,8 +110,11 @@ def _rounding(made: dict[str, Equation], x: Equation | None) -> tuple[Equation, 
     """The equations that round a product's input, the dequantize last; none where it is not rounded."""
     if x is None or x.op != "dequantize" or _op(made, x.values[0]) != "quantize":
         return ()
+    before: list[Equation] = []
     scale = made.get(x.values[1].name)
-    before = (scale,) if scale is not None and scale.op in ("row_scale", "quantize") else ()
+    while scale is not None and scale.op in ("row_scale", "quantize", "maximum"):  # a rounded scale: how it is made
+        before.insert(0, scale)
+        scale = made.get(scale.values[0].name) if scale.op != "row_scale" else None
     return (*before, made[x.values[0].name], x)
 
 
@@ -133,7 +137,7 @@ def with_row_scales(graph: Graph) -> Graph:
     whole = {
         product.weight.result.name
         for product in low_bit_products(graph.equations)
-        if product.weight.values[1].type.shape[-2] == 1
+        if product.weight.values[1].type.shape[-2] != product.weight.values[0].type.shape[-2]
     }
     names = Names(graph)
     out: list[Equation] = []
@@ -142,6 +146,7 @@ def with_row_scales(graph: Graph) -> Graph:
             codes, scale, *more = equation.args
             assert isinstance(codes, Value)
             assert isinstance(scale, Value)
-            equation = replace(equation, args=(codes, RowScales(names, out, equation).by_row(codes, scale), *more))
+            own = RowScales(names, out, equation)
+            equation = replace(equation, args=(codes, own.by_row(codes, scale), *more), attrs=own.attrs)
         out.append(equation)
     return replace(graph, equations=tuple(out))

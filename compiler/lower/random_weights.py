@@ -46,6 +46,9 @@ def random_weights(graph: Graph) -> dict[str, Random]:
             for value in equation.values[1:]:
                 if value.name in names:
                     state(value, power(value.type.dtype, _INPUT[equation.result.type.dtype]))
+        elif equation.op == "maximum":  # of a rounded scale, the least that it may be
+            for value in equation.values:
+                state(value, power("f32", _INPUT["f4e2m1"] - 9))
         elif equation.op == "mul":
             for value in equation.values:
                 if value.name in names and names[value.name].endswith(".smooth"):

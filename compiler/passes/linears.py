@@ -47,7 +47,4 @@ def _alone(definition: Equation | None) -> str | None:
         return None
     if len(definition.args) > 3:
         return f"%{definition.result.name} has a scale for the whole weight beside those of its blocks"
-    block = definition.attr.get("block")
-    if isinstance(block, tuple) and len(block) > 1 and block[-2] != 1:
-        return f"%{definition.result.name} has scales for blocks of {block[-2]} rows"
     return None

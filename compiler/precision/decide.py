@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specs.errors import SpecRTError
-from specs.hardware import Gpu, Operands, Product, Toolchain, gpu_names, load_gpu, product_of
+from specs.hardware import Gpu, Operands, Product, Toolchain, gpu_names, load_gpu, maths_of, product_of
 from specs.precision import Recipe, load_recipe
 
 
@@ -79,9 +79,9 @@ def decide(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None = None) -> Deci
     reasons.append(reason)
     how: str | None = "plain"
     if recipe.weights is not None:
+        product = product_of(toolchain, _operands(recipe), None if gpu is None else gpu.sm)
         if gpu is not None:
-            reasons.append(_math(recipe, gpu))
-        product = _product(recipe, toolchain, gpu)
+            reasons.append(_math(recipe, gpu, product, maths_of(toolchain, _operands(recipe))))
         how = None if product is None else product.how
         reasons.append(_told(recipe, toolchain, product))
     if recipe.kv_cache is not None:
@@ -126,16 +126,20 @@ def _base(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None) -> tuple[str | 
     return None, Reason("base", f"{toolchain.name} has no {' or '.join(recipe.base)}", False)
 
 
-def _math(recipe: Recipe, gpu: Gpu) -> Reason:
-    weights = recipe.weights
+def _math(recipe: Recipe, gpu: Gpu, product: Product | None, maths: set[str]) -> Reason:
+    weights, activations = recipe.weights, recipe.activations
     assert weights is not None
     if recipe.compute == "base":
         return Reason("gpu-math", f"weights of {weights.type} are unpacked, products are in the base precision")
-    found = getattr(gpu.math, recipe.compute)
-    if found in ("native", "slow"):
+    if getattr(gpu.math, recipe.compute) in ("native", "slow"):
         return Reason("gpu-math", f"sm{gpu.sm} multiplies in {recipe.compute}")
-    text = f"{recipe.compute} needs {_chips(recipe.compute)}; sm{gpu.sm} has no such tensor cores"
-    return Reason("gpu-math", text, False)
+    if product is not None and product.math is not None and activations is not None:
+        where = "the base precision" if product.math == "base" else product.math
+        text = f"inputs become {activations.type}, and their numbers are multiplied in {where}, which has them all"
+        return Reason("gpu-math", f"sm{gpu.sm} has no products in {recipe.compute}: {text}")
+    others = sorted(math for math in maths if math not in ("base", recipe.compute))
+    needed = " or ".join(f"{math} needs {_chips(math)}" for math in (recipe.compute, *others))
+    return Reason("gpu-math", f"{needed}; sm{gpu.sm} has no such tensor cores", False)
 
 
 def _chips(math: str) -> str:
@@ -145,14 +149,11 @@ def _chips(math: str) -> str:
     return f"SM{having[0]} or newer" if having == newer else ", ".join(f"SM{sm}" for sm in having)
 
 
-def _product(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None) -> Product | None:
-    """The toolchain's first way to run the products of a recipe on the chip."""
+def _operands(recipe: Recipe) -> Operands:
+    """What meets in the products of a recipe."""
     weights, how = recipe.weights, recipe.activations
     assert weights is not None
-    operands = Operands(weights.type)
-    if how is not None:
-        operands = Operands(weights.type, how.type, how.mode, how.per, how.block)
-    return product_of(toolchain, operands, None if gpu is None else gpu.sm)
+    return Operands(weights.type) if how is None else Operands(weights.type, how.type, how.mode, how.per, how.block)
 
 
 def _told(recipe: Recipe, toolchain: Toolchain, product: Product | None) -> Reason:

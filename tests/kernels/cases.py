@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from compiler.ir.cache_rows import HEAD, to_rows
+from compiler.ir.core import Graph
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.ops.attention import paged_attention, rotate
+from compiler.ir.parser import parse
 from compiler.kernels import attention as lib
 
 BLOCK, BLOCKS = 16, 24
@@ -133,3 +135,34 @@ def attention(features: tuple[str, ...] = (), **changes: Any) -> lib.Attention:
 
 
 SEQUENCES = [(0, 1), (40, 1), (0, 33), (30, 5)]
+
+
+# How inputs are rounded, as the pass `quantize` writes it: 96 numbers a row.
+ROUNDING = {
+    "nvfp4": ("""%most: f32[T,6] = row_scale(%x) {dtype = "f4e2m1", block = 16}
+  %more: f32[T,6] = maximum(%most, %least)
+  %s: f8e4m3[T,6] = quantize(%more, %outer) {dtype = "f8e4m3"}
+  %q: f4e2m1[T,96] = quantize(%x, %s, _, %outer) {dtype = "f4e2m1", block = (1, 16)}
+  %y: f16[T,96] = dequantize(%q, %s, _, %outer) {dtype = "f16", block = (1, 16)}"""),
+    "mxfp8": ("""%s: f8e8m0[T,3] = row_scale(%x) {dtype = "f8e4m3", block = 32, scale = "f8e8m0"}
+  %q: f8e4m3[T,96] = quantize(%x, %s) {dtype = "f8e4m3", block = (1, 32)}
+  %y: f16[T,96] = dequantize(%q, %s) {dtype = "f16", block = (1, 32)}"""),
+    "mxfp4": ("""%s: f8e8m0[T,3] = row_scale(%x) {dtype = "f4e2m1", block = 32, scale = "f8e8m0"}
+  %q: f4e2m1[T,96] = quantize(%x, %s) {dtype = "f4e2m1", block = (1, 32)}
+  %y: f16[T,96] = dequantize(%q, %s) {dtype = "f16", block = (1, 32)}"""),
+    "w4a8": ("""%s: f32[T,3] = row_scale(%x) {dtype = "i8", block = 32}
+  %q: i8[T,96] = quantize(%x, %s) {dtype = "i8", block = (1, 32)}
+  %y: f16[T,96] = dequantize(%q, %s) {dtype = "f16", block = (1, 32)}"""),
+    "fp8": ("""%q: f8e4m3[T,96] = quantize(%x, %outer) {dtype = "f8e4m3"}
+  %y: f16[T,96] = dequantize(%q, %outer) {dtype = "f16"}"""),
+}  # fmt: skip
+
+
+def rounding(name: str) -> Graph:
+    """A segment that rounds its input and widens it again."""
+    return parse(f"""graph segment(%x: f16[T,96], %outer: f32[1], %least: f32[1]) {{
+  dim T in 1..8..64
+  {ROUNDING[name]}
+  return y = %y
+}}
+""")

@@ -22,7 +22,7 @@ def execute(
 ) -> dict[str, torch.Tensor]:
     """The outputs of a segment by port; `inputs` as the IR has them."""
     program = program_of(graph, rows, architecture)
-    memory = laid(graph, inputs)
+    memory = laid(graph, inputs, architecture)
     sizes = {
         dim: inputs[value.name].shape[axis]
         for value in graph.inputs
@@ -39,7 +39,10 @@ def execute(
         kinds = dict(call.launch.arguments)
         values: dict[str, object] = {"count": count}
         for argument, place in call.places.items():
-            values[argument] = temps[place].view(torch_dtype(kinds[argument])) if place in temps else memory[place]
+            stored = temps.get(place, memory.get(place))
+            assert stored is not None
+            kind = torch_dtype(kinds[argument])
+            values[argument] = stored.view(kind) if place in temps or kind is torch.uint8 else stored
         tiles = -(-count // call.tile)
         grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
         arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
@@ -47,12 +50,13 @@ def execute(
     return {port: memory[port] for port, _ in graph.outputs}
 
 
-def laid(graph: Graph, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def laid(graph: Graph, inputs: dict[str, torch.Tensor], architecture: int = 90) -> dict[str, torch.Tensor]:
     """The inputs with low-bit weights in the layouts of kernels."""
     found = dict(inputs)
     for product in low_bit_products(graph.equations):
         for number, value in enumerate(product.weight.values):
-            layout = COLUMNS if number else WORDS if product.in_words else ROWS
+            words = product.in_words(architecture)
+            layout = WORDS if words and not number else COLUMNS if number and value.type.rank > 1 else ROWS
             assert not rows_of(value)
             found[value.name] = bytes_of(inputs[value.name], Tensor(value.name, value.type, layout=layout)).contiguous()
     return found

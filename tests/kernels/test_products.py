@@ -47,14 +47,14 @@ def inputs(p: Product, count: int) -> tuple[dict[str, torch.Tensor | int], torch
         scale = scales(p.w, p.scale, p.outs, groups)
         zero = coded(p.w, p.outs, groups) if p.zero else None
         wide_w = dequantize(w, scale, zero, dtype="f32", block=block).double()
-        values["scale"] = scale.view(torch.uint8).T.contiguous() if p.scale == "f8e8m0" else scale.T.contiguous()
+        values["scale"] = (scale.view(torch.uint8) if p.scale.startswith("f8") else scale).T.contiguous()
         if zero is not None:
             values["zero"] = zero.T.contiguous()
     if p.x_scale:
         shape = {"tensor": (1, 1), "row": (count, 1), "block": (count, p.ins // (p.x_block or 1))}[p.x_scale]
-        x_scale = scales(p.x, p.x_scale_type, *shape)
+        x_scale = scales(p.x, p.x_scale_type, *shape) if p.x in RANGE else torch.tensor([[0.0375]])
         blocks = {"tensor": (), "row": (), "block": (1, p.x_block)}[p.x_scale]
-        wide_x = dequantize(x, x_scale, dtype="f32", block=blocks).double()
+        wide_x = dequantize(x, x_scale, dtype="f32", block=blocks).double() if p.x in RANGE else wide_x * 0.0375
         values["x_scale"] = x_scale.view(torch.uint8) if p.x_scale_type == "f8e8m0" else x_scale
     exact, size = wide_x @ wide_w.T, wide_x.abs() @ wide_w.abs().T
     for name, dtype, shape in (("bias", p.bias, (p.outs,)), ("residual", p.residual, (count, p.outs))):
@@ -119,6 +119,8 @@ KINDS = {
     "w4a16 unsigned": replace(W4, w="u4", zero=False),
     "mxfp4": replace(W4, w="f4e2m1", scale="f8e8m0", group=32),
     "mxfp4 bf16": replace(W4, x="bf16", out="bf16", w="f4e2m1", scale="f8e8m0", group=32),
+    "nvfp4": replace(W4, w="f4e2m1", scale="f8e4m3", group=16, x_scale="tensor"),
+    "nvfp4 bf16": replace(W4, x="bf16", out="bf16", w="f4e2m1", scale="f8e4m3", group=16, x_scale="tensor"),
     "w4a8": replace(W4, x="i8", x_scale="block", x_block=32),
     "w4a8 zero": replace(W4, x="i8", w="u4", zero=True, x_scale="row"),
 }  # fmt: skip
@@ -129,7 +131,9 @@ def test_kinds(name: str) -> None:
     check(KINDS[name])
 
 
-@pytest.mark.parametrize("name", ["f16", "w8a16", "w8a8", "fp8", "w4a16 bf16", "w4a16 32", "w4a16 zero", "mxfp4"])
+@pytest.mark.parametrize(
+    "name", ["f16", "w8a16", "w8a8", "fp8", "w4a16 bf16", "w4a16 32", "w4a16 zero", "mxfp4", "nvfp4"]
+)
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (64, 50), (256, 150), (MANY, 150)])
 def test_more_rows(name: str, rows: int, count: int) -> None:
     check(KINDS[name], rows, count)
@@ -174,10 +178,12 @@ def test_where_codes_lie() -> None:
     [
         (replace(W4, x="f8e4m3"), 90, "f8e4m3 and i4"),
         (KINDS["fp8"], 80, "f8e4m3 on sm_80"),
+        (KINDS["w8a8"], 75, "i8 on sm_75"),
         (replace(W4, group=48), 90, "48 of 256 columns"),
         (replace(W4, group=16), 90, "16 of 256 columns"),
         (replace(W4, scale=""), 90, "without a scale"),
         (replace(W4, scale="f8e4m3"), 90, "scales of f8e4m3"),
+        (replace(KINDS["nvfp4"], group=32), 90, "scales of f8e4m3"),
         (replace(W4, w="f4e2m1", zero=True), 90, "a zero of f4e2m1"),
         (replace(W4, x_scale="row"), 90, "a scale of f16"),
         (replace(KINDS["w8a8"], x_scale="block"), 90, "blocks of 0"),

@@ -45,11 +45,22 @@ def test_every_combination_is_decided_with_reasons() -> None:
         ("fp8", "tensorrt-10.8", "sm89", "native"),
         ("fp8", "tensorrt-8.6", "sm90", "kernel"),
         ("w8a8_sq_static", "tensorrt-8.6", "sm80", "native"),
-        ("w8a8_sq", "tensorrt-8.6", "sm70", None),
+        ("w8a8_sq", "tensorrt-8.6", "sm70", "kernel"),
         ("w4a16", "tensorrt-8.6", "sm90", "kernel"),
         ("w4a16", "tensorrt-10.0", "sm90", "native"),
-        ("nvfp4", "tensorrt-10.8", "sm90", None),
+        ("nvfp4", "tensorrt-10.8", "sm100", "native"),
+        ("nvfp4", "tensorrt-10.8", "sm90", "kernel"),  # rounded as it says, multiplied in 16 bits
+        ("nvfp4", "tensorrt-8.6", "sm70", "kernel"),
         ("mxfp8", "tensorrt-10.16", "sm100", "native"),
+        ("mxfp8", "tensorrt-8.6", "sm90", "kernel"),  # in E4M3
+        ("mxfp8", "tensorrt-10.16", "sm120", "kernel"),
+        ("mxfp8", "tensorrt-10.16", "sm80", None),
+        ("mxfp4", "tensorrt-8.6", "sm90", "kernel"),
+        ("w4a8", "tensorrt-8.6", "sm90", "kernel"),
+        ("w4a8", "tensorrt-8.6", "sm75", "kernel"),
+        ("fp8_block", "tensorrt-8.6", "sm90", "kernel"),
+        ("fp8_block", "tensorrt-11.4", "sm80", None),
+        ("fp8_block", "openvino", None, "emulate"),
         ("fp16", "tensorrt-10.8", "sm70", None),  # Volta left after 10.4
         ("w8a16", "openvino", None, "native"),
         ("w4a16_awq", "openvino", None, "native"),
@@ -80,6 +91,8 @@ def test_what_cannot_run_says_why_and_what_could() -> None:
     check_raises(
         "PREC-010-toolchain", require, decide(load_recipe("w8a8_sq"), load_toolchain("tensorrt-10.8"), load_gpu("sm70"))
     )
+    mxfp8 = decide(load_recipe("mxfp8"), load_toolchain("tensorrt-10.16"), load_gpu("sm80"))
+    check_raises("PREC-010-units", require, mxfp8)
     check_raises("PREC-010-cpu", require, decide(load_recipe("tf32"), load_toolchain("openvino")))
 
 

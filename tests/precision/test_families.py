@@ -27,7 +27,9 @@ OWN_ROUNDING = {
     "fp16": 2e-3,
 }
 # Rounding in float32 by operations: a sum in another order may end on the other side of a tie as well.
-EMULATED = {"w8a8": 2e-2, "w8a8_sq": 2e-2, "fp8": 4e-2, "fp8_rowwise": 4e-2, "mxfp8": 4e-2, "nvfp4": 1.5e-1}
+EMULATED = {
+    "w8a8": 2e-2, "w8a8_sq": 2e-2, "fp8": 4e-2, "fp8_rowwise": 4e-2, "fp8_block": 4e-2, "mxfp8": 4e-2, "nvfp4": 1.5e-1,
+}  # fmt: skip
 
 # Inputs that follow from tokens which random ids lack, and models without logits: not here.
 LEFT_OUT = frozenset({"chatglm", "bert", "roberta"})
@@ -41,7 +43,7 @@ FAMILIES = sorted(
 # two have the largest logits.
 UNTRAINED = 2.0
 SENSITIVE = {"deepseek_v2": 3.0, "deepseek_v3": 10.0, "gpt_oss": 6.0, "gemma": 3.5, "gemma3": 3.5}
-RECIPES = [name for name in recipe_names() if name not in ("tf32", "fp32")]
+RECIPES = [name for name in recipe_names() if name not in ("tf32", "fp32", "fp8_block")]  # whose blocks are larger
 # Each recipe with the family of its place and each family with the recipe of its: all of both, nothing twice.
 # SPECRT_ALL_PAIRS=1: every family with every recipe.
 COUNT = max(len(FAMILIES), len(RECIPES))
@@ -53,7 +55,19 @@ PAIRS = sorted(EVERY if os.environ.get("SPECRT_ALL_PAIRS") else COVERING)
 
 @pytest.mark.parametrize(("family", "recipe"), PAIRS)
 def test_the_bundle_computes_what_the_recipe_says(family: str, recipe: str, tmp_path: Path) -> None:
-    found, emulated, exact = computed(family, tmp_path, recipe)
+    check(family, recipe, recipe, tmp_path)
+
+
+def test_squares_of_a_size_that_small_models_have(tmp_path: Path) -> None:
+    text = (MODELS.parent / "precisions" / "fp8_block.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "fp8_block.yaml"
+    path.write_text(text.replace("[128]", "[32]").replace("block: 128", "block: 32"), encoding="utf-8")
+    check("llama", "fp8_block", str(path), tmp_path)
+
+
+def check(family: str, recipe: str, asked: str, tmp_path: Path) -> None:
+    """A bundle in a precision, `asked` by name or file, against the interpreter and against float32."""
+    found, emulated, exact = computed(family, tmp_path, asked)
     against_own = agreement(found, emulated)
     assert against_own.relative <= OWN_ROUNDING.get(recipe, EMULATED.get(recipe, 1e-4)), against_own
     bound, factor = load_recipe(recipe).bound, SENSITIVE.get(family, UNTRAINED)

@@ -277,7 +277,7 @@ def test_codes_that_do_not_fit_what_config_says(base: Path, tmp_path: Path) -> N
 def test_where_there_are_no_codes_or_they_can_not_run(base: Path, tmp_path: Path) -> None:
     check_raises("PREC-017", prepare, base, precision="checkpoint")
     write(base, tmp_path / "blocks", *FORMATS["modelopt_nvfp4"])
-    check_raises("PREC-010-checkpoint", prepare, tmp_path / "blocks", target="sm70", toolchain="tensorrt-8.6")
+    check_raises("PREC-010-checkpoint", prepare, tmp_path / "blocks", target="sm120", toolchain="tensorrt-8.6")
 
 
 def test_layers_with_a_precision_of_their_own(base: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
     order = {name: index for index, name in enumerate(_weights_in_order(steps))}
     if baked:
         order = {name: index for index, name in enumerate(tensors)}
-    layouts = _layouts(steps, segments)
+    layouts = _layouts(steps, segments, kernels)
     used = {
         name: replace(tensors[name], layout=layouts.get(name, ROWS)) for name in sorted(order, key=order.__getitem__)
     }
@@ -117,7 +117,7 @@ def _no_kernel(kernels: KernelSteps, products: list[LowBitProduct], piece: Segme
     return SpecRTError("LOWER-039", message, where=product.product.where, hint=hint)
 
 
-def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment]) -> dict[str, str]:
+def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment], kernels: KernelSteps | None) -> dict[str, str]:
     """How the weights of low-bit products lie, by name; each has one reader."""
     ports: dict[tuple[str, str], str] = {}  # of codes and scales, as kernels read them
     half: set[tuple[str, str]] = set()
@@ -127,7 +127,8 @@ def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment]) -> dict[s
         for product in low_bit_products(segment.graph.equations):
             for number, value in enumerate(product.weight.values):
                 key, nibbles = (segment.file, value.name), value.type.dtype in HALF_BYTES
-                ports[key] = COLUMNS if number else WORDS if product.in_words else ROWS
+                words = product.in_words(0 if kernels is None else kernels.architecture)
+                ports[key] = WORDS if words and not number else COLUMNS if number and value.type.rank > 1 else ROWS
                 half |= {key} if nibbles else set()
                 if nibbles and value.name in held:
                     found[held[value.name]] = PAIRS
