@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,10 @@ class Prepared:
     role: str
     precision: Chosen
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def options(self) -> BuildOptions:
+        """What the engines of a GPU are built with: as asked, and TF32 where the precision is that."""
+        return replace(self.request.options(), tf32=self.precision.base == "tf32")
 
 
 def request(source: str | Path, **options: Any) -> Request:
@@ -289,7 +293,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
 
     asked = prepared.request
     out = asked.out or default_out(prepared)
-    options = asked.options() if asked.on_gpu else None
+    options = prepared.options() if asked.on_gpu else None
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(

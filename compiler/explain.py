@@ -144,7 +144,7 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
     chosen = prepared.precision
     base, recipe = chosen.base, chosen.recipe
     halves = base == "bf16" or prepared.request.on_gpu
-    told = _BASES["fp32"] if base == "fp32" else _HALVES.format(base) if halves else _BASES[base]
+    told = _BASES[base] if base in ("fp32", "tf32") else _HALVES.format(base) if halves else _BASES[base]
     if recipe.kv_cache is not None:
         told = told.replace("activations and cache", "activations (for the cache see below)").replace(", cache)", ")")
     facts = [Fact("precision", f"{recipe.name}: {told}", _place(recipe.where))]
@@ -167,6 +167,8 @@ _HALVES = (
 )
 _BASES = {
     "fp32": "what is not quantized (weights, activations, cache) is float32, which the model's numbers are checked in",
+    "tf32": "what is not quantized (weights, activations, cache) is float32; engines may multiply it in TF32, 10 bits "
+    "of fraction and float32's range; attention over a cache, which kernels of ours compute, stays float32",
     "fp16": "matrices are stored in float16 and widened when loaded; arithmetic, activations and cache are float32",
 }
 
@@ -209,7 +211,7 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
         return ()
     from compiler.lower.tensorrt.lowering import plan_of
 
-    options = prepared.request.options()
+    options = prepared.options()
     try:
         plan = plan_of(prepared.graph, options, prepared.request.architecture)[1]
     except SpecRTError as error:
@@ -242,7 +244,7 @@ def _judge(prepared: Prepared) -> Judge:
     if prepared.request.on_gpu:
         from compiler.lower.tensorrt.lowering import judge_of
 
-        return judge_of(prepared.graph, prepared.request.options(), prepared.request.architecture)
+        return judge_of(prepared.graph, prepared.options(), prepared.request.architecture)
     from compiler.lower.openvino import verdict as on_cpu
 
     return on_cpu

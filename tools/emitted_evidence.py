@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 OUT = ROOT / "docs" / "evidence" / "emitted.json"
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 TEXT = {
     True: "every segment emitted, accepted and computed layer by layer",
     False: "every segment with its products of codes emitted, accepted and computed layer by layer, the same codes",

@@ -17,7 +17,8 @@ from compiler.passes.rewrite import Names, beside
 from compiler.passes.runner import Log, Pass
 from specs.errors import SpecRTError
 
-DTYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+# TF32 is no type of tensors: engines may multiply float32 so (compiler/lower/tensorrt/build.py).
+DTYPES = {"fp32": "f32", "tf32": "f32", "bf16": "bf16", "fp16": "f16"}
 # Finite range: a literal beyond it (a masked score) becomes the nearest finite number.
 _LARGEST = {"bf16": 3.3895313892515355e38, "f16": 65504.0}
 # Left as plain equations, these lose too much in 16 bits.
@@ -27,7 +28,7 @@ _FLOAT32_OPERANDS = {"rotate": (1, 2)}
 
 
 def assign_precision(precision: str) -> Pass:
-    """The pass for fp32, bf16 or fp16; raises SpecRTError PASS-002 for another."""
+    """The pass for fp32, tf32, bf16 or fp16; raises SpecRTError PASS-002 for another."""
     if precision not in DTYPES:
         raise SpecRTError("PASS-002", f"unknown precision `{precision}`", hint=f"known: {', '.join(DTYPES)}")
     dtype = DTYPES[precision]

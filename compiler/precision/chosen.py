@@ -104,17 +104,12 @@ def choose(
 ) -> Chosen:
     """The precision for a target, cpu or a GPU; None: as a low-bit checkpoint has its weights, else fp32.
 
-    Raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015 to PREC-017.
+    Raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015 and PREC-017.
     """
     toolchain, gpu = load_toolchain(toolchain_name), None if target == "cpu" else load_gpu(target)
     recipes = [with_cache(recipe, kv_cache) for recipe in _recipes(precision, stored)]
     decisions = [require(decide(recipe, toolchain, gpu)) for recipe in recipes]
     recipe, decision = recipes[0], decisions[0]
-    if decision.base == "tf32":
-        raise SpecRTError(
-            "PREC-016", f"{recipe.name} is decided for {decision.target} ({decision.how}), but not written by it yet",
-            where=recipe.where, hint="fp16, bf16 and fp32 are",
-        )  # fmt: skip
     overrides = []
     for entry in layers:
         other = load_recipe(entry.precision)

@@ -112,8 +112,6 @@ def test_mistakes(tmp_path: Path) -> None:
     check_raises("PREC-011", prepare, path)
     path.write_text(head + "  - {linears: '*.down', precision: bf16}\n")
     check_raises("PREC-015", prepare, path)
-    gpu = {"size": "tiny", "weights": "random", "target": "sm90", "toolchain": "tensorrt-8.6"}
-    check_raises("PREC-016", prepare, LLAMA, precision="tf32", **gpu)
     out = tmp_path / "bundle"
     check_raises("PREC-012", compiler.compile, LLAMA, size="tiny", weights="random", precision="w4a16_awq", out=out)
     assert not out.exists()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import compiler
+from compiler.explain import explain
 from compiler.ir.parser import parse
 from compiler.ir.types import Sym
 from compiler.kernels import library
@@ -23,6 +24,7 @@ from compiler.lower.tensorrt.build import build_segment, configure, import_tenso
 from compiler.lower.tensorrt.dialects import dialect
 from compiler.lower.tensorrt.options import BuildOptions, read_options
 from compiler.lower.tensorrt.stored import stored_arrays
+from compiler.plan import plan_of
 from runtime.bundle import Bundle
 from runtime.cuda import missing
 from specs.errors import SpecRTError
@@ -290,3 +292,21 @@ def test_float32_is_not_tf32() -> None:
     configure(trt, config, parse(str(SEGMENT).replace("f16", "f32")), dialect("8.6.0"), BuildOptions())
     assert config._flags == {"OBEY_PRECISION_CONSTRAINTS"}
     assert config._features == {"PROFILE_SHARING_0806"}  # a captured graph keeps a context of its own
+
+
+@pytest.mark.parametrize("version", recorder.VERSIONS)
+def test_tf32_is_asked_for_by_its_precision(version: str) -> None:
+    """Tensors are float32 in every version; strongly typed networks keep this flag."""
+    line = dialect(version)
+    target = {"size": "tiny", "weights": "random", "target": "sm90", "toolchain": line.toolchain}
+    tf32, fp32 = (
+        compiler.prepare(ROOT / "specs" / "models" / "llama.yaml", precision=name, **target)
+        for name in ("tf32", "fp32")
+    )
+    assert str(tf32.graph) == str(fp32.graph)
+    assert plan_of(tf32)["build"] == plan_of(fp32)["build"] | {"tf32": True}
+    assert any("TF32" in fact.text for fact in explain(tf32).facts)
+    trt = recorder.module(version)
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    configure(trt, config, parse(str(SEGMENT).replace("f16", "f32")), line, read_options(plan_of(tf32)["build"]))
+    assert "TF32" in config._flags

@@ -25,7 +25,7 @@ from tests.tensorrt.models import SPECS, Tiny, tiny
 
 # Some units in the last place of the precision: a segment has about eight roundings in a row, a model of three layers
 # thirty; sums are in another order than the interpreter's (Higham, Accuracy and Stability, 3.1).
-UNIT = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SEGMENT, MODEL = 16, 60
 # A code on the other side of a tie is off by a step, and so is what follows: 2^-8 of a row for u8, 2^-4 of a number.
 CODED = 2.0**-8

@@ -79,9 +79,12 @@ def build_segment(
 
 
 def configure(trt: Any, config: Any, graph: Graph, line: Dialect, options: BuildOptions) -> None:
-    """Tell the builder: types are obeyed, float32 is float32, and the deployment's options."""
+    """Tell the builder: types are obeyed, float32 is float32 unless TF32 is asked for, and the deployment's options."""
     flags = trt.BuilderFlag
-    config.clear_flag(flags.TF32)  # 10 bits of fraction are not float32
+    if options.tf32:
+        config.set_flag(flags.TF32)
+    else:  # it is set by default, and 10 bits of fraction are not float32
+        config.clear_flag(flags.TF32)
     if not line.strong:
         config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
         types = {value.type.dtype for equation in walk(graph.equations) for value in equation.results}

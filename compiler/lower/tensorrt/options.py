@@ -26,6 +26,7 @@ class BuildOptions:
     weight_streaming: bool = False  # baked weights stay on the host; from 10.0
     weights: str = "inputs"  # one engine for all equal layers; baked: engines that stand alone
     attention: str = "kernels"  # our kernels between engines; native: TensorRT's layers, one engine for a decoder
+    tf32: bool = False  # engines may multiply float32 in TF32: set by the precision, no key of a deployment
 
     @property
     def native(self) -> bool:
@@ -41,7 +42,9 @@ def read_options(given: Mapping[str, Any]) -> BuildOptions:
     """Options from a deployment or from plan.json. Raises SpecRTError LOWER-033 for what no version takes, or this."""
     known = {field.name: field for field in fields(BuildOptions)}
     if unknown := sorted(set(given) - set(known)):
-        raise _wrong(f"there is no build option `{unknown[0]}`", f"known: {', '.join(known)}")
+        raise _wrong(
+            f"there is no build option `{unknown[0]}`", f"known: {', '.join(name for name in known if name != 'tf32')}"
+        )
     options = BuildOptions(**given)
     line = dialect(options.toolchain)
     if isinstance(options.level, bool) or not isinstance(options.level, int) or not 0 <= options.level <= 5:
