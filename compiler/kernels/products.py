@@ -25,6 +25,8 @@ SCALES = {"": "", "f32": "f32", "f16": "f16", "bf16": "bf16", "f8e8m0": "u8", "f
 FINE = 16  # columns of E2M1 that share a scale of E4M3: a code times its scale is a number of float16
 LARGE = (90, 100)  # architectures whose multiprocessors hold, and whose products want, tiles of 128 x 256
 BLOCKS = 132  # multiprocessors: a product's columns are split where a product of whole rows would leave some idle
+# rows, outs, warps and time of a tile, next to that of 128 x 128 (of 64 x 128 for itself), as measured (decision 44)
+WIDENED = ((64, 128, 8, 1.0), (128, 128, 8, 1.0), (128, 64, 4, 0.59), (256, 128, 8, 1.7))
 LEAST_FP8 = 89  # Ada: the first whose conversions and products of E4M3 the compiler has
 LEAST_INT8 = 80  # Turing multiplies INT8, but the compiler has no products of it below Ampere
 
@@ -165,7 +167,7 @@ def _check(p: Product, architecture: int) -> None:
 def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
     """Sizes of tiles, warps, stages, from measurements on an H200 (decision 43) of some kinds and sizes."""
     if in_words(p.x, p.w, p.group):
-        few = p.x == "i8" or rows == 1 or p.group == FINE
+        few = p.x == "i8" or rows == 1 or p.group == FINE or bool(p.x_scale)
         return _packed_tiles(p, rows) if few else _widened_tiles(p, rows, architecture)
     line = 128 if p.x in ("i8", "f8e4m3") else 64  # elements of 128 bytes
     wide, widest = p.outs > 8192, p.outs > 16384 and line == 128
@@ -200,12 +202,25 @@ def _packed_tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
 
 
 def _widened_tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:
-    large = architecture in LARGE
-    height, tile, warps, stages = (
-        (16, 64, 4, 4) if rows <= 16 else (32, 128, 8, 4) if rows <= 32 else (64, 128, 8, 4) if rows <= 64 else
-        (256, 128, 8, 3) if large and rows > 256 and (rows > 1024 or p.outs > 8192) else (128, 128, 8, 3)
-    )  # fmt: skip
-    blocks = -(-p.outs // tile) * (2 if rows == 256 else 1)
-    room = (3 if rows <= 16 else 2 if rows <= 64 else 1) * BLOCKS
-    splits = max(1, min(room // blocks, 4, p.ins // SPAN)) if rows <= 256 else 1
-    return {"rows": height, "tile": tile, "band": 8 if rows > 64 else 1, "splits": splits}, warps, stages
+    """The tile and splits that take the least time where blocks run in waves, one to a multiprocessor."""
+    spans = -(-p.ins // SPAN)
+    if rows <= 32:  # several fit one, and wait for memory most of the time
+        room = min(4, 3 * BLOCKS // -(-p.outs // 64), spans)
+        return {"rows": rows, "tile": 64, "band": 1, "splits": max(power(room + 1) // 2, 1)}, 4, 4
+    found = []
+    for height, tile, warps, time in WIDENED:
+        blocks = -(-p.outs // tile) * -(-rows // height)
+        alone = tile == 64 and blocks <= 2 * BLOCKS  # two share a multiprocessor; one would leave much of it idle
+        if (height == 64) != (rows == 64) or (height == 256 and architecture not in LARGE) or alone:
+            continue
+        for splits in (1, 2, 4, 8) if rows <= 512 else (1,):
+            waves = -(-blocks * splits // BLOCKS) / splits
+            # sums are written and read, for each tile in the time of three columns; and `joined` is launched
+            joins = 3 * blocks * splits / p.ins + 0.05 if splits > 1 else 0
+            if splits <= spans:
+                found.append((time * (waves + joins), height, tile, splits, warps))
+    _, height, tile, splits, warps = min(found)
+    if p.zero and rows == 64:
+        warps = 4  # eight need so many registers that two blocks don't fit
+    tiles = {"rows": height, "tile": tile, "band": 8 if rows > 64 else 1, "splits": splits}
+    return tiles, warps, 4 if rows == 64 else 3

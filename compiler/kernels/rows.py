@@ -18,7 +18,7 @@ from compiler.kernels.attention import Launch
 from compiler.kernels.products import MANY, Product, joined, multiplies, product
 from compiler.kernels.row_source import RefusedError, RowSource, aliases, rows_of
 
-SIZES = (1, 16, 32, 64, 128, 256, 1024, MANY)  # at most so many rows; the last takes more too
+SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, MANY)  # at most so many rows; the last takes more too
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1, "f8e4m3": 1, "f8e8m0": 1}
 
 

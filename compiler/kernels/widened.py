@@ -14,8 +14,8 @@ from compiler.kernels.packed import beside
 
 
 @triton.jit
-def codes_in(words, part: tl.constexpr, kind: tl.constexpr, less, tile: tl.constexpr, piece: tl.constexpr):
-    """Codes of one part as float16 [tile, piece], `less` taken off; words [tile, piece / 2] are pairs of 16 bits.
+def codes_in(words, part: tl.constexpr, kind: tl.constexpr, tile: tl.constexpr, piece: tl.constexpr):
+    """The values of codes of one part as float16 [tile, piece]; words [tile, piece / 2] are pairs of 16 bits.
 
     A number from 1024 on has the code below the ten bits of its fraction.
     """
@@ -30,9 +30,10 @@ def codes_in(words, part: tl.constexpr, kind: tl.constexpr, less, tile: tl.const
     both = tl.join((bits & 0xFFFF).to(tl.uint16), (bits >> 16).to(tl.uint16))
     value = tl.reshape(both, (tile, piece)).to(tl.float16, bitcast=True)
     if kind == "i8":
-        return value - (1152 + less)
+        return value - 1152
     if kind == "f4e2m1":
         return value * 16384
+    less: tl.constexpr = 8 if kind == "i4" else 0
     return value * 0.0625 - (64 + less) if part % 2 else value - (1024 + less)
 
 
@@ -45,12 +46,9 @@ def weights_in(
     share: tl.constexpr = max(group, piece)  # the same scales are loaded once: part by part the same expression
     at = first + part * piece // share * share
     row = tl.where(at < ins, at // share, -1) + tl.arange(0, 1)
-    offset: tl.constexpr = 8 if kind == "i4" else 0
-    if zero is None:
-        value = codes_in(words, part, kind, offset, tile, piece)
-    else:
-        less = beside(zero, row, start, outs, tile, 1).to(tl.float16) + offset
-        value = codes_in(words, part, kind, less[:, None], tile, piece)
+    value = codes_in(words, part, kind, tile, piece)
+    if zero is not None:
+        value -= beside(zero, row, start, outs, tile, 1).to(tl.float16)[:, None]
     if group:
         step = beside(scale, row, start, outs, tile, 1)
         if step.dtype == tl.float16 and dtype == tl.float16:
