@@ -1,13 +1,13 @@
 """Products of every stored type on a real GPU: right, and how near to the memory's and PyTorch's speed.
 
-python bench/gpu_products.py compile FOLDER    anywhere: cubins and cases (triton)
-python bench/gpu_products.py run FOLDER OUT    where the GPU is: checks and times into OUT (torch, cuda-bindings)
+python bench/gpu_products.py compile FOLDER [KIND...]   anywhere: cubins and cases (triton)
+python bench/gpu_products.py run FOLDER OUT             where the GPU is: checks and times (torch, cuda-bindings)
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,45 +22,58 @@ KINDS: dict[str, dict[str, Any]] = {
     "w8a16": {"x": "f16", "w": "i8", "scale": "f32"},
     "w4a16": {"x": "f16", "w": "i4", "scale": "f16", "group": 128},
     "w4a16 zero": {"x": "f16", "w": "u4", "scale": "f16", "group": 128, "zero": True},
+    "w4a16 bf16": {"x": "bf16", "w": "i4", "scale": "bf16", "group": 128, "out": "bf16"},
 }
-COUNTS = (1, 16, 64, 128, 512, 2048)
-# of norms: float16's rounding of the result is 2e-4, that of E4M3's sums in the tensor cores 3e-3 at 11008 terms
-BOUND = {"fp8": 4e-3}
+COUNTS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
+# of norms: float16's rounding of the result is 2e-4 (bfloat16's 8 times that), and of each weight as much again; that
+# of E4M3's sums in the tensor cores 3e-3 at 11008 terms
+BOUND = {"fp8": 4e-3, "w4a16 bf16": 8e-3}
 
 
-def cases() -> Iterator[tuple[str, Any, int, Any]]:
+SIZES_OF = ("rows", "tile", "depth", "parts", "splits")  # constants that say which tiles a kernel has
+
+
+def cases(kinds: Sequence[str]) -> Iterator[tuple[str, Any, int, Any]]:
     """Names, products, rows and launches."""
     from compiler.kernels.products import Product, product
     from compiler.kernels.rows import SIZES
 
-    for name, kind in KINDS.items():
+    for name in kinds or KINDS:
         for outs, ins in SHAPES:
             for count in COUNTS:
-                asked = Product(outs, ins, out="f16", **kind)
+                asked = Product(outs, ins, **({"out": "f16"} | KINDS[name]))
                 yield name, asked, count, product(asked, min(size for size in SIZES if size >= count), 90)
 
 
-def compile_all(folder: Path) -> None:
+def compile_all(folder: Path, kinds: Sequence[str]) -> None:
     """Write cubins and list.json."""
+    from compiler.kernels.products import SPAN, in_words, joined
+
     folder.mkdir(parents=True, exist_ok=True)
-    launches: list[Any] = []
+    launches: dict[str, Any] = {}
+
+    def number(launch: Any) -> int:
+        launches.setdefault(repr(launch), launch)
+        return list(launches).index(repr(launch))
+
     document: dict[str, Any] = {"cases": []}
-    for name, asked, count, launch in cases():
-        if launch not in launches:
-            launches.append(launch)
+    for name, asked, count, launch in cases(kinds):
         constants = launch.constants
-        sizes = " ".join(f"{key}={constants[key]}" for key in ("rows", "tile", "depth", "parts") if key in constants)
+        sizes = " ".join(f"{key}={constants[key]}" for key in SIZES_OF if key in constants)
+        variant = {"name": f"{launch.name} {sizes}", "kernel": number(launch)}
+        if constants.get("splits", 1) > 1:
+            variant["join"] = number(joined(asked, constants["splits"]))
         document["cases"].append({
             "name": name, "product": asdict(asked), "count": count, "bound": BOUND.get(name, 1e-3),
-            "variants": [{"name": sizes, "kernel": launches.index(launch)}],
+            "variants": [variant], "span": SPAN if in_words(asked.x, asked.w, asked.group) else 0,
         })  # fmt: skip
-    compile_kernels(folder, launches, document)
+    compile_kernels(folder, list(launches.values()), document)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if sys.argv[1] == "compile":
-        compile_all(Path(sys.argv[2]))
+        compile_all(Path(sys.argv[2]), sys.argv[3:])
     else:
         import gpu_products_run
 
