@@ -46,7 +46,7 @@ class Compiled:
             made = self.list["kernels"][number]
             function = self.device.function(self.folder / made["file"], made["entry"], made["shared"])
             self._kernels[number] = Kernel(self.device, function, made["threads"], made["shared"],
-                                           tuple(made["arguments"]), made["constants"])  # fmt: skip
+                                           tuple(made["arguments"]), made["constants"], made["overlap"])  # fmt: skip
         return self._kernels[number]
 
     def time(self, calls: Sequence[Callable[[], None]], rounds: int = 5) -> float:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from compiler.kernels.codes import HEAD, code_of, keep_head, scale_of
+from compiler.kernels.overlap import wait
 
 FAR = tl.constexpr(
     1.0e38
@@ -124,7 +125,7 @@ def append(
     v_row: tl.constexpr, v_head: tl.constexpr,
     heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
     pairs: tl.constexpr, step: tl.constexpr, codes: tl.constexpr, tile: tl.constexpr, span: tl.constexpr,
-    pair_span: tl.constexpr, wide_span: tl.constexpr,
+    pair_span: tl.constexpr, wide_span: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Turn q in place, write turned k and v to slot = block id * block + place; a slot below 0 is padding.
 
@@ -133,6 +134,7 @@ def append(
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     slot = tl.load(slots + token)
+    wait(overlap)
     if slot < 0:
         return
     place = slot.to(tl.int64)

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ class Compiled:
     entry: str
     threads: int
     shared: int
+    overlap: bool  # it waits for the launches before it, and so may begin before they end
 
     @property
     def arguments(self) -> list[str]:
@@ -52,7 +54,8 @@ class Compiled:
 
     def as_dict(self, file: str) -> dict[str, Any]:
         """Its part of kernels.json."""
-        return {"file": file, "entry": self.entry, "threads": self.threads, "shared": self.shared}
+        return {"file": file, "entry": self.entry, "threads": self.threads, "shared": self.shared,
+                "overlap": self.overlap}  # fmt: skip
 
 
 def build(launches: Sequence[Launch], architecture: int, processes: int | None = None) -> list[Compiled]:
@@ -106,14 +109,25 @@ def load(launch: Launch) -> Any:
     return getattr(made, name)
 
 
+def waits(ptx: str) -> bool:
+    """Whether a kernel waits for the launches before it: as compiler/kernels/overlap.py says, or it is a mistake."""
+    before, found, _ = ptx.partition("griddepcontrol.wait")
+    if found and (early := re.search(r"\b(bra|ret|st|red|atom)\b", before)):
+        raise AssertionError(f"`{early[0]}` stands before the wait: a path without it, or an early write")
+    return bool(found)
+
+
 def _compile(job: dict[str, Any]) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
+
+    from compiler.kernels.overlap import FIRST
 
     launch = Launch(**job["launch"])
     kernel = load(launch)
     arguments = dict(launch.arguments)
     constants = launch.constants | {name: None for name, kind in arguments.items() if not kind}
+    constants |= {"overlap": job["architecture"] >= FIRST} if "overlap" in kernel.arg_names else {}
     signature = {name: TYPES.get(arguments.get(name, ""), "constexpr") for name in kernel.arg_names}
     # every pointer is aligned to 16 bytes: the arena's values are, and heads start at whole vectors
     aligned = {
@@ -136,6 +150,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "number": job["number"], "cubin": base64.b64encode(made.asm["cubin"]).decode(), "entry": made.metadata.name,
         "threads": made.metadata.num_warps * 32, "shared": made.metadata.shared,
+        "overlap": waits(made.asm["ptx"]),
     }  # fmt: skip
 
 

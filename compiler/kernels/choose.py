@@ -5,13 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.overlap import wait
+
 
 @triton.jit
-def choose(logits, tokens, following, vocab: tl.constexpr, tile: tl.constexpr):
+def choose(logits, tokens, following, vocab: tl.constexpr, tile: tl.constexpr, overlap: tl.constexpr = False):
     """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN.
 
     following i32[R] are always ids: the next step may read them as its tokens before the host has seen the -1.
     """
+    wait(overlap)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, tile)
     best = tl.full([tile], float("-inf"), tl.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.overlap import wait
 from compiler.kernels.softmax import FAR, LOG2E, over_tile
 
 
@@ -17,7 +18,7 @@ def decode(
     q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
     wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
     softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr,
-    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr,
+    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (B, K, splits): token b is the only new one of sequence b, past_lens[b] below 0 is padding.
 
@@ -29,6 +30,17 @@ def decode(
     past = tl.load(past_lens + row)
     context = past + 1
     begin = tl.load(block_begins + row)
+    low = 0
+    if window is not None:
+        low = tl.maximum(context - window, 0) // tile
+    high = tl.cdiv(context, tile)
+    each = tl.cdiv(high - low, splits)
+    low += split * each
+    high = tl.minimum(low + each, high)
+    wait(overlap)
+    before = None
+    if prefix is not None:
+        before = tl.load(prefix + row)
     share: tl.constexpr = heads // groups
     member = tl.arange(0, rows)
     ok = member < share
@@ -44,16 +56,6 @@ def decode(
             top = tl.load(sinks + head).to(tl.float32) * LOG2E
             total = tl.full([rows], 1.0, tl.float32)
     acc = tl.zeros([rows, wide_span], tl.float32)
-    before = None
-    if prefix is not None:
-        before = tl.load(prefix + row)
-    low = 0
-    if window is not None:
-        low = tl.maximum(context - window, 0) // tile
-    high = tl.cdiv(context, tile)
-    each = tl.cdiv(high - low, splits)
-    low += split * each
-    high = tl.minimum(low + each, high)
     for index in range(low, high):
         top, total, acc = over_tile(
             x, whole, past, head, top, total, acc, index, k_cache, v_cache, block_ids, begin, context, before, slopes,
@@ -75,9 +77,10 @@ def decode(
 @triton.jit
 def join(
     parts, tops, out, heads: tl.constexpr, wide: tl.constexpr, splits: tl.constexpr, wide_span: tl.constexpr,
-    split_span: tl.constexpr,
+    split_span: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (B, H): out [B, H, E] from the splits of `decode`."""
+    wait(overlap)
     lane = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
     lanes = tl.num_programs(0).to(tl.int64) * heads * splits
     split, e = tl.arange(0, split_span), tl.arange(0, wide_span)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from compiler.kernels.codes import plain
+from compiler.kernels.overlap import wait
 
 
 @triton.jit
@@ -54,11 +55,13 @@ def dense(
     x, w, scale, x_scale, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr, x_block: tl.constexpr,
     rows: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, band: tl.constexpr, turned: tl.constexpr,
+    overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs]; `turned` computes (w x')', where w is widened in registers.
 
     With scales inside a row (group, x_block) `depth` columns share one of each, and each depth's sum is scaled.
     """
+    wait(overlap)
     across, down = corner(band)
     n, m, d = across * tile + tl.arange(0, tile), down * rows + tl.arange(0, rows), tl.arange(0, depth)
     xs = x + m[:, None].to(tl.int64) * ins + d[None, :]

@@ -112,9 +112,12 @@ def _indented(lines: Sequence[str], spaces: int) -> str:
 _TEXT = """import triton
 import triton.language as tl
 
+from compiler.kernels.overlap import wait
+
 
 @triton.jit
-def experts({signature}):
+def experts({signature}, overlap: tl.constexpr = False):
+    wait(overlap)
     n = tl.program_id(0) * tile + tl.arange(0, tile)
     d = tl.arange(0, depth)
     here = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.overlap import wait
+
 
 @triton.jit
 def order(
     chosen, slots, owners, total, count, experts: tl.constexpr, each: tl.constexpr, rows: tl.constexpr,
-    bins: tl.constexpr, chunk: tl.constexpr,
+    bins: tl.constexpr, chunk: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (E,): pair p is choice p % K of row p / K; slots [tiles, rows] has the pairs by expert, -1 behind the last.
 
     owners [tiles] is the expert of each tile, total [1] how many there are. `chosen` of rows that nobody reads may be
     anything.
     """
+    wait(overlap)
     expert = tl.program_id(0)
     pairs = count * each
     at, number = tl.arange(0, chunk), tl.arange(0, bins)
@@ -46,8 +49,11 @@ def order(
 
 
 @triton.jit
-def combine(weights, results, y, each: tl.constexpr, outs: tl.constexpr, span: tl.constexpr):
+def combine(
+    weights, results, y, each: tl.constexpr, outs: tl.constexpr, span: tl.constexpr, overlap: tl.constexpr = False
+):  # fmt: skip
     """Grid (count,): y [count, outs] = the sum over K of weights [count, K] times results [count, K, outs]."""
+    wait(overlap)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, span)
     inside = at < outs

@@ -1,9 +1,9 @@
 """The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
 
-kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared}, ...}, and all else names
-keys: `sets` is a list of name -> key, one for each attention that differs; `attention` maps the index of a step to its
-set; `programs` maps an architecture and a segment to its kernels, by rows at most; `others` are by name: `choose` picks
-tokens, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
+kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared, overlap}, ...}, and all
+else names keys: `sets` is a list of name -> key, one for each attention that differs; `attention` maps the index of a
+step to its set; `programs` maps an architecture and a segment to its kernels, by rows at most; `others` are by name:
+`choose` picks tokens, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from compiler.kernels.codes import plain
 from compiler.kernels.dense import corner, finish, scale_of
+from compiler.kernels.overlap import wait
 
 
 @triton.jit
@@ -77,6 +78,7 @@ def packed(
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr,
     x_block: tl.constexpr, span: tl.constexpr, share: tl.constexpr, unit: tl.constexpr, rows: tl.constexpr,
     tile: tl.constexpr, parts: tl.constexpr, chunk: tl.constexpr, band: tl.constexpr, stages: tl.constexpr,
+    overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs], computed as (w x')' since w's codes are made in registers.
 
@@ -84,6 +86,7 @@ def packed(
     The columns are cut in `parts`, each a row of its own on both sides: what multiplies takes 8 or 16 rows of x, and
     where there are fewer, the parts fill it; of the sums that this makes only those of equal parts count.
     """
+    wait(overlap)
     across, down = corner(band)
     held: tl.constexpr = 2 if kind == "i8" else 4
     a, b, j = tl.arange(0, tile * parts), tl.arange(0, rows * parts), tl.arange(0, span // held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.overlap import wait
 from compiler.kernels.softmax import FAR, LOG2E, over_tile
 
 
@@ -32,7 +33,7 @@ def prefill(
     q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
     wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
     softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr, rows: tl.constexpr,
-    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr,
+    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (H, query tiles): tile i has the tokens tile_starts[i].. of sequence tile_rows[i]; out is [T, H, E].
 
@@ -41,6 +42,7 @@ def prefill(
     head = tl.program_id(0)
     index = tl.program_id(1)
     row = tl.load(tile_rows + index)
+    wait(overlap)
     if row < 0:
         return
     start = tl.load(tile_starts + index)

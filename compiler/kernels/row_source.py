@@ -1,4 +1,5 @@
-"""Writes a Triton kernel for equations that work on rows: norms, activations, sums. One program takes one row.
+"""Writes a Triton kernel for equations that work on rows: norms, activations, sums. One program takes one row, or a
+piece of one where each number stands for itself: at one row a single multiprocessor would do all the work.
 
 Every result is rounded to its own type, as the operation's definition does; in between all is float32. Low-bit codes
 are held in float32 too, as the numbers that they are.
@@ -40,6 +41,7 @@ _CODES = {
     "f8e4m3": "tl.where({0} != {0}, {0}, tl.minimum(tl.maximum({0}, -448.0), 448.0))",
     "f4e2m1": "nearest_e2m1({0})",
 }
+PIECE = 1024  # columns
 _GELU = "0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476))"
 _GELU_TANH = "{0} / (1.0 + tl.exp(-1.5957691216057308 * ({0} + 0.044715 * {0} * {0} * {0})))"
 
@@ -59,6 +61,7 @@ class RowSource:
     spans: set[int] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # values that are one number a row
     places: dict[str, list[str]] = field(default_factory=dict)  # of a choice: a variable for each
+    whole: bool = False  # whether something looks at a whole row
 
     def pointer(self, place: str, dtype: str) -> str:
         """The argument through which a place is reached; E8M0 as its bits."""
@@ -67,10 +70,7 @@ class RowSource:
 
     def span(self, columns: int) -> tuple[str, str]:
         """Variables of the columns of a row and of which of them exist."""
-        if columns not in self.spans:
-            self.spans.add(columns)
-            self.lines.append(f"at{columns} = tl.arange(0, {power(columns)})")
-            self.lines.append(f"ok{columns} = at{columns} < {columns}")
+        self.spans.add(columns)
         return f"at{columns}", f"ok{columns}"
 
     def load(self, value: Value, place: str, row: str, stride: int, start: int, columns: int) -> None:
@@ -111,10 +111,12 @@ class RowSource:
             self._rounded(equation)
         elif equation.op in ELEMENTWISE:
             self._elementwise(equation)
+            return
         elif equation.op in ("softmax", "top_k", "take", "sum"):
             self._route(equation)
         else:
             raise RefusedError(f"`{equation.op}` has no rule for rows")
+        self.whole = True
 
     def _elementwise(self, equation: Equation) -> None:
         operands = [self.read(arg) for arg in equation.args]
@@ -276,22 +278,35 @@ class RowSource:
             raise RefusedError(f"a scale for {block} of {columns} columns")
         return f"[{power(columns) // block}, {block}]"
 
+    @property
+    def pieces(self) -> int:
+        """How many programs a row has; all rows of the kernel are as wide then."""
+        single = self.whole or self.single or len(self.spans) != 1
+        return 1 if single else -(-max(self.spans) // PIECE)
+
     def launch(self) -> Launch:
         """The kernel as it stands."""
         arguments = tuple((name, dtype) for name, dtype in self.pointers.values())
-        body = "\n".join(f"    {line}" for line in ["row = tl.program_id(0).to(tl.int64)", *self.lines])
+        names = [name for name, _ in arguments]
+        spans = []
+        for columns in sorted(self.spans):
+            size, first = (power(columns), "") if self.pieces == 1 else (PIECE, f"tl.program_id(2) * {PIECE} + ")
+            spans += [f"at{columns} = {first}tl.arange(0, {size})", f"ok{columns} = at{columns} < {columns}"]
+        lines = ["wait(overlap)", "row = tl.program_id(0).to(tl.int64)", *spans, *self.lines]
+        body = "\n".join(f"    {line}" for line in lines)
         text = (
             f"import triton\nimport triton.language as tl\n{_imports(body)}\n\n@triton.jit\n"
-            f"def rows({', '.join(name for name, _ in arguments)}):\n{body}\n"
+            f"def rows({', '.join([*names, 'overlap: tl.constexpr = False'])}):\n{body}\n"
         )
-        widest = max(self.spans, default=1)
+        widest = max(self.spans, default=1) if self.pieces == 1 else PIECE
         return Launch("rows", "generated.rows", arguments, {}, 8 if widest > 2048 else 4, 2, text=text)
 
 
 def _imports(body: str) -> str:
-    """The line that brings the functions of codes.py that a kernel calls."""
+    """The lines that bring the functions that a kernel calls."""
     called = [name for name in ("nearest_e2m1", "nearest_e4m3", "power_of_two") if f"{name}(" in body]
-    return f"\nfrom compiler.kernels.codes import {', '.join(called)}\n" if called else ""
+    codes = f"from compiler.kernels.codes import {', '.join(called)}\n" if called else ""
+    return f"\n{codes}from compiler.kernels.overlap import wait\n"
 
 
 def rows_of(value: Value) -> tuple[str, ...]:

@@ -266,7 +266,7 @@ class _Maker:
                 self.stored.add(name)
         launch = source.launch()
         places = {argument: place for place, (argument, _) in source.pointers.items()}
-        self.done.calls.append(Call(launch, rows, 1, 1, places))
+        self.done.calls.append(Call(launch, rows, 1, 1, places, source.pieces))
         return stop - first
 
     def cut(self, source: RowSource, equation: Equation) -> None:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from compiler.kernels.dense import corner, finish, scale_of
+from compiler.kernels.overlap import wait
 from compiler.kernels.packed import beside
 
 
@@ -63,11 +64,13 @@ def widened(
     x, w, scale, zero, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, span: tl.constexpr,
     rows: tl.constexpr, tile: tl.constexpr, band: tl.constexpr, splits: tl.constexpr, stages: tl.constexpr,
+    overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows, splits): y [count, outs], computed as (w x')'; codes lie as packed.py has them.
 
     Where the columns are split, y is f32[splits, count, outs], and `joined` adds what is each split's.
     """
+    wait(overlap)
     across, down = corner(band)
     held: tl.constexpr = 2 if kind == "i8" else 4
     piece: tl.constexpr = span // held
@@ -111,9 +114,10 @@ def widened(
 @triton.jit
 def joined(
     sums, scale, bias, residual, y, count,
-    outs: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr,
+    outs: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr, tile: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs] of sums f32[splits, count, outs], added in order."""
+    wait(overlap)
     n, m = tl.program_id(0) * tile + tl.arange(0, tile), tl.program_id(1) * rows + tl.arange(0, rows)
     inside = (m < count)[:, None] & (n < outs)[None, :]
     total = tl.zeros([rows, tile], tl.float32)

@@ -23,6 +23,17 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _overlapping(stream: Any) -> Any:
+    """How kernels are launched; of its attributes, the one that lets a kernel begin early, `numAttrs` are used."""
+    attribute = cu.CUlaunchAttribute()
+    attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    made = cu.CUlaunchConfig()
+    made.blockDimY = made.blockDimZ = 1
+    made.hStream, made.attrs = stream, [attribute]
+    return made
+
+
 class Device:
     """One GPU with a stream of its own; remembers what it allocated and gives all of it back in `close`."""
 
@@ -39,6 +50,7 @@ class Device:
         )
         self.multiprocessors = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
         self.stream = check(cu.cuStreamCreate(cu.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._launch = _overlapping(self.stream)
         self._memory: list[int] = []
         self._pinned: list[int] = []
         self._modules: dict[Path, Any] = {}
@@ -125,14 +137,21 @@ class Device:
             check(cu.cuFuncSetAttribute(function, kind, shared))
         return function
 
-    def launch(self, function: Any, grid: Sequence[int], threads: int, shared: int, arguments: Sequence[int]) -> None:
-        """Start a kernel whose arguments are addresses."""
+    def launch(
+        self, function: Any, grid: Sequence[int], threads: int, shared: int, arguments: Sequence[int], overlap: bool
+    ) -> None:
+        """Start a kernel whose arguments are addresses.
+
+        With `overlap` it may begin before the kernel in front of it ends: it must wait itself, in every block.
+        """
         count = len(arguments)
         values = (ctypes.c_void_p * count)(*arguments)
         base = ctypes.addressof(values)
         places = (ctypes.c_void_p * count)(*range(base, base + 8 * count, 8))
-        x, y, z = grid
-        check(cu.cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, self.stream, ctypes.addressof(places), 0))
+        launch = self._launch
+        launch.gridDimX, launch.gridDimY, launch.gridDimZ = grid
+        launch.blockDimX, launch.sharedMemBytes, launch.numAttrs = threads, shared, int(overlap)
+        check(cu.cuLaunchKernelEx(launch, function, ctypes.addressof(places), 0))
 
     def capture(self, work: Callable[[], None]) -> Any:
         """A graph of what `work` puts into the stream; `work` must not wait for it."""

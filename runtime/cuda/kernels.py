@@ -26,11 +26,12 @@ class Kernel:
     shared: int
     arguments: tuple[str, ...]
     constants: Mapping[str, Any]
+    overlap: bool  # it waits for the launches before it, and so may begin before they end
 
     def launch(self, grid: Sequence[int], values: Mapping[str, int]) -> None:
         """Put it into the device's stream; values are addresses and whole numbers."""
         given = [values[name] for name in self.arguments]
-        self.device.launch(self.function, grid, self.threads, self.shared, [*given, *_SCRATCH])
+        self.device.launch(self.function, grid, self.threads, self.shared, [*given, *_SCRATCH], self.overlap)
 
 
 def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgram:
@@ -69,7 +70,7 @@ class Kernels:
                 built = entry[f"sm{architecture}"]
                 function = device.function(folder / built["file"], built["entry"], built["shared"])
                 loaded[key] = Kernel(device, function, built["threads"], built["shared"], tuple(entry["arguments"]),
-                                     entry["constants"])  # fmt: skip
+                                     entry["constants"], built["overlap"])  # fmt: skip
             sets = [{name: loaded[key] for name, key in one.items()} for one in document["sets"]]
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}
             self.others = {name: loaded[key] for name, key in document["others"].items()}

@@ -95,7 +95,7 @@ def row_steps(
                 tiles = -(-count // one.tile)
                 # a row's kernel has its rows along the first axis, which may be the longest
                 single = one.blocks == one.tile == 1
-                one.kernel.launch((tiles, 1, 1) if single else (one.blocks, tiles, one.depth), values)
+                one.kernel.launch((tiles, 1, one.depth) if single else (one.blocks, tiles, one.depth), values)
 
         return enqueue
 

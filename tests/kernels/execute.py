@@ -44,7 +44,7 @@ def execute(
             kind = torch_dtype(kinds[argument])
             values[argument] = stored.view(kind) if place in temps or kind is torch.uint8 else stored
         tiles = -(-count // call.tile)
-        grid = (tiles,) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
+        grid = (tiles, 1, call.depth) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
         arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
         load(call.launch)[grid](*arguments, **call.launch.constants)
     return {port: memory[port] for port, _ in graph.outputs}

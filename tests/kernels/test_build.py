@@ -13,7 +13,7 @@ import pytest
 from compiler.ir.cache_rows import CODES
 from compiler.kernels import attention as lib
 from compiler.kernels import library
-from compiler.kernels.build import ARCHITECTURES, SHARED, build
+from compiler.kernels.build import ARCHITECTURES, SHARED, build, waits
 from compiler.kernels.products import LEAST_FP8, LEAST_INT8, MANY, Product, product
 from compiler.kernels.rows import program_of
 from tests.golden_errors import check_raises
@@ -64,6 +64,7 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
     for entry in written["kernels"].values():
         assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"
+        assert entry["sm90"]["overlap"] == (entry["sm90"]["entry"] not in ("normal", "codes"))  # they make weights
     assert written["kernels"][kernels["append"]]["arguments"] == [
         "q",
         "k",
@@ -84,6 +85,7 @@ def test_each_architecture(architecture: int) -> None:
     )
     assert small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
     assert small.threads == 128
+    assert small.overlap == large.overlap == (architecture >= 90)
     assert large.shared <= SHARED[architecture]  # the tiles that are best on sm_90 do not fit everywhere
 
 
@@ -129,6 +131,15 @@ def test_every_feature_compiles() -> None:
         sizes = {"outs": outs, "ins": 128, "out": "f16", "scale": "f16", "group": 64}
         launches += [product(Product(x="f16", w="u4", zero=True, **sizes), rows, 90) for rows in (1, 64)]
     assert all(made.cubin[:4] == b"\x7fELF" for made in build(launches, 90))
+
+
+def test_a_wait_holds_on_every_path() -> None:
+    load, wait, store = "ld.global.b32 %r1, [%rd1];\n", "griddepcontrol.wait;\n", "st.global.b32 [%rd2], %r1;\n"
+    assert waits(load + wait + store)
+    assert not waits(load + store)
+    for early in (store, "@%p1 bra $L__BB0_2;\n", "@%p1 ret;\n", "atom.global.add.u32 %r2, [%rd1], 1;\n"):
+        with pytest.raises(AssertionError, match="before the wait"):
+            waits(load + early + wait)
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from compiler.kernels.build import Compiled, load
 BYTES = 5 << 20  # the interpreter copies all of it at each launch
 START = 4096  # no address is 0
 KERNELS: dict[str, Any] = {}
+ALONE = ("normal", "codes")  # what makes weights, long before a step
 LAUNCHES: dict[bytes, Launch] = {}  # by what stands for their machine code
 
 
@@ -35,7 +36,7 @@ def build(launches: Sequence[Launch], architecture: int, processes: int | None =
     for launch in launches:
         code = library._key(launch).encode()
         LAUNCHES[code] = launch
-        made.append(Compiled(launch, architecture, code, launch.name, 128, 0))
+        made.append(Compiled(launch, architecture, code, launch.name, 128, 0, launch.name not in ALONE))
     return made
 
 
@@ -126,9 +127,12 @@ class Device:
         assert address % kind.itemsize == 0
         return self.memory[address : address + (self.used - address) // kind.itemsize * kind.itemsize].view(kind)
 
-    def launch(self, launch: Launch, grid: Sequence[int], threads: int, shared: int, given: Sequence[int]) -> None:
+    def launch(
+        self, launch: Launch, grid: Sequence[int], threads: int, shared: int, given: Sequence[int], overlap: bool
+    ) -> None:
         del threads, shared
         self.launched.append(launch.name)
+        assert overlap == (launch.name not in ALONE)
         left = iter(given)
         arguments = [
             None if not kind else next(left) if kind == "int" else self.tensor(next(left), kind)
