@@ -15,13 +15,15 @@ from compiler.ir.formats import LARGEST_EXPONENT, RANGE
 from compiler.kernels.attention import Launch, power
 
 _ROUND = {
-    "f16": ".to(tl.float16).to(tl.float32)", "bf16": ".to(tl.bfloat16).to(tl.float32)", "f32": "", "i8": "",
+    "f16": ".to(tl.float16).to(tl.float32)", "bf16": ".to(tl.bfloat16).to(tl.float32)", "f32": "", "i32": "", "i8": "",
     "f8e4m3": "", "f4e2m1": "", "f8e8m0": "",
 }  # fmt: skip
 _SIGMOID = "(1.0 / (1.0 + tl.exp(-({0}))))"
 _UNARY = {
     "exp": "tl.exp({0})",
     "rsqrt": "tl.rsqrt({0})",
+    "cos": "tl.cos({0})",
+    "sin": "tl.sin({0})",
     "erf": "tl.erf({0})",
     "sigmoid": _SIGMOID,
     "tanh": "(2.0 / (1.0 + tl.exp(-2.0 * ({0}))) - 1.0)",
@@ -33,6 +35,8 @@ _BINARY = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
     "minimum": "tl.minimum({0}, {1}, tl.PropagateNan.ALL)", "maximum": "tl.maximum({0}, {1}, tl.PropagateNan.ALL)",
 }  # fmt: skip
+CONSTS = 256  # numbers in the text of a kernel
+_WHOLE = ("add", "sub", "minimum", "maximum")  # exact below 2^24: positions, ids
 ELEMENTWISE = (*_UNARY, *_BINARY, "gelu")  # what works on a number at a time, in tiles of any shape
 # What `quantize` does behind the division (compiler/ir/formats.py). In float32, 1.5 2^23 has no bits below 1: adding it
 # rounds to whole numbers, ties to even; E4M3 is rounded to when it is stored, or read here (`exact`).
@@ -87,6 +91,18 @@ class RowSource:
         self.lines.append(f"{name} = tl.load({self.pointer(place, 'i32')} + row).to(tl.int64)")
         return name
 
+    def index_of(self, value: Value) -> str:
+        """The row that an index names which is computed here."""
+        name = f"i{len(self.lines)}"
+        self.lines.append(f"{name} = {self.names[value.name]}.to(tl.int64)")
+        return name
+
+    def const(self, value: Value, numbers: Sequence[float]) -> None:
+        """A row of numbers that stand in the text."""
+        if len(numbers) > CONSTS:
+            raise RefusedError(f"a constant of {len(numbers)} numbers")
+        self.names[value.name] = self._gathered([repr(float(number)) for number in numbers], "float32")
+
     def store(self, value: Value, place: str) -> None:
         """Write a row."""
         columns = self.columns(value)
@@ -121,6 +137,8 @@ class RowSource:
     def _elementwise(self, equation: Equation) -> None:
         operands = [self.read(arg) for arg in equation.args]
         self._alike(equation)
+        if equation.result.type.dtype == "i32" and equation.op not in _WHOLE:
+            raise RefusedError(f"`{equation.op}` of whole numbers")
         if equation.op == "gelu":
             text = _GELU_TANH if equation.attr["approximate"] else _GELU
         else:
@@ -132,7 +150,7 @@ class RowSource:
     def _route(self, equation: Equation) -> None:
         """What a router does with the scores of a row: their softmax, the largest, their sum."""
         x, columns, number = equation.values[0], self.columns(equation.values[0]), len(self.lines)
-        if columns != x.type.shape[-1] or equation.result.type.dtype not in (*_ROUND, "i32"):
+        if columns != x.type.shape[-1] or equation.result.type.dtype not in _ROUND:
             raise RefusedError(f"`{equation.op}` of {columns} columns in groups of {x.type.shape[-1]}")
         at, ok = self.span(columns)
         row = self.read(x)

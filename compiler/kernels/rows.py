@@ -67,11 +67,9 @@ class _Maker:
         self.low = {equation.result.name: equation for equation in graph.equations if equation.op == "dequantize"}
         for name in [name for name in self.low if not self.read_as_codes(name)]:
             del self.low[name]
-        self.equations = [
-            equation
-            for equation in graph.equations
-            if equation.results[0].name not in self.low and equation.results[0].name not in self.alias
-        ]
+        self.consts = {equation.result.name: equation for equation in graph.equations if equation.op == "const"}
+        elsewhere = {*self.low, *self.alias, *self.consts}
+        self.equations = [equation for equation in graph.equations if equation.results[0].name not in elsewhere]
         self.users: dict[str, list[int]] = {}
         for index, equation in enumerate(self.equations):
             for value in equation.values:
@@ -251,7 +249,8 @@ class _Maker:
                 table, index = equation.args
                 if not isinstance(table, Value) or not isinstance(index, Value) or self.home(table) not in self.stored:
                     raise RefusedError("rows are taken of what is not stored")
-                row = source.index(self.place(index))
+                here = self.home(index) in source.names
+                row = source.index_of(self.named(source, index)) if here else source.index(self.place(index))
                 columns = self.columns(equation.result)
                 source.load(equation.result, self.place(table), row, columns, 0, columns)
             else:
@@ -277,10 +276,26 @@ class _Maker:
         start, stop = int(str(equation.attr["start"])), int(str(equation.attr["stop"]))
         source.load(equation.result, self.place(whole), "row", self.columns(whole), start, stop - start)
 
+    def named(self, source: RowSource, value: Value) -> Value:
+        """A value that is computed here, also by the name of a view of it."""
+        source.names[value.name] = source.names[self.home(value)]
+        return value
+
+    def numbers(self, value: Value) -> list[float]:
+        """Those of a constant row, or of one number."""
+        found = self.consts[value.name].attr["value"]
+        row = found if isinstance(found, tuple) else (found,)
+        if len(value.type.shape) > 1 or not all(isinstance(number, (int, float)) for number in row):
+            raise RefusedError(f"constant %{value.name} is no row")
+        return [float(str(number)) for number in row]
+
     def bring(self, source: RowSource, value: Value) -> None:
         """Load a value that an earlier launch stored, or a weight's one row."""
         if self.home(value) in source.names:
-            source.names[value.name] = source.names[self.home(value)]
+            self.named(source, value)
+            return
+        if value.name in self.consts:
+            source.const(value, self.numbers(value))
             return
         if self.home(value) not in self.stored:
             raise RefusedError(f"%{value.name} is not stored")

@@ -33,6 +33,12 @@ def norm_owners(graph: Graph, kernels: KernelSteps) -> dict[str, str]:
     return {name: norm for name, norm in found.items() if name not in refused}
 
 
+def rows_only(graph: Graph, kernels: KernelSteps) -> bool:
+    """Whether a piece between norms has no product: angles of positions, a sum; an engine would be several launches."""
+    products = ("matmul", "gather_matmul")
+    return load_toolchain(kernels.toolchain).norms is not None and not any(eq.op in products for eq in graph.equations)
+
+
 def _groups(graph: Graph) -> dict[str, str]:
     """Runs of equations on rows that hold a norm: with it what makes its input of looked up rows, and what reads it."""
     made = {value.name: equation for equation in graph.equations for value in equation.results}

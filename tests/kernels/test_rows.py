@@ -46,6 +46,20 @@ GATED = """graph segment(%h: f16[T,96], %x: f16[T,32], %down: f16[32,48], %b: f1
   return logits = %logits
 }"""
 
+POSITIONS = """graph segment(%positions: i32[T], %table: f32[8,12]) {
+  dim T in 1..8..64
+  %freq: f32[6] = const() {value = (1.0, 0.17782793939113617, 0.03162277862429619, 0.005, 0.001, 0.0001778)}
+  %at: f32[T] = cast(%positions) {dtype = "f32"}
+  %at.2: f32[T,1] = reshape(%at) {shape = ("T", 1)}
+  %angle: f32[T,6] = mul(%at.2, %freq)
+  %cos: f32[T,6] = cos(%angle)
+  %sin: f32[T,6] = sin(%angle)
+  %zero: i32[T] = maximum(%positions, 0)
+  %place: i32[T] = add(%zero, 2)
+  %x: f32[T,12] = gather(%table, %place)
+  return cos = %cos, sin = %sin, x = %x
+}"""
+
 UNARY = ("relu", "sigmoid", "tanh", "silu", "exp", "gelu {approximate = true}", "gelu {approximate = false}")
 
 
@@ -76,6 +90,13 @@ def check_graph(graph: Graph, dtype: str, rows: int, tokens: int) -> None:
 @pytest.mark.parametrize("text", [SEGMENT, GATED], ids=["attention out", "gate, bias, rows, head"])
 def test_segments(text: str, dtype: str) -> None:
     check(text, dtype)
+
+
+def test_positions() -> None:
+    """Angles, constants in the text, and a place that is computed and looked up in one launch."""
+    check(POSITIONS, "f32")
+    (call,) = program_of(parse(POSITIONS), 16, 90).calls
+    assert set(call.places.values()) == {"positions", "table", "cos", "sin", "x"}
 
 
 def test_several_norms_in_one_group() -> None:

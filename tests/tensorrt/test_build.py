@@ -32,7 +32,7 @@ from tests.golden_errors import ROOT, check_raises
 from tests.tensorrt import recorder
 
 GPU = "NVIDIA H200"
-ENGINES = 7  # of the demo model
+ENGINES = 6  # of the demo model
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def test_a_bundle_is_what_the_runtime_reads(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     program = opened.program
     assert opened.toolchain == {"tensorrt": "8.6"}
-    # positions, then a layer's q k v, o and mlp with norms between, and the head
+    # angles, then a layer's q k v, o and mlp with norms between, and the head
     layer = ["program", "engine", "kernel", "engine", "program", "engine"]
-    assert [step.kind for step in program.steps] == ["engine", *layer * 6, "program", "engine"]
-    # of 20 calls: the last layer's o and mlp take the rows that are asked for
+    assert [step.kind for step in program.steps] == ["program", *layer * 6, "program", "engine"]
+    # of 19 calls: the last layer's o and mlp take the rows that are asked for
     assert len({step.file for step in program.steps if step.kind == "engine"}) == ENGINES
     bound = [name for step in program.steps for name in step.inputs.values()]
     assert {name.removeprefix("weight:") for name in bound if name.startswith("weight:")} == set(program.weights)

@@ -168,9 +168,9 @@ def steps_of(recipe: str, *, baked: bool) -> list[str]:
 
 
 def test_products_of_blocks_are_engines_where_those_hold_their_weights() -> None:
-    assert steps_of("w4a16", baked=False) == ["engine", "kernel", "program"]  # the first engine has no product
+    assert steps_of("w4a16", baked=False) == ["kernel", "program"]
     assert steps_of("w4a16", baked=True) == ["engine", "kernel"]
-    assert steps_of("w4a16_gptq", baked=True) == ["engine", "kernel", "program"]  # zero points
+    assert steps_of("w4a16_gptq", baked=True) == ["kernel", "program"]  # zero points
     assert steps_of("w8a8_sq_static", baked=False) == ["engine", "kernel"]
 
 

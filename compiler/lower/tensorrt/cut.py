@@ -16,7 +16,7 @@ from compiler.lower.attention_step import BACKEND, AttentionStep, attention_step
 from compiler.lower.expert_steps import expert_owners
 from compiler.lower.layouts import COLUMNS, PAIRS, WORDS
 from compiler.lower.low_bit import KernelSteps, LowBitProduct, low_bit_products, with_row_scales
-from compiler.lower.norm_steps import norm_owners
+from compiler.lower.norm_steps import norm_owners, rows_only
 from compiler.lower.partition import Segment, partition
 from compiler.lower.plan import ROWS, Step
 from compiler.lower.segments import EngineSegment, engine_segment
@@ -82,7 +82,7 @@ def _pieces(
     products = [] if kernels is None else kernels.of(part.graph.equations)
     owner = {} if kernels is None or baked else expert_owners(part.graph, kernels) | norm_owners(part.graph, kernels)
     if kernels is None or not (products or owner):
-        yield part.kind, engine_segment(part.graph, baked=baked)
+        yield _rest(part, kernels, baked, refusals)
         return
     if products:
         whole = engine_segment(part.graph)
@@ -92,12 +92,20 @@ def _pieces(
     owner |= {equation.result.name: product.owner for product in products for equation in product.equations}
     for piece in partition(part.graph, lambda equation: owner.get(equation.results[0].name)):
         if piece.kind != "step":
-            yield piece.kind, engine_segment(piece.graph, baked=baked)
+            yield _rest(piece, kernels, baked, refusals)
             continue
         program = engine_segment(piece.graph)
         if (reason := _refusal(program, kernels, refusals)) is not None:
             raise _no_kernel(kernels, products, piece, reason)
         yield PROGRAM, program
+
+
+def _rest(piece: Segment, kernels: KernelSteps | None, baked: bool, refusals: Refusals) -> tuple[str, EngineSegment]:
+    """What is no product of kernels and no norm: an engine's, but for what has no product at all next to norms."""
+    segment = engine_segment(piece.graph, baked=baked)
+    if kernels is None or baked or not rows_only(piece.graph, kernels):
+        return piece.kind, segment
+    return (piece.kind if _refusal(segment, kernels, refusals) else PROGRAM), segment
 
 
 def _refusal(segment: EngineSegment, kernels: KernelSteps, known: Refusals) -> str | None:
