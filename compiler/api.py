@@ -187,7 +187,9 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         raise SpecRTError("SPEC-064", message, where=found.spec.sizes[str(asked.size)].where)
     lap("build")
     stored, cache = _stored(asked, found, built), asked.kv_cache
-    precision = choose(asked.target, toolchain, asked.precision, asked.layers, stored, cache, native=native)
+    precision = choose(
+        asked.target, toolchain, asked.precision, asked.layers, stored, cache, native=native, experts=_experts(options)
+    )
     role = role_of(found)
     if native:
         from compiler.lower.tensorrt.native import check_native
@@ -196,6 +198,13 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
     lap("passes")
     return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)
+
+
+def _experts(options: BuildOptions | None) -> str | None:
+    """Why products of experts read floats: engines do."""
+    if options is None:
+        return None
+    return "products of experts read floats on a GPU"
 
 
 def _stored(asked: Request, found: Source, built: Built) -> Stored | None:

@@ -62,15 +62,20 @@ class QuantizationPlan:
 
 
 def plan_quantization(
-    graph: Graph, recipe: Recipe, overrides: Sequence[Override] = (), stored: Mapping[str, Linear | str] | None = None
+    graph: Graph,
+    recipe: Recipe,
+    overrides: Sequence[Override] = (),
+    stored: Mapping[str, Linear | str] | None = None,
+    experts: str | None = None,
 ) -> QuantizationPlan:
     """The plan for a graph; `stored`: linears as the checkpoint has them, in place of the recipe.
 
-    Raises SpecRTError PREC-011 where an override names no linear.
+    `experts`: why matrices of experts stay as they are, whatever the recipe; None where it decides. Raises SpecRTError
+    PREC-011 where an override names no linear.
     """
     plan = QuantizationPlan(recipe, tuple(overrides))
     used: set[int] = set()
-    for name, equation, weight in linears_of(graph, experts=stored is not None):
+    for name, equation, weight in linears_of(graph):
         chosen, why, index = _choose(name, recipe, plan.overrides)
         used |= {index} if index is not None else set()
         if chosen is None or chosen.weights is None:
@@ -78,8 +83,9 @@ def plan_quantization(
                 plan.kept[name] = why
             continue
         reason = _refusal(graph, equation, weight)
-        if index is not None and equation.op == "gather_matmul":
-            reason = "matrices of experts are not rounded again"
+        if equation.op == "gather_matmul" and reason is None:
+            again = "matrices of experts are not rounded again" if index is not None and stored is not None else None
+            reason = experts or again or experts_kept(chosen)
         if index is None and stored is not None:
             own = reason or stored.get(name, "the checkpoint has it in the base precision")
             if isinstance(own, Linear):
@@ -102,11 +108,17 @@ def plan_quantization(
     return plan
 
 
-def linears_of(graph: Graph, experts: bool = False) -> Iterator[tuple[str, Equation, Value]]:
-    """Every product with a weight: the weight's full name (one for each round), the product, the weight's value.
+def experts_kept(recipe: Recipe) -> str | None:
+    """Why a recipe leaves matrices of experts as they are, or None."""
+    if recipe.activations is not None:
+        return "inputs of experts are not rounded"
+    if recipe.calibration is not None:
+        return "calibration does not see what each expert gets"
+    return None
 
-    `experts`: those of a matrix chosen by token too.
-    """
+
+def linears_of(graph: Graph) -> Iterator[tuple[str, Equation, Value]]:
+    """Every product with a weight: the weight's full name (one for each round), the product, the weight's value."""
     outer = {equation.result.name: equation for equation in graph.equations if equation.op == "weight"}
     for top in graph.equations:
         inner = walk((top,))
@@ -115,7 +127,7 @@ def linears_of(graph: Graph, experts: bool = False) -> Iterator[tuple[str, Equat
         assert isinstance(count, int)
         for equation in inner:
             plain = equation.op == "matmul" and equation.attr.get("transpose_b")
-            weight = equation.args[1] if plain or (experts and equation.op == "gather_matmul") else None
+            weight = equation.args[1] if plain or equation.op == "gather_matmul" else None
             source = {**outer, **inside}.get(weight.name) if isinstance(weight, Value) else None
             if source is None or not isinstance(weight, Value) or not weight.type.is_float:
                 continue

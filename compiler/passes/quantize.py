@@ -33,14 +33,16 @@ def quantize(
     overrides: Sequence[Override] = (),
     planned: Callable[[QuantizationPlan], None] | None = None,
     stored: Mapping[str, Linear | str] | None = None,
+    experts: str | None = None,
 ) -> Pass:
     """The pass that plans for the graph it gets, tells `planned`, and carries the plan out.
 
-    `stored`: linears as the checkpoint has them, which take the place of the recipe's.
+    `stored`: linears as the checkpoint has them, which take the place of the recipe's; `experts`: why those of experts
+    stay as they are.
     """
 
     def apply(graph: Graph, log: Log) -> Graph:
-        plan = plan_quantization(graph, recipe, overrides, stored)
+        plan = plan_quantization(graph, recipe, overrides, stored, experts)
         if planned is not None:
             planned(plan)
         for name, why in plan.kept.items():

@@ -37,6 +37,7 @@ class Chosen:
     overrides: tuple[Override, ...]
     stored: Stored | None = None  # the checkpoint's own codes, where they are kept
     native: bool = False  # TensorRT's own attention and cache layers
+    experts: str | None = None  # why matrices of experts keep their type on the target
     plans: list[QuantizationPlan] = field(default_factory=list, compare=False)
 
     @property
@@ -60,8 +61,8 @@ class Chosen:
             raise SpecRTError("PREC-018", message, hint="leave `kv_cache` out")
         stored_only = self.base == "fp16" and self.target == "cpu"
         quantized = self.recipe.weights is not None or self.overrides
-        own = None if self.stored is None else self.stored.for_target(self.target)
-        change = (quantize(self.recipe, self.overrides, self.plans.append, own),) if quantized else ()
+        own = None if self.stored is None else self.stored.linears
+        change = (quantize(self.recipe, self.overrides, self.plans.append, own, self.experts),) if quantized else ()
         codes, emulated = self.cache
         base = "fp32" if stored_only else self.base
         kept = None if emulated else codes
@@ -101,8 +102,11 @@ def choose(
     kv_cache: str | None = None,
     *,
     native: bool = False,
+    experts: str | None = None,
 ) -> Chosen:
     """The precision for a target, cpu or a GPU; None: as a low-bit checkpoint has its weights, else fp32.
+
+    `experts`: why matrices of experts keep their type there.
 
     Raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015 and PREC-017.
     """
@@ -120,7 +124,9 @@ def choose(
         if other.weights is not None:
             require(decide(other, toolchain, gpu))
         overrides.append(Override(entry.linears, other if other.weights is not None else None, entry.where))
-    return Chosen(target, recipe, decision, tuple(overrides), stored if recipe.name == STORED else None, native)
+    return Chosen(
+        target, recipe, decision, tuple(overrides), stored if recipe.name == STORED else None, native, experts
+    )
 
 
 def _recipes(precision: str | None, stored: Stored | None) -> list[Recipe]:

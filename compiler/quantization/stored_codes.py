@@ -34,16 +34,6 @@ class Stored:
     sources: Mapping[str, WeightSource]
     where: Where
 
-    def for_target(self, target: str) -> Mapping[str, Linear | str]:
-        """What is kept there: products of experts read codes on the CPU only."""
-        if target == "cpu":
-            return self.linears
-        why = f"products of experts read floats on {target}"
-        return {
-            name: why if isinstance(linear, Linear) and len(linear.storage.shape) > 2 else linear
-            for name, linear in self.linears.items()
-        }
-
     def types(self) -> list[str]:
         """The types of codes, the most frequent first."""
         counted = Counter(linear.storage.type for linear in self.linears.values() if isinstance(linear, Linear))

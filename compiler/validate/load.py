@@ -9,7 +9,7 @@ from math import prod
 from compiler.ir.cache_rows import HEAD
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.types import DTYPES
-from compiler.passes.quantization_plan import leaf_of, matches
+from compiler.passes.quantization_plan import experts_kept, leaf_of, matches
 from compiler.sizes import cache_bytes_per_token, cache_rows_per_token, counted
 from compiler.validate.fit import Load
 from specs.precision import Recipe
@@ -69,7 +69,8 @@ def bits(weight: Weight, recipe: Recipe, base: str) -> float:
     """Bits that a number of a weight takes, its share of scales and zero points included."""
     plain, store = 8.0 * BASE_BYTES[base], recipe.weights
     excluded = any(matches(weight.name, item.linears) for item in recipe.exclude)
-    if store is None or not weight.multiplied or excluded:
+    kept = weight.active < 1.0 and experts_kept(recipe) is not None
+    if store is None or not weight.multiplied or excluded or kept:
         return plain
     inputs, outputs = weight.shape[-1], prod(weight.shape[:-1])
     scale = float(DTYPES[store.scale])

@@ -53,7 +53,8 @@ def pieces_of(
     """A small model quantized for a GPU: its pieces, its stored tensors, its graph."""
     model = tiny(ROOT / "specs" / "models" / f"{name}.yaml", precision)
     plans: list[QuantizationPlan] = []
-    change = (quantize(load_recipe(recipe) if isinstance(recipe, str) else recipe, overrides, plans.append),)
+    asked = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    change = (quantize(asked, overrides, plans.append, experts="read as floats"),)
     graph, _ = run_passes(model.built.graph, pipeline(model.role, precision, "sm90", change))
     pieces = cut(graph, kernels=kernels)
     weights = LowBit(model, plans[-1])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compiler.api import prepare
 from compiler.validate.metrics import agreement
 from specs.precision import load_recipe, recipe_names
 from tests.precision.models import MODELS, computed
@@ -77,3 +78,17 @@ def check(family: str, recipe: str, asked: str, tmp_path: Path) -> None:
     if recipe not in ("bf16", "fp16"):  # it did something
         assert against_float.relative > 1e-4
         assert all(np.isfinite(row).all() for row in found)
+
+
+@pytest.mark.parametrize(("family", "recipe"), [("mixtral", "w4a16_asym"), ("gpt_oss", "mxfp4")])
+def test_experts_keep_codes(family: str, recipe: str, tmp_path: Path) -> None:
+    """Recipes that need no data and round no inputs take the matrices of experts too; others say why not."""
+    check(family, recipe, recipe, tmp_path)
+    asked = {"size": "tiny", "weights": "random", "max_sequence": 64}
+    for name, told in ((recipe, None), ("w8a8", "inputs of experts"), ("w4a16_gptq", "calibration does not see")):
+        plan = prepare(MODELS / f"{family}.yaml", precision=name, **asked).precision.plan
+        assert plan is not None
+        linears, kept = (sorted(weight for weight in names if ".moe." in weight and "router" not in weight)
+                         for names in (plan.linears, plan.kept))  # fmt: skip
+        assert linears if told is None else kept and all(told in plan.kept[weight] for weight in kept)
+        assert not (kept if told is None else linears)
