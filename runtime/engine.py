@@ -5,8 +5,9 @@ sequence; it takes further blocks as it grows. Where none is left, the youngest 
 is computed again later, from its tokens: the oldest always gets on, and nobody's result depends on it. A request that
 the whole cache could not hold is refused.
 
-Where the executable can, a decode step is started before the tokens of the one before are read: the host prepares it
-while the device computes. It must be sure what the step is: see `_follow`.
+Where the executable can, a step is started before the tokens of the one before are read: the host prepares it while the
+device computes, and the device hands the tokens on by itself. For that time the engine takes for granted that every
+sequence goes on: what ends by a stop token has then computed one token too many, which is dropped.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ STEP_TOKENS = 512  # in one call: long enough to use the machine fully, short en
 
 
 class _Started(NamedTuple):
-    """A step whose results nobody has taken: those of `work`, as logits, tokens, or a ticket to wait for tokens."""
+    """A step whose results nobody has taken: `rows` of logits or tokens for each of `work`, or a ticket to wait for."""
 
     work: list[tuple[Request, int]]
+    rows: list[int]
     results: Floats | list[int] | None = None
     ticket: int = 0
 
@@ -64,6 +66,7 @@ class Engine:
         self._picks = executable if isinstance(executable, Picks) else None
         self._ahead = executable if isinstance(executable, Ahead) else None
         self._next: _Started | None = None  # a step behind the last one that was read
+        self._assumed: list[tuple[Request, int, int]] = []  # sequences, and how many tokens they had before and in all
         self._allocator = BlockAllocator(executable.blocks)
         # a prompt with inputs of its own is never cut (see _prefill): room for one more prompt in a step
         room = self.step_tokens + (max_sequence if self.extra_inputs else 0)
@@ -109,13 +112,14 @@ class Engine:
         with self._lock:
             # Until it is taken in full a step is not kept: one that an error or an interrupt cuts off is forgotten, and
             # its sequences, which stand where they stood, compute the same again.
+            self._revert()
             started, self._next = self._next, None
             if started is None or all(request.finish is not None for request, _ in started.work):
                 work = self._schedule()
                 if not work:
                     return []
                 started = self._start(work)
-            following = self._follow(started.work) if started.results is None else None
+            following = self._follow(started) if started.results is None else None
             moved = self._take(started)
             self._next = following
             return moved
@@ -145,35 +149,53 @@ class Engine:
 
     def _start(self, work: list[tuple[Request, int]]) -> _Started:
         """Run a step, or start it where its tokens can be waited for."""
-        batch = self._packer.pack(work)
-        if self._picks is None or not all(request.greedy for request, _ in work):
-            return _Started(work, self._executable.execute(batch)["logits"])
+        batch, rows = self._packer.pack(work), _rows(work)
+        if self._picks is None or not _greedy(work):
+            return _Started(work, rows, self._executable.execute(batch)["logits"])
         if self._ahead is None:
-            return _Started(work, self._picks.pick(batch).tolist())
-        return _Started(work, ticket=self._ahead.launch(batch))
+            return _Started(work, rows, self._picks.pick(batch).tolist())
+        return _Started(work, rows, ticket=self._ahead.launch(batch))
 
-    def _follow(self, work: list[tuple[Request, int]]) -> _Started | None:
-        """Start the step behind one that was just started, if it is certain: the same sequences, a token each.
+    def _follow(self, started: _Started) -> _Started | None:
+        """Start the step behind one whose tokens nobody has read, as if all its sequences went on.
 
-        So none may be at its last token, nobody may be able to join, and no block may have to be taken from another.
-        What is uncertain is only a stop token (or NaN): that sequence then has computed one token too many.
+        None where somebody's logits must be read, or somebody would lose blocks, whose tokens must be known for that.
         """
-        running = self._running
-        if self._ahead is None or len(work) != len(running) or self._fits():
-            return None
-        size, grown = self._executable.block_size, []
-        for (request, _), same in zip(work, running):  # noqa: B905 - lengths are equal, and this is hot
-            length = len(request.tokens)  # with the token that is on its way
-            if request is not same or request.past + 1 != length or len(request.new) + 1 >= request.max_new_tokens:
+        assert self._ahead is not None  # it gave the ticket
+        try:
+            chosen = self._assume(started)
+            work = self._schedule(preempt=False)
+            if not work or not _greedy(work):
                 return None
-            if length == len(request.blocks) * size:
-                grown.append(request)
-        blocks = self._allocator.take(len(grown))
-        if blocks is None:
-            return None
-        for request, block in zip(grown, blocks, strict=True):
-            request.blocks.append(block)
-        return _Started(work, ticket=self._ahead.launch(self._packer.follow(), follows=True))
+            # of those that take one token; they come first, and a piece of a prompt among them has no source
+            sources = [chosen.get(request.serial, -1) for request, count in work if count == 1]
+            return _Started(work, _rows(work), ticket=self._ahead.launch(self._packer.pack(work), sources))
+        finally:
+            self._revert()
+
+    def _assume(self, started: _Started) -> dict[int, int]:
+        """Put sequences where a step will leave them, with a token in place of the one on its way; gives those's rows.
+
+        One that will be at its last token gets none: it then has nothing to compute.
+        """
+        chosen: dict[int, int] = {}
+        row = 0
+        for (request, count), rows in zip(started.work, started.rows):  # noqa: B905 - lengths are equal, and this is hot
+            if request.finish is None:
+                self._assumed.append((request, request.past, len(request.tokens)))
+                request.past += count
+                if rows and len(request.new) + 1 < request.max_new_tokens:
+                    request.tokens.append(0)
+                    chosen[request.serial] = row
+            row += rows
+        return chosen
+
+    def _revert(self) -> None:
+        """Put sequences back where they stand, also where an interrupt kept that from being done."""
+        for request, past, length in self._assumed:
+            request.past = past
+            del request.tokens[length:]
+        self._assumed.clear()
 
     def _take(self, started: _Started) -> list[Request]:
         """Give each sequence its results."""
@@ -183,12 +205,9 @@ class Engine:
             found = self._ahead.wait(started.ticket).tolist()
         moved: list[Request] = []
         row = 0
-        for request, count in started.work:
-            if request.finish is not None:  # ended after this step was started, which has a token of each
-                row += 1
-                continue
-            rows = count if request.sampler is None else int(request.past + count == len(request.tokens))
-            if request.take(found[row : row + rows], count):
+        for (request, count), rows in zip(started.work, started.rows):  # noqa: B905 - lengths are equal, and this is hot
+            # one that ended after this step was started has a token too many
+            if request.finish is None and request.take(found[row : row + rows], count):
                 moved.append(request)
                 if request.finish is not None:
                     self._leave(request)
@@ -230,11 +249,17 @@ class Engine:
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self._executable.block_size)
 
-    def _schedule(self) -> list[tuple[Request, int]]:
-        """Who runs in this step and how many tokens of each: those that need one first, then prompts."""
+    def _schedule(self, *, preempt: bool = True) -> list[tuple[Request, int]]:
+        """Who runs in this step and how many tokens of each: those that need one first, then prompts.
+
+        Nobody does where somebody would have to be preempted and must not be.
+        """
         size = self._executable.block_size
-        for request in tuple(self._running):
-            if request.blocks and len(request.tokens) > len(request.blocks) * size:  # no blocks: just preempted
+        growing = [request for request in self._running if len(request.tokens) > len(request.blocks) * size]
+        if not preempt and len(growing) > self._allocator.free:
+            return []
+        for request in growing:
+            if request.blocks:  # else it was just preempted
                 self._grow(request)
         if self._waiting:
             self._admit()
@@ -249,7 +274,7 @@ class Engine:
         first = True
         for request in self._running:
             need = len(request.tokens) - request.past
-            if need == 1:
+            if need <= 1:  # decodes, or will be at its last token
                 continue
             # inputs of a sequence's own may let its tokens see later ones, which must then be in the same step
             count = need if request.inputs else min(need, left)
@@ -296,3 +321,16 @@ class Engine:
             assert blocks is not None  # it fits
             request.blocks = blocks
             self._running.append(request)
+
+
+def _greedy(work: Sequence[tuple[Request, int]]) -> bool:
+    """Whether nobody's logits are wanted, but the likeliest tokens."""
+    return all(request.greedy for request, _ in work)
+
+
+def _rows(work: Sequence[tuple[Request, int]]) -> list[int]:
+    """Selected rows of each: of all its tokens where logits are wanted, else of its last token, if the step has it."""
+    return [
+        count if request.sampler is None else int(request.past + count == len(request.tokens))
+        for request, count in work
+    ]

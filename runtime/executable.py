@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,11 +60,11 @@ class Ahead(Picks, Protocol):
     Steps run in the order of their launches, so what a later one writes can't reach an earlier one.
     """
 
-    def launch(self, batch: Mapping[str, Array], *, follows: bool = False) -> int:
+    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = ()) -> int:
         """Start a step and give its ticket; the batch's arrays may change as soon as it returns.
 
-        A step that `follows` is a decode step of the sequences of the launch before, in their order: each takes the
-        token that was chosen there, and what `tokens` holds is not read.
+        Its first tokens, one for each of `sources`, are those that the launch before chose for these of its selected
+        rows; where a source is -1, and behind them, `tokens` has the token.
         """
 
     def wait(self, ticket: int) -> Ints:

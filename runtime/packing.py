@@ -38,20 +38,18 @@ class Packer:
     def pack(self, work: Work) -> dict[str, Array]:
         """The inputs of a step, as in runtime.executable.PACKED; valid until the next call."""
         if self._same_decode(work):
-            self._batch["tokens"][:] = [request.tokens[-1] for request, _ in work]
-            return self.follow()
+            self._go_on(work)
+            return self._batch
         self._pack(work)
         prompts = any(request.past + 1 != len(request.tokens) for request, _ in work)
         self._last = [] if prompts else [request for request, _ in work]
         return self._batch
 
-    def follow(self) -> dict[str, Array]:
-        """The step behind the one that was packed last, a decode step, of the same sequences.
-
-        Their new tokens need not be known: `tokens` stays.
-        """
+    def _go_on(self, work: Work) -> None:
+        """A step of the same sequences, one token further."""
         batch, last = self._batch, self._last
         self._last = []  # an interrupt leaves nothing to go on from
+        batch["tokens"][:] = [request.tokens[-1] for request, _ in work]
         batch["positions"] += 1
         batch["lengths"] += 1
         batch["past_lens"] += 1
@@ -60,7 +58,6 @@ class Packer:
         if counts != self._counts:
             self._put_new_blocks(last, counts)
         self._last = last
-        return batch
 
     def _same_decode(self, work: Work) -> bool:
         """Whether the step before took a token of each of the same sequences, and this takes the next."""
@@ -83,8 +80,7 @@ class Packer:
             tokens += request.tokens[request.past : end]
             positions += range(request.past, end)
             # The sequence's length when its token first ran: a prompt counts whole, also where it is cut into pieces.
-            prompt = len(request.tokens) - len(request.new)
-            lengths += (max(prompt, place + 1) for place in range(request.past, end))
+            lengths += (max(request.prompt, place + 1) for place in range(request.past, end))
             if request.sampler is None:
                 select += range(len(tokens) - count, len(tokens))
             elif end == len(request.tokens):

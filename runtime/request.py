@@ -21,8 +21,8 @@ class Request:
     """
 
     __slots__ = (
-        "blocks", "error", "finish", "inputs", "logits", "max_new_tokens", "new", "past", "sampler", "serial", "stop",
-        "tokens",
+        "blocks", "error", "finish", "greedy", "inputs", "logits", "max_new_tokens", "new", "past", "prompt", "sampler",
+        "serial", "stop", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -38,21 +38,18 @@ class Request:
     ) -> None:
         self.serial = serial
         self.tokens = list(prompt)  # prompt and new ids
+        self.prompt = len(self.tokens)  # how many of them were given
         self.new: list[int] = []
         self.past = 0  # how many of `tokens` the cache holds
         self.blocks: list[int] = []
         self.sampler = sampler
+        self.greedy = sampler is not None and sampler.greedy  # the likeliest token is all that is wanted of the logits
         self.max_new_tokens = max_new_tokens
         self.stop = stop
         self.inputs = inputs
         self.finish: Finish | None = None
         self.error: SpecRTError | None = None
         self.logits = np.empty((len(self.tokens) if sampler is None else 0, vocab), np.float32)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether all that is wanted of the logits is the likeliest token."""
-        return self.sampler is not None and self.sampler.greedy
 
     def take(self, rows: Floats | list[int], count: int) -> bool:
         """Advance by `count` tokens, whose selected logits are `rows`; whether there is something new to see.

@@ -133,7 +133,7 @@ def test_memcheck_launches_every_kind_of_kernel(tmp_path: Path, monkeypatch: pyt
     assert found["greatest difference"] < 0.05  # float16, other sums
     kinds = {name.rstrip("0123456789.") for name in found["launches"]}
     wanted = {"attention.append", "attention.decode", "attention.prefill", "order", "experts", "combine", "product"}
-    assert kinds == {*wanted, "rows", "choose"}
+    assert kinds == {*wanted, "rows", "choose", "carry"}
 
 
 @pytest.mark.usefixtures("gpu")

@@ -1,4 +1,4 @@
-"""The likeliest token of each row of logits."""
+"""The likeliest token of each row of logits, and where the next step reads it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from compiler.kernels.overlap import wait
 
 
 @triton.jit
-def choose(logits, tokens, following, vocab: tl.constexpr, tile: tl.constexpr, overlap: tl.constexpr = False):
-    """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN.
-
-    following i32[R] are always ids: the next step may read them as its tokens before the host has seen the -1.
-    """
+def choose(logits, tokens, vocab: tl.constexpr, tile: tl.constexpr, overlap: tl.constexpr = False):
+    """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN."""
     wait(overlap)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, tile)
@@ -30,4 +27,16 @@ def choose(logits, tokens, following, vocab: tl.constexpr, tile: tl.constexpr, o
     greatest = tl.max(best, 0)
     token = tl.min(tl.where(best == greatest, where, vocab), 0)
     tl.store(tokens + row, tl.where(tl.max(broken, 0) > 0, -1, token))
-    tl.store(following + row, token)
+
+
+@triton.jit
+def carry(chosen, sources, tokens, count, tile: tl.constexpr, overlap: tl.constexpr = False):
+    """Grid (count / tile,): tokens i32[count] become chosen i32[R] at sources i32[count], where these are no -1.
+
+    A chosen -1, of NaN, becomes 0: the host has not seen it yet, and the embedding must get an id.
+    """
+    wait(overlap)
+    at = tl.program_id(0) * tile + tl.arange(0, tile)
+    source = tl.load(sources + at, mask=at < count, other=-1)
+    token = tl.load(chosen + source, mask=source >= 0, other=0)
+    tl.store(tokens + at, tl.maximum(token, 0), mask=source >= 0)

@@ -3,7 +3,7 @@
 kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared, overlap}, ...}, and all
 else names keys: `sets` is a list of name -> key, one for each attention that differs; `attention` maps the index of a
 step to its set; `programs` maps an architecture and a segment to its kernels, by rows at most; `others` are by name:
-`choose` picks tokens, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
+`choose` picks tokens, `carry` hands them to the next step, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
 """
 
 from __future__ import annotations
@@ -46,9 +46,15 @@ def attention_of(plan: Mapping[str, Any], step: Mapping[str, Any]) -> lib.Attent
 
 def choose(vocab: int, dtype: str) -> lib.Launch:
     """The kernel that picks the likeliest token of each row of logits."""
-    arguments = (("logits", dtype), ("tokens", "i32"), ("following", "i32"))
+    arguments = (("logits", dtype), ("tokens", "i32"))
     unaligned = ("logits",) if vocab * (4 if dtype == "f32" else 2) % 16 else ()
     return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048}, 8, 2, unaligned)
+
+
+def carry() -> lib.Launch:
+    """The kernel that makes chosen tokens those of the next step."""
+    arguments = (("chosen", "i32"), ("sources", "i32"), ("tokens", "i32"), ("count", "int"))
+    return lib.Launch("carry", "choose.carry", arguments, {"tile": 128}, 4, 1)
 
 
 def other_launches(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
@@ -57,6 +63,8 @@ def other_launches(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
     logits = next((port for port in plan["output_types"] if port["name"] == "logits"), None)
     if logits is not None and logits["dtype"] in FLOATS and isinstance(logits["shape"][-1], int):
         found["choose"] = choose(logits["shape"][-1], logits["dtype"])
+        if plan["cache"] is not None and plan["cache"].get("kind") != "linear":
+            found["carry"] = carry()
     for weight in plan["weights"].values():
         how = weight.get("random") or {}
         if "normal" in how:

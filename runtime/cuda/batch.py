@@ -23,21 +23,16 @@ class Layout:
     starts: Mapping[str, int]
     sizes: Mapping[str, int]
     words: int
-    rest: int  # where those behind the tokens begin
 
 
 def layout(sizes: Mapping[str, int]) -> Layout:
-    """Arrays one after the other, the tokens first: a step leaves those that it chose where they begin, and the upload
-    of a step that goes on from them begins behind.
-    """
+    """Arrays one after the other."""
     starts: dict[str, int] = {}
-    words = rest = 0
-    for name in sorted(sizes, key=lambda name: name != "tokens"):
+    words = 0
+    for name, size in sizes.items():
         starts[name] = words
-        words += -(-max(sizes[name], 1) // VECTOR) * VECTOR
-        if name == "tokens":
-            rest = words
-    return Layout(starts, dict(sizes), words, rest)
+        words += -(-max(size, 1) // VECTOR) * VECTOR
+    return Layout(starts, dict(sizes), words)
 
 
 def fill(block: Ints, made: Layout, arrays: Mapping[str, Array], padding: Mapping[str, int]) -> None:

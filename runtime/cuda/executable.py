@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from runtime.cuda.batch import (
 from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
 from runtime.cuda.graphs import Graphs, Ways
-from runtime.cuda.kernels import Kernels
+from runtime.cuda.kernels import FILE, Kernels
+from runtime.cuda.missing import damaged_kernels
 from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.cuda.turns import Turn, Turns
@@ -62,6 +63,8 @@ class CUDAExecutable(OnDevice):
             random = any(weight.file is None for weight in program.weights.values())
             needed = random or any(step.kind != "engine" for step in program.steps)
             self._kernels = Kernels(bundle.path, device_, needed)
+            if "choose" in self._kernels.others and "carry" not in self._kernels.others:
+                raise damaged_kernels(bundle.path / FILE, "it has `choose` without `carry`")
             self._load(bundle, tokens, cache_tokens)
         except BaseException:
             self.close()
@@ -151,10 +154,10 @@ class CUDAExecutable(OnDevice):
         """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
         return self.wait(self.launch(batch))
 
-    def launch(self, batch: Mapping[str, Array], *, follows: bool = False) -> int:
+    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = ()) -> int:
         """Put a step into the stream and give its ticket; see runtime.executable.Ahead."""
         turn = self._turns.take()
-        dims = self._run(batch, turn, follows=follows)
+        dims = self._run(batch, turn, sources)
         return self._turns.started(turn, self._tokens, dims["N"])
 
     def wait(self, ticket: int) -> Ints:
@@ -172,7 +175,7 @@ class CUDAExecutable(OnDevice):
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def _run(self, batch: Mapping[str, Array], turn: Turn, *, follows: bool = False) -> dict[str, int]:
+    def _run(self, batch: Mapping[str, Array], turn: Turn, sources: Sequence[int] = ()) -> dict[str, int]:
         """Put a batch into the stream: as a graph where all sequences decode, else step by step."""
         self._device.use()
         dims = dims_of(self._program, batch)
@@ -182,17 +185,18 @@ class CUDAExecutable(OnDevice):
             return dims
         singles = leading_singles(batch["seq_begins"])
         arrays["slots"] = slots(batch, self.block_size)
+        arrays["sources"] = np.array(sources, np.int32)
         arrays["tile_rows"], arrays["tile_starts"] = query_tiles(batch, singles, self._rows)
         shape = shape_of(dims, singles, self._sizes, self._rows, self._most["T"])
         found = None if shape is None else self.graphs[shape]
         if shape is not None and found is None and self.graphs.again(shape):
             found = self._capture(shape, turn)
         if found is None:
-            self._direct(arrays, dims, singles, len(arrays["tile_rows"]), turn, follows=follows)
+            self._direct(arrays, dims, singles, len(arrays["tile_rows"]), turn, len(sources))
         else:
             graph, made = found
             fill(turn.staging, made, arrays, _PADDING)
-            self._upload(made, turn, follows=follows)
+            self._upload(made, turn, len(sources))
             self._device.replay(graph)
         return dims
 
@@ -203,15 +207,14 @@ class CUDAExecutable(OnDevice):
         singles: int,
         tiles: int,
         turn: Turn,
-        *,
-        follows: bool = False,
+        carried: int = 0,
     ) -> None:
         """Put every step into the stream."""
         made = layout({name: array.size for name, array in arrays.items()})
         fill(turn.staging, made, arrays, {})
         context = int(arrays["max_context"]) if "max_context" in arrays else 0
         call = self._call(made, dims, None, singles, tiles, context)
-        self._upload(made, turn, follows=follows)
+        self._upload(made, turn, carried)
         self.graphs.direct(call)
         self._choose(call)
 
@@ -222,16 +225,19 @@ class CUDAExecutable(OnDevice):
         profile = profile_of(self._program, dims)
         return steps.Call(dims, addresses, profile, use, singles, tiles, context)
 
-    def _upload(self, made: Layout, turn: Turn, *, follows: bool = False) -> None:
-        """Copy the arrays of a step to the device, but not the tokens of one that follows: `choose` left them there."""
-        start = made.rest if follows else 0
-        self._device.upload(self._block + WORD * start, turn.staging[start : made.words])
+    def _upload(self, made: Layout, turn: Turn, carried: int = 0) -> None:
+        """Copy the arrays of a step to the device, then its first tokens from those that the step before chose."""
+        self._device.upload(self._block, turn.staging[: made.words])
+        if carried:
+            carry = self._kernels.others["carry"]
+            values = {name: self._block + WORD * made.starts[name] for name in ("tokens", "sources")}
+            grid = (-(-carried // carry.constants["tile"]), 1, 1)
+            carry.launch(grid, values | {"chosen": self._tokens, "count": carried})
 
     def _choose(self, call: steps.Call) -> None:
         if "choose" in self._kernels.others and "N" in call.dims:
             logits = call.addresses[self._program.values["logits"]]
-            values = {"logits": logits, "tokens": self._tokens, "following": self._block}
-            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), values)
+            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
 
     def _capture(self, shape: Shape, turn: Turn) -> tuple[Any, Layout]:
         """A step of this shape as a graph, made with a batch in which nobody takes part."""
@@ -249,7 +255,7 @@ class CUDAExecutable(OnDevice):
         sizes = steps.input_sizes(self._program, dims)
         if self._program.cache is not None:
             tiles = -(-dims["T"] // self._rows) + dims["B"]  # each sequence may leave its last tile unfilled
-            sizes |= {"slots": dims["T"], "tile_rows": tiles, "tile_starts": tiles}
+            sizes |= {"slots": dims["T"], "sources": dims["B"], "tile_rows": tiles, "tile_starts": tiles}
         return sizes
 
     def _caches(self) -> dict[str, int]:

@@ -128,8 +128,7 @@ class NativeExecutable(OnDevice):
         self._enqueue(call)
         host = self._picked[: len(call.to)]
         if len(call.to):
-            # what the call read of its batch is done with: nothing follows from there
-            values = {"logits": self._logits, "tokens": self._tokens, "following": self._block}
+            values = {"logits": self._logits, "tokens": self._tokens}
             self._kernels.others["choose"].launch((len(call.to), 1, 1), values)
             self._device.download(host, self._tokens)
         self._device.wait()

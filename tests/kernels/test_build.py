@@ -60,7 +60,7 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
     (kernels,) = written["sets"]
     assert {len(program["calls"]) for program in written["programs"]["sm90"]["segments/a.ir"].values()} == {3}
-    assert set(written["others"]) == {"choose", "normal.f16.1", "codes.255.0"}
+    assert set(written["others"]) == {"choose", "carry", "normal.f16.1", "codes.255.0"}
     assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
     for entry in written["kernels"].values():
         assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"

@@ -12,20 +12,24 @@ from tests.kernels.test_attention import run
 
 
 def test_the_likeliest_token() -> None:
-    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(1))
     logits[1, [7, 2500]] = 9.0  # equal: the first counts
     logits[2, 2999] = torch.inf
     logits[3, 2100] = torch.nan
     logits[4] = -torch.inf
-    logits[5] = torch.nan
-    tokens, following = (torch.full((6,), -2, dtype=torch.int32) for _ in range(2))
-    run(library.choose(3000, "f32"), (6, 1, 1), {"logits": logits, "tokens": tokens, "following": following})
+    tokens = torch.full((5,), -2, dtype=torch.int32)
+    run(library.choose(3000, "f32"), (5, 1, 1), {"logits": logits, "tokens": tokens})
     expected = np.argmax(logits.numpy(), 1)
-    assert tokens.tolist() == [expected[0], 7, 2999, -1, 0, -1]
-    assert following.tolist()[:3] == tokens.tolist()[:3]
-    assert all(
-        0 <= token < 3000 for token in following.tolist()
-    )  # a row of the embedding, also where there is no token
+    assert tokens.tolist() == [expected[0], 7, 2999, -1, 0]
+
+
+def test_tokens_for_the_next_step() -> None:
+    chosen = torch.tensor([7, -1, 5], dtype=torch.int32)
+    sources = torch.tensor([2, -1, 1, 0] * 40, dtype=torch.int32)
+    tokens = torch.full((170,), 9, dtype=torch.int32)
+    values = {"chosen": chosen, "sources": sources, "tokens": tokens, "count": 160}
+    run(library.carry(), (2, 1, 1), values)
+    assert tokens.tolist() == [5, 9, 0, 7] * 40 + [9] * 10
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])

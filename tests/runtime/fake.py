@@ -117,31 +117,31 @@ class Behind:
         self.random = np.random.default_rng(seed)
         self.batches: list[dict[str, np.ndarray]] = [{}, {}]  # what the host writes and the device reads, in turn
         self.results = [np.zeros(0, np.int32)] * 2
-        self.queue: list[tuple[int, bool]] = []  # tickets that are not computed, and whether they follow
+        self.queue: list[tuple[int, Sequence[int]]] = []  # tickets that are not computed, and their sources
         self.chosen = np.zeros(0, np.int32)  # on the device
         self.given = self.followed = 0
 
     def close(self) -> None:
         self.queue.clear()
 
-    def launch(self, batch: Mapping[str, np.ndarray], *, follows: bool = False) -> int:
+    def launch(self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = ()) -> int:
         self.given += 1
         self.compute(until=self.given - 2)  # its arrays are written again now
         self.batches[self.given % 2] = {name: array.copy() for name, array in batch.items()}
         self.results[self.given % 2] = np.full(len(batch["select"]), -7, np.int32)
-        self.queue.append((self.given, follows))
-        self.followed += follows
+        self.queue.append((self.given, sources))
+        self.followed += max(sources, default=-1) >= 0
         self.compute(until=self.given - int(self.random.integers(0, 3)))
         return self.given
 
     def compute(self, until: int) -> None:
         """Steps in their order, up to a ticket's."""
         while self.queue and self.queue[0][0] <= until:
-            ticket, follows = self.queue.pop(0)
+            ticket, sources = self.queue.pop(0)
             batch = self.batches[ticket % 2]
-            if follows:
-                assert len(batch["tokens"]) == len(self.chosen)
-                batch["tokens"] = self.chosen
+            for place, source in enumerate(sources):
+                if source >= 0:
+                    batch["tokens"][place] = self.chosen[source]
             picked = self.inner.pick(batch)
             self.chosen = np.maximum(picked, 0)
             self.results[ticket % 2][:] = picked

@@ -45,8 +45,8 @@ def test_a_step_is_started_before_the_one_before_is_read() -> None:
         moved += len(one.step())
     assert moved == 18
     assert [request.new for request in requests] == [dense_greedy([1, 2, 3], 9), dense_greedy([5], 9)]
-    # prompts, eight steps of one token each, of which the first can't follow; the last token is known to be the last
-    assert (device.given, device.followed) == (9, 7)
+    # the prompts, then a token each, eight times; the last is known to be the last
+    assert (device.given, device.followed) == (9, 8)
     assert device.inner.shapes[1:] == [(2, 2)] * 8
 
 

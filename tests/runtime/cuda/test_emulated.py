@@ -78,21 +78,21 @@ def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pyt
     executable: Any = model.executable
     launch, launched = executable.launch, []
 
-    def recorded(batch: Any, *, follows: bool = False) -> int:
-        if follows:
-            batch = batch | {"tokens": np.full_like(batch["tokens"], -1)}  # nobody may read them
-        ticket = int(launch(batch, follows=follows))
-        launched.append((follows, len(executable.device.queue)))
+    def recorded(batch: Any, sources: Any = ()) -> int:
+        unknown = [place for place, source in enumerate(sources) if source >= 0]
+        batch["tokens"][unknown] = -1  # nobody may read them
+        ticket = int(launch(batch, sources))
+        launched.append((list(sources), len(executable.device.queue)))
         return ticket
 
     with monkeypatch.context() as patch:
         patch.setattr(executable, "launch", recorded)
         ahead = model.generate(rows, max_new_tokens=4, stop=())
-        assert [follows for follows, _ in launched] == [False, False, True, True]
-        assert launched[2][1] > launched[1][1] > 0  # both wait in the stream
+        assert [sources for sources, _ in launched] == [[], [0, 1], [0, 1], [0, 1]]
+        assert launched[1][1] > launched[0][1] > 0  # both wait in the stream
         patch.setattr(model.engine, "_ahead", None)
         assert model.generate(rows, max_new_tokens=4, stop=()) == ahead
-        assert not any(follows for follows, _ in launched[4:])
+        assert not any(sources for sources, _ in launched[4:])
     # a ticket is good for two launches, and closing waits for what nobody does
     model.engine.submit(rows[0], max_new_tokens=9)
     model.engine.step()
