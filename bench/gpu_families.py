@@ -165,6 +165,8 @@ def records(found: Path) -> None:
     from specs.precision import load_recipe
 
     result = json.loads(found.read_text())
+    # none is needed for plans that have no engine
+    version = f"TensorRT {result['tensorrt']}" if result["tensorrt"] else "no TensorRT"
     entries = []
     for key, case in result["cases"].items():
         model, precision = key.split()
@@ -180,7 +182,7 @@ def records(found: Path) -> None:
         entries.append(
             {
                 "level": "executed", "model": model, "precision": precision, "gpu": f"sm{result['sm']}",
-                "toolchain": TOOLCHAIN, "date": result["date"], "versions": f"TensorRT {result['tensorrt']}",
+                "toolchain": TOOLCHAIN, "date": result["date"], "versions": version,
                 "text": text, "spec": digest(ROOT / "specs" / "models" / f"{model}.yaml"),
                 "recipe": digest(Path(load_recipe(precision).where.file)),
             }

@@ -145,10 +145,10 @@ def cpu() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """The GPU, its driver and TensorRT, and GB/s: of a copy, measured now, and of the datasheet, null where unknown."""
-    import tensorrt
+    """The GPU, its driver, TensorRT if there is one, and GB/s: of a copy, measured now, and of the datasheet."""
     from cuda.bindings import driver as cu
 
+    from compiler.lower.tensorrt.dialects import installed
     from runtime.cuda.driver import Device, check
     from specs.hardware import part_of_device
 
@@ -163,7 +163,7 @@ def gpu() -> dict[str, Any]:
     copied = min(milliseconds() for _ in range(8))
     known = part_of_device(device.name)
     found = {
-        "gpu": device.name, "sm": device.capability, "tensorrt": tensorrt.__version__,
+        "gpu": device.name, "sm": device.capability, "tensorrt": installed(),
         "driver": check(cu.cuDriverGetVersion()), "copy_gb_s": round(2 * COPY / copied / 1e6),
         "datasheet_gb_s": known[1].bandwidth if known else None,
     }  # fmt: skip

@@ -30,6 +30,7 @@ from runtime.cuda import missing
 from specs.errors import SpecRTError
 from tests.golden_errors import ROOT, check_raises
 from tests.tensorrt import recorder
+from tests.tensorrt.recorder.network import Config
 
 GPU = "NVIDIA H200"
 ENGINES = 6  # of the demo model
@@ -146,6 +147,33 @@ def test_the_timing_cache_grows_and_is_shared(bundle: Path, tmp_path: Path, monk
     given = [config._state["timing_cache"] for _, config in builds]
     assert given == [(b"", False), *[(b"timing cache", False)] * (ENGINES - 1)]
     assert (plans.cache_folder() / "timing" / "tensorrt-8.6.0-NVIDIA_H200.cache").read_bytes() == b"timing cache"
+
+
+def test_timings_that_tensorrt_cannot_read_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen on a GPU: it says so, builds without, and gives a grown cache that it can't read either."""
+    trt, _ = recorded("8.6.0", monkeypatch)
+    options = read_options({"toolchain": "tensorrt-8.6"})
+    built = recorder.Builder.build_serialized_network
+
+    def build(builder: recorder.Builder, network: Any, config: Any) -> bytes | None:
+        builder._logger.log("Severity.ERROR", "4: The timing cache will not be used!")
+        return built(builder, network, config)
+
+    monkeypatch.setattr(recorder.Builder, "build_serialized_network", build)
+    assert build_segment(trt, SEGMENT, PROFILES, options, timing=b"broken") == (b"plan of out", b"")
+
+
+def test_timings_of_another_tensorrt_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt, builds = recorded("8.6.0", monkeypatch)
+    taken = Config.set_timing_cache
+
+    def refuse(config: Config, cache: Any, ignore_mismatch: bool) -> bool:
+        return taken(config, cache, ignore_mismatch) and cache == b""
+
+    monkeypatch.setattr(Config, "set_timing_cache", refuse)
+    options = read_options({"toolchain": "tensorrt-8.6"})
+    assert build_segment(trt, SEGMENT, PROFILES, options, timing=b"other")[1] == b"timing cache"
+    assert builds[0][1]._state["timing_cache"] == (b"", False)
 
 
 def test_an_engine_of_a_model_with_other_names_is_not_taken() -> None:

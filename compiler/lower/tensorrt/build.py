@@ -17,6 +17,9 @@ from compiler.lower.tensorrt.network import add_profiles, create_network, emit
 from compiler.lower.tensorrt.options import HARDWARE, BuildOptions
 from specs.errors import SpecRTError, Where
 
+# 8.6's word for a cache that it wrote itself and can't read: seen on an H200 once processes had built side by side.
+# What it then gives as the grown cache can't be read either, so that every later build would time everything again.
+UNUSABLE = "timing cache will not be used"
 LOG = logging.getLogger("compiler.tensorrt")
 
 
@@ -67,15 +70,24 @@ def build_segment(
     emitter = emit(trt, graph, network, line, baked, native=options.native)
     config = builder.create_builder_config()
     configure(trt, config, graph, line, options)
-    cache = config.create_timing_cache(timing)
-    if cache is not None and not config.set_timing_cache(cache, False):
-        LOG.warning("the timing cache is of another TensorRT or GPU and is left out")
+    _use_timings(config, timing)
     add_profiles(builder, config, graph, profiles)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failed(trt, logger.errors, emitter)
+    if any(UNUSABLE in text for text in logger.errors):
+        LOG.warning("TensorRT can't read its timing cache and did not use it; the next build starts a new one")
+        return bytes(plan), b""
     grown = config.get_timing_cache()
     return bytes(plan), timing if grown is None else bytes(grown.serialize())
+
+
+def _use_timings(config: Any, known: bytes) -> None:
+    """Give the builder the timings of earlier builds; none where they are of another TensorRT or GPU."""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        LOG.warning("the timing cache is of another TensorRT or GPU; a new one is started")
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def configure(trt: Any, config: Any, graph: Graph, line: Dialect, options: BuildOptions) -> None:
