@@ -314,7 +314,8 @@ class _Bench:
                     times.first.append(end - start)
             if decoding:
                 times.steps.append(end - begin)
-                events += (graphs or [])[seen:]  # of the first two steps for the first, and of none for the last
+                if all(request.finish is None for request in moved):  # what was started in this step is the next one
+                    events += (graphs or [])[seen:]
         times.seconds = time.perf_counter() - start
         times.on_gpu = [self.model.executable.device.milliseconds(*pair) for pair in events]  # type: ignore[attr-defined]
         return times

@@ -174,19 +174,18 @@ class Engine:
             self._revert()
 
     def _assume(self, started: _Started) -> dict[int, int]:
-        """Put sequences where a step will leave them, with a token in place of the one on its way; gives those's rows.
+        """Put sequences where a step will leave them, a token in place of each that is on its way; gives their rows.
 
-        One that will be at its last token gets none: it then has nothing to compute.
+        One that will be at its last token gets none, and so has nothing to compute; what has ended is in no schedule.
         """
         chosen: dict[int, int] = {}
         row = 0
         for (request, count), rows in zip(started.work, started.rows):  # noqa: B905 - lengths are equal, and this is hot
-            if request.finish is None:
-                self._assumed.append((request, request.past, len(request.tokens)))
-                request.past += count
-                if rows and len(request.new) + 1 < request.max_new_tokens:
-                    request.tokens.append(0)
-                    chosen[request.serial] = row
+            self._assumed.append((request, request.past, len(request.tokens)))
+            request.past += count
+            if rows and len(request.new) + 1 < request.max_new_tokens:
+                request.tokens.append(0)
+                chosen[request.serial] = row
             row += rows
         return chosen
 

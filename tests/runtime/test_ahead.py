@@ -116,13 +116,43 @@ def test_drawn_tokens_are_read_before_the_next_step() -> None:
     assert device.followed == 5  # of the last six, alone and greedy
 
 
-@pytest.mark.parametrize("where", ["wait", "launch"])
+def test_pieces_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, device = engine(step_tokens=4)
+    launch, seen = device.launch, []
+
+    def recorded(batch: Any, sources: Any = ()) -> int:
+        seen.append((batch["positions"].tolist(), batch["lengths"].tolist()))
+        return launch(batch, sources)
+
+    monkeypatch.setattr(device, "launch", recorded)
+    request = one.submit(list(range(10, 20)), max_new_tokens=3)
+    assert one.step() == one.step() == []  # the first pieces; the one behind is under way
+    finish(one)
+    assert request.new == dense_greedy(list(range(10, 20)), 3)
+    # a prompt counts whole, and each new token when it comes
+    assert [lengths for _, lengths in seen] == [[10] * 4, [10] * 4, [10] * 2, [11], [12]]
+    assert [place for places, _ in seen for place in places] == list(range(12))
+
+
+def test_preemption_waits_for_the_tokens() -> None:
+    one, device = engine(20)
+    rows = np.random.default_rng(1).integers(0, VOCAB, (4, 8)).tolist()
+    requests = [one.submit(row, max_new_tokens=40) for row in rows]
+    finish(one)
+    assert [request.new for request in requests] == [dense_greedy(row, 40) for row in rows]
+    assert one.preemptions > 0
+    assert device.followed > 0.8 * device.given
+    assert one.free_blocks == 20
+
+
+@pytest.mark.parametrize("where", ["wait", "launch", "_revert"])
 def test_what_an_interrupt_cuts_off_is_computed_again(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for after in range(1, 9):
         one, device = engine(seed=after)
         requests = [one.submit([token, 8], max_new_tokens=10) for token in (1, 2)]
         calls = 0
-        plain = getattr(device, where)
+        owner: Any = one if where == "_revert" else device
+        plain = getattr(owner, where)
 
         def cut(*given: Any, plain: Any = plain, after: int = after, **named: Any) -> Any:
             nonlocal calls
@@ -131,7 +161,7 @@ def test_what_an_interrupt_cuts_off_is_computed_again(where: str, monkeypatch: p
                 raise KeyboardInterrupt
             return plain(*given, **named)
 
-        monkeypatch.setattr(device, where, cut)
+        monkeypatch.setattr(owner, where, cut)
         with pytest.raises(KeyboardInterrupt):
             finish(one)
         finish(one)
@@ -139,12 +169,12 @@ def test_what_an_interrupt_cuts_off_is_computed_again(where: str, monkeypatch: p
         assert one.free_blocks == 64
 
 
-Submit = st.tuples(st.integers(1, 12), st.integers(1, 14), st.booleans(), st.sampled_from([None, None, None, 0.7]))
+Submit = st.tuples(st.integers(1, 12), st.integers(1, 30), st.booleans(), st.sampled_from([None, None, None, 0.7]))
 Moves = st.lists(st.one_of(Submit, st.integers(0, 9), st.none(), st.none(), st.none()), min_size=4, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
-@given(moves=Moves, blocks=st.integers(8, 24), seed=st.integers(0, 99), step_tokens=st.integers(4, 16))
+@settings(max_examples=100, deadline=None)
+@given(moves=Moves, blocks=st.integers(11, 24), seed=st.integers(0, 99), step_tokens=st.integers(4, 16))
 def test_whatever_comes_and_goes(moves: list[Any], blocks: int, seed: int, step_tokens: int) -> None:
     """A tuple submits, a number cancels, None is a step; few blocks preempt, some tokens stop or lead to NaN.
 

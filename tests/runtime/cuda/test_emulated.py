@@ -11,6 +11,7 @@ import pytest
 
 import runtime
 from compiler.api import compile_with, prepare, weights_of
+from compiler.benchmark import Reads, Workload, _Bench
 from compiler.validate.metrics import agreement
 from compiler.validate.reference import outputs, random_rows
 from specs.precision import load_recipe
@@ -93,6 +94,11 @@ def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pyt
         patch.setattr(model.engine, "_ahead", None)
         assert model.generate(rows, max_new_tokens=4, stop=()) == ahead
         assert not any(sources for sources, _ in launched[4:])
+    bench = _Bench(model, Reads((), 0), None, 1)
+    with bench.timed_graphs() as graphs:
+        times = bench.once(Workload(5, 4, 2), graphs)
+    # three steps in which both decode; the first was started before the first tokens were read
+    assert (len(times.first), len(times.steps), len(times.on_gpu)) == (2, 3, 2)
     # a ticket is good for two launches, and closing waits for what nobody does
     model.engine.submit(rows[0], max_new_tokens=9)
     model.engine.step()
