@@ -4,7 +4,7 @@ python bench/gpu_layer.py compile FOLDER    anywhere: bundles of a 7B shape (tri
 python bench/gpu_layer.py run FOLDER OUT    where the GPU is: checks and times into OUT (cuda-bindings; no TensorRT)
 python bench/gpu_layer.py once FOLDER RECIPE    one step of a row outside of a graph, for a profiler
 
-The whole runtime runs, but for the first segment, an engine: what it would write is copied from elsewhere.
+The whole runtime runs; segments that have an engine beside their kernels are computed by these.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,62 +40,27 @@ def compile_all(folder: Path) -> None:
         )  # fmt: skip
 
 
-class Copies:
-    """In place of the engine of a segment: its outputs, copied from random numbers that stay."""
+class Unused:
+    """In place of an engine: kernels do what it would."""
 
-    memory = 0
-
-    def __init__(self, device: Any, outputs: Mapping[str, int], rows: int) -> None:
-        """`outputs` are bytes of an element by port."""
-        self.dynamic = tuple(outputs)
-        self._device, self._bytes = device, outputs
-        numbers = np.random.default_rng(0).uniform(-1, 1, rows * 12288).astype(np.float32)
-        self._source = {size: self._put(numbers.astype(kind)) for size, kind in ((2, np.float16), (4, np.float32))}
-
-    def _put(self, array: Any) -> int:
-        address: int = self._device.allocate(array.nbytes)
-        self._device.upload(address, array)
-        self._device.wait()
-        return address
-
-    def enqueue(
-        self,
-        profile: int,
-        use: object,
-        scratch: int,
-        addresses: Mapping[str, int],
-        sizes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        """Put the copies into the stream."""
-        del profile, use, scratch
-        from cuda.bindings import driver as cu
-
-        from runtime.cuda.driver import check
-
-        for port, size in self._bytes.items():
-            count = size * int(np.prod(sizes[port]))
-            check(cu.cuMemcpyDtoDAsync(addresses[port], self._source[size], count, self._device.stream))
+    dynamic = ()
 
 
-class Engines(dict[str, Copies]):
+class Engines(dict[str, Unused]):
     """For every engine of a plan."""
 
     memory = 0
 
     def __init__(self, bundle: Any, device: Any) -> None:
-        from runtime.program import BYTES
-
-        for step in bundle.program.steps:
-            if step.kind == "engine":
-                outputs = {port: BYTES[bundle.program.types[name].dtype] for port, name in step.outputs.items()}
-                self[step.file] = Copies(device, outputs, max(COUNTS))
+        del device
+        super().__init__({step.file: Unused() for step in bundle.program.steps if step.kind == "engine"})
 
     def close(self) -> None:
-        """The device's memory goes with it."""
+        """Nothing is held."""
 
 
 def opened(path: Path) -> Any:
-    """The executable of a bundle whose every segment but the first runs as kernels."""
+    """The executable of a bundle whose every segment runs as kernels."""
     from runtime.bundle import Bundle
     from runtime.cuda import executable
     from runtime.cuda.graphs import Ways
@@ -106,6 +69,8 @@ def opened(path: Path) -> Any:
     class Steps(executable.CUDAExecutable):
         def _ways_of(self, memory: Any) -> Ways:
             ways = super()._ways_of(memory)
+            kinds = [step.kind for step in self._program.steps]
+            assert all(rows or kind != "engine" for kind, rows in zip(kinds, ways.rows, strict=True))
             plain = [program_step(rows) if rows else one for one, rows in zip(ways.plain, ways.rows, strict=True)]
             return Ways(plain, [{} for _ in plain])
 
@@ -150,22 +115,17 @@ def milliseconds(made: Any, shape: Any, rounds: int = 30) -> float:
     return statistics.median(found)
 
 
-def alone(
-    launch: Callable[..., None], function: Any, grid: Any, threads: int, shared: int, given: Any, _: bool
-) -> None:
-    """A launch that waits for the end of the one before."""
-    launch(function, grid, threads, shared, given, False)
-
-
 def one_recipe(path: Path) -> dict[str, Any]:
     """Milliseconds of a step by rows, without overlap and with it, and whether all results are the same."""
     from runtime.cuda.batch import Shape
     from runtime.cuda.graphs import Graphs
 
     made = opened(path)
+    found: dict[str, Any] = {"chosen": made.graphs.choices}
     read = sum(weight.bytes for name, weight in made._program.weights.items() if not name.startswith("embed"))
-    ways = {"overlap": made.graphs, "alone": Graphs(made.device, made._program, made._ways)}
-    found: dict[str, Any] = {}
+    ways = {name: Graphs(made.device, made._program, made._ways) for name in ("alone", "overlap")}
+    for name, graphs in ways.items():
+        graphs.trials = (name == "overlap",)
     for count in COUNTS:
         batches, shape = [batch_of(made, count, length) for length in LENGTHS], Shape(count, count, count, count, 0)
         result: dict[str, Any] = {"weights GB": read / 1e9}
@@ -173,10 +133,7 @@ def one_recipe(path: Path) -> dict[str, Any]:
         for name in ("alone", "overlap", "alone again", "overlap again"):
             made.graphs = ways[name.split()[0]]
             if made.graphs[shape] is None:
-                launch = made.device.launch
-                made.device.launch = partial(alone, launch)
                 made._capture(shape, made._turns.take())
-                made.device.launch = launch
             expected = expected or [made.execute(batch)["logits"].copy() for batch in batches]
             same = sum(
                 np.array_equal(made.execute(batch)["logits"], logits)
@@ -190,7 +147,6 @@ def one_recipe(path: Path) -> dict[str, Any]:
         result["GB/s"] = read / best / 1e6
         found[str(count)] = result
         print(path.name, count, json.dumps(result), flush=True)
-    made.graphs = ways["overlap"]
     made.close()
     return found
 

@@ -23,6 +23,9 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+OVERLAP = 90  # the first architecture whose launches can overlap
+
+
 def _overlapping(stream: Any) -> Any:
     """How kernels are launched; of its attributes, the one that lets a kernel begin early, `numAttrs` are used."""
     attribute = cu.CUlaunchAttribute()
@@ -51,6 +54,8 @@ class Device:
         self.multiprocessors = self._attribute(kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
         self.stream = check(cu.cuStreamCreate(cu.CUstream_flags.CU_STREAM_NON_BLOCKING))
         self._launch = _overlapping(self.stream)
+        self.overlaps = self.capability >= OVERLAP
+        self.overlap = False  # whether kernels that can wait are launched so that they begin early
         self._memory: list[int] = []
         self._pinned: list[int] = []
         self._modules: dict[Path, Any] = {}
@@ -142,7 +147,7 @@ class Device:
     ) -> None:
         """Start a kernel whose arguments are addresses.
 
-        With `overlap` it may begin before the kernel in front of it ends: it must wait itself, in every block.
+        One that waits itself, in every block, has `overlap`: it may begin before the kernel in front of it ends.
         """
         count = len(arguments)
         values = (ctypes.c_void_p * count)(*arguments)
@@ -150,7 +155,7 @@ class Device:
         places = (ctypes.c_void_p * count)(*range(base, base + 8 * count, 8))
         launch = self._launch
         launch.gridDimX, launch.gridDimY, launch.gridDimZ = grid
-        launch.blockDimX, launch.sharedMemBytes, launch.numAttrs = threads, shared, int(overlap)
+        launch.blockDimX, launch.sharedMemBytes, launch.numAttrs = threads, shared, int(overlap and self.overlap)
         check(cu.cuLaunchKernelEx(launch, function, ctypes.addressof(places), 0))
 
     def capture(self, work: Callable[[], None]) -> Any:

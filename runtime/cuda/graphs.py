@@ -1,8 +1,9 @@
 """Whole steps as CUDA graphs, one for each shape of batch: one launch where there were hundreds.
 
 Before a shape is captured each segment that has an engine and kernels is timed both ways, and the graph gets the
-faster; the arrays of a batch are copied to the device before its graph starts, from memory that changes from step to
-step. Batches that are no graph are put into the stream step by step; the first of about its size times both ways, on
+faster; then the whole step with launches that overlap, and without. The arrays of a batch are copied to the device
+before its graph starts, from memory that changes from step to step. Batches that are no graph are put into the stream
+step by step, each launch behind the end of the one before; the first of about its size times both ways of a segment, on
 its own numbers.
 """
 
@@ -35,6 +36,7 @@ class Graphs:
         self._made: dict[Shape, tuple[Any, Layout]] = {}
         self._seen: set[Shape] = set()
         self.choices: dict[str, dict[str, Any]] = {}
+        self.trials = (False, True) if device.overlaps else (False,)  # with launches that overlap, or without
         self._eager: dict[tuple[str, int], str] = {}  # the way for a segment and a class of sizes
 
     def __getitem__(self, shape: Shape) -> tuple[Any, Layout] | None:
@@ -56,9 +58,28 @@ class Graphs:
             step(call)
         self._device.wait()
         chosen = [*self._fastest(shape, call), after]
-        graph = self._device.capture(lambda: _all(chosen, call))
+        graph = self._whole(f"step at {shape.tokens}", chosen, call)
         self._made[shape] = (graph, layout)
         return graph, layout
+
+    def _whole(self, name: str, steps: Sequence[Enqueue], call: Call) -> Any:
+        """The steps as one graph, of those that compute the same the one that takes less time."""
+        graphs: dict[str, Any] = {}
+        for overlap in self.trials:
+            self._device.overlap = overlap
+            try:
+                graphs["overlap" if overlap else "alone"] = self._device.capture(lambda: _all(steps, call))
+            finally:
+                self._device.overlap = False
+        if len(graphs) == 1:
+            return graphs.popitem()[1]
+        times = {way: self._least(graph) for way, graph in graphs.items()}
+        best = min(times, key=times.__getitem__)
+        self.choices[name] = {"way": best, "milliseconds": times}
+        found = graphs.pop(best)
+        for graph in graphs.values():
+            self._device.drop(graph)
+        return found
 
     def direct(self, call: Call) -> None:
         """Put every step into the stream, outside of a graph."""
@@ -107,12 +128,16 @@ class Graphs:
         return chosen
 
     def _time(self, way: Sequence[Enqueue], call: Call) -> float:
-        """Milliseconds of some steps as a graph: the least of three."""
+        """Milliseconds of some steps as a graph."""
         graph = self._device.capture(lambda: _all(way, call))
-        self._device.replay(graph)
-        found = [self._replay_time(graph) for _ in range(3)]
+        found = self._least(graph)
         self._device.drop(graph)
-        return min(found)
+        return found
+
+    def _least(self, graph: Any) -> float:
+        """Milliseconds of a graph: the least of three, after one that warms up."""
+        self._device.replay(graph)
+        return min(self._replay_time(graph) for _ in range(3))
 
     def _replay_time(self, graph: Any) -> float:
         """Milliseconds of one replay, alone."""
