@@ -25,7 +25,7 @@ SCALES = {"": "", "f32": "f32", "f16": "f16", "bf16": "bf16", "f8e8m0": "u8", "f
 FINE = 16  # columns of E2M1 that share a scale of E4M3: a code times its scale is a number of float16
 LARGE = (90, 100)  # architectures whose multiprocessors hold, and whose products want, tiles of 128 x 256
 BLOCKS = 132  # multiprocessors: a product's columns are split where a product of whole rows would leave some idle
-# rows, outs, warps and time of a tile, next to that of 128 x 128 (of 64 x 128 for itself), as measured (decision 44)
+# rows, outs, warps and time of a tile, next to that of 128 x 128 (of 64 x 128 for itself), as measured (decision 49)
 WIDENED = ((64, 128, 8, 1.0), (128, 128, 8, 1.0), (128, 64, 4, 0.59), (256, 128, 8, 1.7))
 LEAST_FP8 = 89  # Ada: the first whose conversions and products of E4M3 the compiler has
 LEAST_INT8 = 80  # Turing multiplies INT8, but the compiler has no products of it below Ampere
@@ -220,7 +220,5 @@ def _widened_tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, 
             if splits <= spans:
                 found.append((time * (waves + joins), height, tile, splits, warps))
     _, height, tile, splits, warps = min(found)
-    if p.zero and rows == 64:
-        warps = 4  # eight need so many registers that two blocks don't fit
     tiles = {"rows": height, "tile": tile, "band": 8 if rows > 64 else 1, "splits": splits}
     return tiles, warps, 4 if rows == 64 else 3

@@ -139,6 +139,10 @@ def test_more_rows(name: str, rows: int, count: int) -> None:
     check(KINDS[name], rows, count)
 
 
+def test_a_scale_of_the_whole_weight_at_many_rows() -> None:
+    check(replace(W4, x_scale="tensor"), 64, 5)
+
+
 def test_columns_are_split_where_blocks_would_be_few() -> None:
     splits = {rows: product(replace(W4, outs=4096, ins=4096), rows, 90).constants["splits"] for rows in (16, 64, MANY)}
     assert splits == {16: 4, 64: 4, MANY: 1}
