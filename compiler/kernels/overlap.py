@@ -20,7 +20,7 @@ FIRST = 90  # sm_90 is the first architecture that has it; below, and in Triton'
 def wait(overlap: tl.constexpr):
     """Wait for the end of all launches before, then let the next one begin.
 
-    In the other order, launches that wait for each other's ends fill the multiprocessors: slower (decision 48).
+    In the other order several launches wait at once, which was slower (decision 48).
     """
     if overlap:
         tl.extra.cuda.gdc_wait()
