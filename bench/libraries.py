@@ -1,6 +1,7 @@
 """Our calibration beside that of libraries: the demo model, the same tokens for both, the same held-out evaluation.
 
-python bench/libraries.py [NAME ...]     measure and write docs/libraries.md (some minutes), or print those named
+python bench/libraries.py [NAME ...]     measure all (half an hour) or those named, keep the numbers in
+                                         bench/results/libraries.json and write docs/libraries.md from all that is kept
 
 Needs nvidia-modelopt, auto-round and transformers, which SpecRT itself does not; into a folder of their own, so that
 PyTorch stays the one that is there:
@@ -11,16 +12,18 @@ PyTorch stays the one that is there:
     LIBRARIES=FOLDER python bench/libraries.py
 
 A library's model is run by transformers in float32 with the library's own rounding of weights and activations; ours is
-the bundle, run by the runtime. Both are held against the same float32 logits by the same code.
+the bundle, run by the runtime. Both are held against the same float32 logits by the same code. All is done twice,
+on either half of the calibration file and held out on the other; the spread is that over windows.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from compiler.validate.metrics import Agreement, agreement
-from precision import CALIBRATION, DEMO, ROOT, WINDOW, WINDOWS, measure
+import compiler
+import runtime
+from precision import DEMO, ROOT, WINDOW
+from specs.precision import load_recipe
 
-PAGE = ROOT / "docs" / "libraries.md"
-BATCH = 16  # windows that a library sees together
+PAGE, KEPT = ROOT / "docs" / "libraries.md", ROOT / "bench" / "results" / "libraries.json"
+HALF = 32_768  # tokens to calibrate on; the other half is held out
+BATCH = 16  # windows that run together
 LENGTH = 512  # of a calibration window, as in our recipes
 SHORT = {"down_proj": 64}  # a group of 128 does not divide its 704 inputs; our recipes then take 64
 
@@ -111,64 +117,155 @@ CONTESTS = (
 )
 
 
+Logits = Callable[[list[list[int]]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one method on the windows of one half or both: KL from float32 and loss over float32's, a number a window."""
+
+    kl: list[float]
+    loss: list[float]
+    same: float  # share of tokens whose likeliest next token is float32's
+    seconds: float | None  # of CPU time for calibration
+
+    def line(self, name: str, note: str) -> str:
+        """Its row of the page."""
+        seconds = "" if self.seconds is None else f"{self.seconds:.0f}"
+        change = f"{_spread(self.loss, 100):+.2f} %"
+        return f"| {name} | {_spread(self.kl):.5f} | {change} | {100 * self.same:.1f} % | {seconds} | {note} |"
+
+
+class _spread:  # noqa: N801 (a number with its standard error)
+    def __init__(self, values: Sequence[float], factor: float = 1.0) -> None:
+        self.mean = factor * float(np.mean(values))
+        self.error = factor * float(np.std(values)) / len(values) ** 0.5
+
+    def __format__(self, form: str) -> str:
+        return f"{self.mean:{form}} ± {self.error:{form.lstrip('+')}}"
+
+
 def _model() -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
 
 
-def _logits(model: Any, rows: list[list[int]]) -> list[np.ndarray]:
-    with torch.no_grad():
-        return [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
+class Half:
+    """Calibrates on one half of the file and evaluates on the other."""
+
+    def __init__(self, number: int) -> None:
+        halves = np.load(DEMO / "calibration-tokens.npy").astype(np.int64).reshape(2, HALF)
+        self.tokens, self.rows = halves[number], halves[1 - number].reshape(-1, WINDOW).tolist()
+        self.reference = list(self.batches(_by_transformers(_model())))
+
+    def batches(self, logits: Logits) -> Iterator[torch.Tensor]:
+        """Log-probabilities [BATCH, WINDOW, vocab]."""
+        with torch.no_grad():
+            for start in range(0, len(self.rows), BATCH):
+                yield torch.log_softmax(logits(self.rows[start : start + BATCH]), -1)
+
+    def score(self, logits: Logits, seconds: float) -> Score:
+        """Logits against float32's."""
+        kl, loss, same = [], [], []
+        for number, (q, p) in enumerate(zip(self.batches(logits), self.reference, strict=True)):
+            following = torch.tensor(self.rows[number * BATCH : (number + 1) * BATCH])[:, 1:, None]
+            kl += (p.exp() * (p - q)).sum(-1).mean(-1).tolist()
+            loss += (p - q)[:, :-1].gather(-1, following).mean((-2, -1)).tolist()
+            same.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+        return Score([round(x, 8) for x in kl], [round(x, 8) for x in loss], float(np.mean(same)), round(seconds, 1))
+
+    def theirs(self, contest: Contest) -> Score:
+        """A library's method."""
+        start = time.process_time()
+        model = contest.run(_model(), torch.from_numpy(self.tokens.reshape(-1, LENGTH)))
+        return self.score(_by_transformers(model), time.process_time() - start)
+
+    def ours(self, recipe: str) -> Score:
+        """A recipe, which looks at the same tokens."""
+        with tempfile.TemporaryDirectory() as name:
+            folder, start = Path(name), time.process_time()
+            np.save(folder / "ids.npy", self.tokens)
+            asked = load_recipe(recipe).calibration
+            assert asked is None or asked.windows * asked.length == HALF
+            data = None if asked is None else folder / "ids.npy"
+            bundle = compiler.compile(DEMO, precision=recipe, out=folder / "bundle", calibration=data)
+            seconds = time.process_time() - start
+            model = runtime.load(bundle)
+            return self.score(lambda rows: torch.from_numpy(np.stack(model.logits(rows))).float(), seconds)
 
 
-def theirs(contests: tuple[Contest, ...]) -> Iterator[tuple[Contest, Agreement, float]]:
-    """Each library's method on the demo model: its divergence from float32, and seconds."""
-    ids = np.load(DEMO / "calibration-tokens.npy").astype(np.int64)
-    windows = torch.from_numpy(ids[:CALIBRATION].reshape(-1, LENGTH))
-    starts = range(CALIBRATION, CALIBRATION + WINDOWS * WINDOW, WINDOW)
-    rows = [ids[start : start + WINDOW].tolist() for start in starts]
-    reference = _logits(_model(), rows)
-    for contest in contests:
-        start = time.perf_counter()
-        model = contest.run(_model(), windows)
-        seconds = time.perf_counter() - start
-        yield contest, agreement(_logits(model, rows), reference, rows), seconds
+def _by_transformers(model: Any) -> Logits:
+    return lambda rows: model(torch.tensor(rows)).logits.float()
 
 
-def _line(name: str, numbers: Agreement, seconds: float, note: str) -> str:
-    change = 100 * ((numbers.perplexity or 0.0) / (numbers.reference_perplexity or 1.0) - 1)
-    return f"| {name} | {numbers.mean_kl:.5f} | {change:+.2f} % | {100 * numbers.top1:.1f} % | {seconds:.0f} | {note} |"
+def _kept() -> dict[str, list[Score]]:
+    content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
+    return {name: [Score(**half) for half in halves] for name, halves in content.items()}
+
+
+def _both(halves: Sequence[Score]) -> Score:
+    known = [half.seconds for half in halves if half.seconds is not None]
+    return Score(
+        [x for half in halves for x in half.kl], [x for half in halves for x in half.loss],
+        float(np.mean([half.same for half in halves])), float(np.mean(known)) if known else None,
+    )  # fmt: skip
+
+
+def page(kept: dict[str, list[Score]]) -> list[str]:
+    """The lines of docs/libraries.md."""
+    used = ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(contest.library for contest in CONTESTS))
+    lines = [HEAD.format(used), "| method | mean KL | perplexity change | same first token | CPU seconds | |"]
+    lines.append("|---|---|---|---|---|---|")
+    scores = {name: _both(halves) for name, halves in kept.items()}
+    lines += [scores[contest.name].line(contest.name, contest.note) for contest in CONTESTS if contest.name in scores]
+    recipes = dict.fromkeys(contest.recipe for contest in CONTESTS)
+    lines += [scores[recipe].line(f"**{recipe}**", "ours") for recipe in recipes if recipe in scores]
+    lines += [PAIRS, "| ours | library | KL, ours less theirs | perplexity, ours less theirs |", "|---|---|---|---|"]
+    for contest in CONTESTS:
+        if contest.name in scores and contest.recipe in scores:
+            ours, library = scores[contest.recipe], scores[contest.name]
+            kl = _spread(np.subtract(ours.kl, library.kl).tolist())
+            loss = _spread(np.subtract(ours.loss, library.loss).tolist(), 100)
+            lines.append(f"| {contest.recipe} | {contest.name} | {kl:+.5f} | {loss:+.2f} % |")
+    return lines
 
 
 def main(asked: tuple[str, ...]) -> int:
-    """Measure, then print or write."""
+    """Measure, keep and write."""
     if "LIBRARIES" in os.environ:
         sys.path.append(os.environ["LIBRARIES"])
-    contests = tuple(contest for contest in CONTESTS if not asked or any(name in contest.name for name in asked))
-    lines = []
-    for contest, numbers, seconds in theirs(contests):
-        lines.append(_line(contest.name, numbers, seconds, contest.note))
-        print(lines[-1], flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        recipes = tuple(dict.fromkeys(contest.recipe for contest in contests))
-        for row in measure(DEMO, recipes, Path(name)):
-            if row.recipe != "fp32":
-                lines.append(_line(f"**{row.recipe}**", row.numbers, row.seconds, "ours"))
-                print(lines[-1], flush=True)
-    if not asked:
-        used = ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(contest.library for contest in contests))
-        head = ["| method | mean KL | perplexity change | same first token | seconds | |", "|---|---|---|---|---|---|"]
-        PAGE.write_text("\n".join([HEAD.format(used), *head, *lines]) + "\n", encoding="utf-8")
+    names = [contest.name for contest in CONTESTS] + list(dict.fromkeys(contest.recipe for contest in CONTESTS))
+    wanted = [name for name in names if not asked or name in asked]
+    if unknown := set(asked) - set(names):
+        print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(names)}", file=sys.stderr)
+        return 2
+    contests, found = {contest.name: contest for contest in CONTESTS}, dict[str, list[Score]]()
+    for number in (0, 1):
+        half = Half(number)
+        for name in wanted:
+            score = half.theirs(contests[name]) if name in contests else half.ours(name)
+            found.setdefault(name, []).append(score)
+            print(number, score.line(name, ""), flush=True)
+    kept = _kept() | found
+    rows = ",\n".join(f'"{name}": {json.dumps([half.__dict__ for half in kept[name]])}' for name in kept)
+    KEPT.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
+    PAGE.write_text("\n".join(page(kept)) + "\n", encoding="utf-8")
     return 0
 
 
 HEAD = f"""# Our calibration beside libraries
 
 Written by `python bench/libraries.py`; do not edit. {{}}, with the settings that they come with but for the groups of
-one linear, whose inputs 128 does not divide: 64 there, as in ours. The demo model, {CALIBRATION:,} calibration tokens
-for all, {WINDOWS * WINDOW:,} held-out tokens in windows of {WINDOW}. Divergence is from float32; seconds are of one run
-on 2 shared cores, for ours with writing the bundle.
+one linear, whose inputs 128 does not divide: 64 there, as in ours. The demo model, {HALF:,} calibration tokens for
+all, {HALF:,} held-out tokens in windows of {WINDOW}; then the same with the halves exchanged. Means over the windows of
+both, ± is the standard error. Divergence is from float32; perplexity's change is the mean change of the loss. Seconds
+are CPU time of one calibration, for ours with writing the bundle; empty where the machine was too busy to say.
+"""
+PAIRS = """
+## Window by window
+
+The same windows for both, so that what is hard about a text drops out; below zero, ours is nearer to float32.
 """
 
 

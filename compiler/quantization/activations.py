@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -46,20 +48,22 @@ def _round(x: Tensor, scale: Tensor, dtype: str, block: tuple[int, ...], outer: 
     return result
 
 
-def rounded_inputs(recipe: Recipe, inputs: Inputs) -> Tensor:
-    """The kept rows as the graph of a recipe rounds them."""
+def rounded(recipe: Recipe, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """Inputs x [N,K] as the graph of a recipe rounds them; `parts` are the static scales, where it has some."""
     how = recipe.activations
     if how is None:
-        return inputs.rows
+        return x
     block = (1, how.block) if how.block is not None else ()
-    parts = static_parts(recipe, inputs)
     if "input_scale" in parts:
-        return _round(inputs.rows, parts["input_scale"], how.type, ())
+        return _round(x, parts["input_scale"], how.type, ())
     row_scale, outer = REGISTRY["row_scale"].body, parts.get("input_outer")
     if outer is None:
-        return _round(
-            inputs.rows, row_scale(inputs.rows, dtype=how.type, scale=how.scale, block=how.block), how.type, block
-        )
-    exact = torch.maximum(row_scale(inputs.rows, dtype=how.type, block=how.block), outer * LEAST_E4M3)
+        return _round(x, row_scale(x, dtype=how.type, scale=how.scale, block=how.block), how.type, block)
+    exact = torch.maximum(row_scale(x, dtype=how.type, block=how.block), outer * LEAST_E4M3)
     scale = REGISTRY["quantize"].body(exact, outer, dtype="f8e4m3")
-    return _round(inputs.rows, scale, how.type, block, outer)
+    return _round(x, scale, how.type, block, outer)
+
+
+def rounded_inputs(recipe: Recipe, inputs: Inputs) -> Tensor:
+    """The kept rows as the graph of a recipe rounds them."""
+    return rounded(recipe, inputs.rows, static_parts(recipe, inputs))

@@ -23,18 +23,20 @@ from compiler.ir.interpreter import Runner
 from compiler.ir.names import expand
 from compiler.ir.ops import REGISTRY
 from compiler.passes.quantization_plan import Linear, QuantizationPlan
-from compiler.quantization.activations import static_parts
+from compiler.quantization.activations import rounded, static_parts
 from compiler.quantization.rounding import Quantized, round_weight
 from compiler.quantization.second_order import round_second_order
 from compiler.quantization.smoothing import clipped, smoothing
 from compiler.quantization.statistics import Inputs, gather
 from runtime.derive import Rules
 from specs.errors import SpecRTError
+from specs.precision import Recipe
 
 Weights = Callable[[str], Tensor]
 Progress = Callable[[str, int, int], None]
 Scope = dict[str, Tensor]
 BATCH = 4  # windows that run together
+PARTS = ("codes", "scale", "zero", "outer", "smooth", "input_scale", "input_outer")
 
 
 def calibrate(
@@ -86,7 +88,7 @@ class _Lockstep:
     ) -> None:
         self.rules = rules
         self.graph, self.plan, self.weights, self.folder, self.progress = graph, plan, weights, folder, progress
-        self.effective: dict[str, Tensor] = {}  # rounded weights of products still to come
+        self.effective: dict[str, _Product] = {}  # products still to come, as they will be computed
         self.runners: list[Runner] = []
         self.rounded = 0  # scopes that see rounded weights; behind them, where a recipe wants it, those that do not
         self.done = 0
@@ -148,9 +150,12 @@ class _Lockstep:
         x = equation.args[0]
         assert isinstance(x, Value)
         own, exact = scopes[: self.rounded], scopes[self.rounded :]
-        for part, weight in ((own, self.effective.pop(full)), (exact, self.weights(full).float() if exact else None)):
-            for scope in part:
-                scope[equation.result.name] = REGISTRY["matmul"].body(scope[x.name], weight, transpose_b=True)
+        product = self.effective.pop(full)
+        for scope in own:
+            scope[equation.result.name] = product(scope[x.name])
+        weight = self.weights(full).float() if exact else None
+        for scope in exact:
+            scope[equation.result.name] = REGISTRY["matmul"].body(scope[x.name], weight, transpose_b=True)
 
     def repeat(self, equation: Equation, scopes: list[Scope]) -> None:
         body, count = equation.body, equation.attr["count"]
@@ -183,25 +188,43 @@ class _Lockstep:
         path = self.folder / f"{linears[0].weight}.safetensors"
         if not path.is_file():
             seen = [scope[x.name] for scope in scopes]
-            found = _quantized(linears, gather(seen[: self.rounded], seen[self.rounded :]), self.weights)
+            found = _quantized(linears, seen[: self.rounded], seen[self.rounded :], self.weights)
             save_file(found, f"{path}.partial")
             Path(f"{path}.partial").replace(path)
         with safe_open(path, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        smooth = stored.get(f"{linears[0].weight}.smooth")
         for linear in linears:
-            parts = [stored.get(f"{linear.weight}.{part}") for part in ("codes", "scale", "zero", "outer")]
-            wide = Quantized(parts[0], parts[1], parts[2], parts[3], linear.storage.block).dequantized()  # type: ignore[arg-type]
-            self.effective[linear.weight] = wide * smooth if smooth is not None and linear.recipe.smooth else wide
+            self.effective[linear.weight] = _Product(linear, stored)
         self.done += len(linears)
         if self.progress is not None:
             self.progress("calibrate", self.done, len(self.plan.linears))
 
 
-def _quantized(linears: Sequence[Linear], inputs: Inputs, weights: Weights) -> dict[str, Tensor]:
-    """Everything that is stored of the linears that share an input."""
+class _Product:
+    """A linear as the quantized graph computes it, but for the base precision."""
+
+    def __init__(self, linear: Linear, stored: Mapping[str, Tensor]) -> None:
+        self.recipe = linear.recipe
+        self.parts = {part: stored[f"{linear.weight}.{part}"] for part in PARTS if f"{linear.weight}.{part}" in stored}
+        codes, scale, zero, outer = (self.parts.get(part) for part in PARTS[:4])
+        assert codes is not None
+        assert scale is not None
+        self.weight = Quantized(codes, scale, zero, outer, linear.storage.block).dequantized()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if "smooth" in self.parts:
+            x = x * self.parts["smooth"]
+        seen = rounded(self.recipe, x.reshape(-1, x.shape[-1]).float(), self.parts).reshape(x.shape)
+        result: Tensor = REGISTRY["matmul"].body(seen, self.weight, transpose_b=True)
+        return result
+
+
+def _quantized(
+    linears: Sequence[Linear], seen: Sequence[Tensor], exact: Sequence[Tensor], weights: Weights
+) -> dict[str, Tensor]:
+    """Everything that is stored of the linears that share an input: `seen`, and `exact` before anything is rounded."""
     found: dict[str, Tensor] = {}
-    first = linears[0].weight
+    first, inputs = linears[0].weight, gather(seen, exact)
     smoothed = [linear for linear in linears if linear.recipe.smooth is not None]
     factors: Tensor | None = None
     if smoothed:
@@ -210,17 +233,33 @@ def _quantized(linears: Sequence[Linear], inputs: Inputs, weights: Weights) -> d
         # under the name of each: a target may have fewer rows for some (in the last layer); they then share no value
         names = dict.fromkeys([first, *(linear.weight for linear in smoothed)])
         found |= {f"{name}.smooth": factors.clone() for name in names}
+    statistics: dict[str, Inputs] = {}
     for linear in linears:
-        weight, seen = weights(linear.weight).float(), inputs
-        if factors is not None and linear.recipe.smooth is not None:
-            weight, seen = weight / factors, inputs.smoothed(factors)
-        for suffix, tensor in static_parts(linear.recipe, seen).items():
+        recipe, weight = linear.recipe, weights(linear.weight).float()
+        own = factors if recipe.smooth is not None else None
+        ranged = inputs if own is None else inputs.smoothed(own)
+        for suffix, tensor in static_parts(recipe, ranged).items():
             shared = found.setdefault(f"{first}.{suffix}", tensor)
             if linear.weight != first:
                 found[f"{linear.weight}.{suffix}"] = shared.clone()
-        for suffix, tensor in _round(weight, linear, seen).parts().items():
+        if recipe.name not in statistics:
+            met = _compensates(linear) and recipe.activations is not None
+            statistics[recipe.name] = _met(recipe, seen, exact, own, static_parts(recipe, ranged)) if met else ranged
+        moved = weight if own is None else weight / own
+        for suffix, tensor in _round(moved, linear, statistics[recipe.name]).parts().items():
             found[f"{linear.weight}.{suffix}"] = tensor.contiguous()
     return found
+
+
+def _met(
+    recipe: Recipe, seen: Sequence[Tensor], exact: Sequence[Tensor], factors: Tensor | None, parts: Mapping[str, Tensor]
+) -> Inputs:
+    """What the weights of a recipe with rounded inputs meet, for rounding that makes up for errors."""
+    factor = 1.0 if factors is None else factors
+    return gather(
+        (rounded(recipe, (x * factor).reshape(-1, x.shape[-1]).float(), parts) for x in seen),
+        (x * factor for x in exact),
+    )
 
 
 def _round(weight: Tensor, linear: Linear, inputs: Inputs) -> Quantized:

@@ -1,10 +1,14 @@
 """Rounding column by column, each error made up for by the columns that follow (arXiv:2210.17323).
 
+Then each code in turn is set anew where the others leave the least error, some passes over all of them.
+
 Columns go by falling second moment of their inputs; the scale of each group is fixed before (static groups), so that
 the stored layout is that of plain groups and nothing has to be permuted at run time.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +22,7 @@ from specs.errors import SpecRTError
 DAMP = 0.01  # of the mean second moment, added to each; section 3.3, step 3
 SHARE = 0.5  # of the way to what undoes earlier rounding; found on tokens apart from those of docs/precision.md
 BLOCK = 128  # columns whose updates are collected; step 2
+PASSES = 4  # over all columns afterwards: one takes 3 % of the held-out outputs' error, four 4 %, more 0.2 %
 
 
 def round_second_order(weight: Tensor, storage: Storage, inputs: Inputs) -> Quantized:
@@ -34,7 +39,7 @@ def round_second_order(weight: Tensor, storage: Storage, inputs: Inputs) -> Quan
         return Quantized(codes, scale, zero, None, storage.block)
     weight = _target(weight, inputs)
     scales = search_range(weight, storage, lambda error: reduced(error.square(), storage, "sum"))
-    return _compensated(weight.clone(), storage, scales, inputs.moment)
+    return _compensated(weight, storage, scales, inputs.moment)
 
 
 def _target(weight: Tensor, inputs: Inputs) -> Tensor:
@@ -51,39 +56,75 @@ def _target(weight: Tensor, inputs: Inputs) -> Tensor:
 
 
 def _of_one(storage: Storage) -> Storage:
-    from dataclasses import replace
-
     return replace(storage, shape=storage.shape[1:], scale_shape=storage.scale_shape[1:])
 
 
 def _compensated(weight: Tensor, storage: Storage, scales: Scales, moment: Tensor) -> Quantized:
-    width = weight.shape[-1]
     step = spread(scales.scale.float(), weight.shape, storage.block).expand(weight.shape)
+    if scales.outer is not None:
+        step = step * scales.outer
     zero = torch.zeros(()) if scales.zero is None else spread(scales.zero.float(), weight.shape, storage.block)
     zero = zero.expand(weight.shape)
     order = torch.argsort(moment.diagonal(), descending=True)
-    back = torch.argsort(order)
-    weight, step, zero = weight[:, order], step[:, order], zero[:, order]
-    inverse = _inverse_factor(moment[order][:, order])
-    codes = torch.zeros_like(weight)
-    for start in range(0, width, BLOCK):
-        stop = min(start + BLOCK, width)
-        errors = torch.zeros(weight.shape[0], stop - start)
-        for column in range(start, stop):
-            w, s, z = weight[:, column], step[:, column], zero[:, column]
-            exact = w / s if scales.zero is None else (w / s).round() + z
-            codes[:, column] = round_to(exact, storage.type).float()
-            error = (w - (codes[:, column] - z) * s) / inverse[column, column]
-            weight[:, column:stop] -= error[:, None] * inverse[column, column:stop]
-            errors[:, column - start] = error
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-    held = round_to(codes[:, back], storage.type)
+    grid = _Grid(storage.type, step[:, order], zero[:, order])
+    ordered, met = weight[:, order], _damped(moment[order][:, order])
+    codes = _descended(ordered, grid, _in_turn(ordered, grid, _inverse_factor(met)), met.float())
+    held = round_to(codes[:, torch.argsort(order)], storage.type)
     return Quantized(held, scales.scale, scales.zero, scales.outer, storage.block)
 
 
-def _inverse_factor(moment: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Grid:
+    """The numbers (code - zero) * step that each weight [out, in] may become."""
+
+    type: str
+    step: Tensor
+    zero: Tensor
+
+    def nearest(self, values: Tensor, column: int) -> Tensor:
+        """The codes nearest to the values [out] of a column."""
+        return round_to(values / self.step[:, column] + self.zero[:, column], self.type).float()
+
+    def values(self, codes: Tensor, column: int) -> Tensor:
+        """What the codes [out] of a column stand for."""
+        return (codes - self.zero[:, column]) * self.step[:, column]
+
+
+def _in_turn(weight: Tensor, grid: _Grid, inverse: Tensor) -> Tensor:
+    """Codes of each column after the errors of those before it have been spread over the rest."""
+    weight, codes = weight.clone(), torch.zeros_like(weight)
+    for start in range(0, weight.shape[-1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[-1])
+        errors = torch.zeros(weight.shape[0], stop - start)
+        for column in range(start, stop):
+            w = weight[:, column]
+            codes[:, column] = grid.nearest(w, column)
+            error = (w - grid.values(codes[:, column], column)) / inverse[column, column]
+            weight[:, column:stop] -= error[:, None] * inverse[column, column:stop]
+            errors[:, column - start] = error
+        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
+    return codes
+
+
+def _descended(weight: Tensor, grid: _Grid, codes: Tensor, moment: Tensor) -> Tensor:
+    """Codes of less or the same error tr(D M D'), D what they differ by from the weight: one column after the other."""
+    slope = ((codes - grid.zero) * grid.step - weight) @ moment
+    curve = moment.diagonal()
+    for _ in range(PASSES):
+        for start in range(0, weight.shape[-1], BLOCK):
+            stop = min(start + BLOCK, weight.shape[-1])
+            near, moved = slope[:, start:stop].clone(), torch.zeros(weight.shape[0], stop - start)
+            for column in range(start, stop):
+                old = grid.values(codes[:, column], column)
+                codes[:, column] = grid.nearest(old - near[:, column - start] / curve[column], column)
+                moved[:, column - start] = grid.values(codes[:, column], column) - old
+                near += moved[:, column - start, None] * moment[column, start:stop]
+            slope += moved @ moment[start:stop]
+    return codes
+
+
+def _inverse_factor(damped: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse of the damped moments; an input that is always zero counts as one."""
-    damped = _damped(moment)
     factor, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
         raise SpecRTError("PREC-014", "calibration gave inputs that are not finite", hint="give other calibration data")

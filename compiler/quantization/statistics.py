@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -32,15 +33,15 @@ class Inputs:
         return Inputs(moment, self.largest * size, self.mean * size, self.rows * factors, drift)
 
 
-def gather(tensors: Iterable[Tensor], exact: Sequence[Tensor] = ()) -> Inputs:
+def gather(tensors: Iterable[Tensor], exact: Iterable[Tensor] = ()) -> Inputs:
     """The statistics of inputs that come batch by batch, [..., K] each; `exact` are the same before rounding."""
     drift = moment = largest = total = None
     kept: list[Tensor] = []
     count = 0
-    for number, tensor in enumerate(tensors):
+    for tensor, wanted in zip_longest(tensors, exact):
         x = tensor.reshape(-1, tensor.shape[-1]).float()
-        if exact:
-            apart = (exact[number].reshape(x.shape).float() - x).T @ x
+        if wanted is not None:
+            apart = (wanted.reshape(x.shape).float() - x).T @ x
             drift = apart if drift is None else drift + apart
         size = x.abs()
         moment = x.T @ x if moment is None else moment + x.T @ x

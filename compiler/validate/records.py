@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from specs.errors import SpecRTError, Where
 from specs.precision import Recipe
 
+_FOUND = re.compile(r", (?:rounding|range): \w+")
 FIELDS = ("level", "model", "precision", "gpu", "toolchain", "date", "versions", "text", "spec", "recipe")
 
 
@@ -42,9 +44,13 @@ class Record:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of what a fact depends on in a file: neither comments and blank ends nor the bound that judges it."""
+    """The SHA-256 of what a fact depends on in a file: no comments and blank ends, nor the bound that judges it.
+
+    Nor how a recipe's numbers are found (tokens, ranges, rounding): what is stored and computed is the same.
+    """
     lines = (line.split(" #")[0].rstrip() for line in path.read_text(encoding="utf-8").splitlines())
-    kept = "\n".join(line for line in lines if line and not line.startswith(("#", "bound:")))
+    kept = "\n".join(line for line in lines if line and not line.startswith(("#", "bound:", "calibration:")))
+    kept = _FOUND.sub("", kept)
     return hashlib.sha256(kept.encode()).hexdigest()
 
 

@@ -40,15 +40,11 @@ def key(subject: Subject, precision: str) -> str:
         subject.size,
         subject.rows,
         subject.seed,
-        digest(_file(load_recipe(precision))),
+        load_recipe(precision).model_dump(exclude={"bound"}),
     ]
     for path in (subject.source, subject.checkpoint, subject.calibration):
         content.append(None if path is None else _content(path))
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:32]
-
-
-def _file(node: Any) -> Path:
-    return Path(node.where.file)
 
 
 def _content(path: Path) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from compiler.ir.formats import RANGE
 from compiler.passes.quantization_plan import Storage, storage_of
+from compiler.quantization import second_order
 from compiler.quantization.activations import rounded_inputs, static_parts
 from compiler.quantization.rounding import round_weight
 from compiler.quantization.second_order import round_second_order
@@ -73,6 +74,25 @@ def test_second_order_rounding_beats_rounding_to_nearest() -> None:
     searched = output_error(round_weight(weight, storage, "mse").dequantized(), weight, inputs)
     found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
     assert found < 0.8 * min(plain, searched), (found, plain, searched)
+
+
+@pytest.mark.parametrize("name", ["w4a16_gptq", "w8a16", "fp8", "nvfp4", "mxfp4"])
+def test_second_order_rounding_of_every_kind_of_grid(name: str) -> None:
+    weight, inputs = layer()
+    storage = stored(name)
+    found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
+    plain = output_error(round_weight(weight, storage, "mse").dequantized(), weight, inputs)
+    assert found < 0.7 * plain, found / plain
+
+
+def test_each_pass_over_the_codes_leaves_less_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = layer()
+    errors = []
+    for passes in (0, 1, 4):
+        monkeypatch.setattr(second_order, "PASSES", passes)
+        found = round_second_order(weight, stored("w4a16_gptq"), inputs).dequantized()
+        errors.append(output_error(found, weight, inputs))
+    assert errors[2] < errors[1] < 0.98 * errors[0], errors
 
 
 def test_second_order_rounding_aims_at_outputs_before_any_rounding() -> None:

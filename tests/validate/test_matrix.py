@@ -106,6 +106,15 @@ def test_a_digest_does_not_see_comments(tmp_path: Path) -> None:
     assert digest(one) != digest(other)
 
 
+def test_a_digest_does_not_see_how_numbers_are_found(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    one.write_text("weights: {type: i8, per: row}\nbase: [fp16]\n")
+    other.write_text("weights: {type: i8, per: row, rounding: gptq}\ncalibration: {windows: 1}\nbase: [fp16]\n")
+    assert digest(one) == digest(other)
+    other.write_text("weights: {type: i8, per: tensor, rounding: gptq}\nbase: [fp16]\n")
+    assert digest(one) != digest(other)
+
+
 @pytest.mark.parametrize(
     ("golden", "text"),
     [
