@@ -16,6 +16,7 @@ from specs.errors import SpecRTError
 
 if TYPE_CHECKING:
     from compiler.lower.tensorrt.options import BuildOptions
+    from compiler.passes.quantization_plan import Experts
     from compiler.passes.runner import PassReport
     from compiler.quantization.stored_codes import Stored
     from compiler.validate.gates import Gates
@@ -200,11 +201,15 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)
 
 
-def _experts(options: BuildOptions | None) -> str | None:
-    """Why products of experts read floats: engines do."""
+def _experts(options: BuildOptions | None) -> Experts | None:
+    """Which codes of experts a target reads: the CPU all, engines none, kernels some."""
     if options is None:
         return None
-    return "products of experts read floats on a GPU"
+    if options.native or options.weights == "baked":
+        return lambda _: "engines multiply experts as floats"
+    from compiler.lower.expert_steps import why_not_kernels
+
+    return why_not_kernels
 
 
 def _stored(asked: Request, found: Source, built: Built) -> Stored | None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compiler.ir.core import Equation, Graph, Value
@@ -33,7 +33,7 @@ def expert_equations(equations: Sequence[Equation]) -> dict[str, str]:
     owner: dict[str, str] = {}
     for choice in {equation.values[2].name for equation in equations if equation.op == PRODUCT}:
         products = [eq for eq in equations if eq.op == PRODUCT and eq.values[2].name == choice]
-        if any((made.get(eq.values[1].name) or eq).op not in (PRODUCT, "weight") for eq in products):
+        if not all(_stored(made, eq.values[1].name) for eq in products):
             continue  # of matrices that are not stored as the product takes them
         below = _closure(products, lambda eq: [user for value in eq.results for user in readers.get(value.name, ())])
         above = _closure(products, lambda eq: [made[value.name] for value in eq.values if value.name in made])
@@ -55,6 +55,14 @@ def expert_equations(equations: Sequence[Equation]) -> dict[str, str]:
     return owner
 
 
+def _stored(made: Mapping[str, Equation], name: str) -> bool:
+    """Whether matrices are weights, or made of codes that are: what is defined elsewhere is one."""
+    equation = made.get(name)
+    if equation is not None and equation.op == "dequantize":
+        return all(_stored(made, value.name) for value in equation.values)
+    return equation is None or equation.op == "weight"
+
+
 def _by(equation: Equation | None, choice: str) -> bool:
     """Whether an equation looks up rows by the choice: the biases of the chosen."""
     return equation is not None and equation.op == "gather" and equation.values[1].name == choice
@@ -71,12 +79,12 @@ def _closure(start: Iterable[Equation], step: Callable[[Equation], list[Equation
     return found
 
 
-def expert_program(graph: Graph, rows: int) -> Program:
-    """The launches of a part that `expert_equations` found, for at most `rows` rows.
+def expert_program(graph: Graph, rows: int, architecture: int = 90) -> Program:
+    """The launches of a part that `expert_equations` found, for at most `rows` rows on a GPU (90 is sm_90).
 
     Raises RefusedError where it has something else.
     """
-    return _Maker(graph, rows).run()
+    return _Maker(graph, rows, architecture).run()
 
 
 @dataclass
@@ -90,8 +98,9 @@ class _Part:
 
 
 class _Maker:
-    def __init__(self, graph: Graph, rows: int) -> None:
-        self.graph, self.rows = graph, rows
+    def __init__(self, graph: Graph, rows: int, architecture: int) -> None:
+        self.graph, self.rows, self.architecture = graph, rows, architecture
+        self.low = {equation.result.name: equation for equation in graph.equations if equation.op == "dequantize"}
         self.alias = aliases(graph.equations)
         self.inputs = {value.name for value in graph.inputs}
         self.outputs = {self.home(value): port for port, value in graph.outputs}
@@ -125,7 +134,7 @@ class _Maker:
         parts: list[_Part] = []
         sums: list[Equation] = []
         for equation in self.graph.equations:
-            if equation.results[0].name in self.alias:
+            if equation.results[0].name in self.alias or equation.results[0].name in self.low:
                 continue
             if equation.op == PRODUCT:
                 x = self.home(equation.values[0])
@@ -177,9 +186,12 @@ class _Maker:
         stored = [value for value in made if self.home(value) in read | set(self.outputs)]
         x, weight, _ = part.products[0].values
         tile = tile_of(self.rows, x.type.dtype, len(part.products))  # of as many rows, whatever the products
-        values = [x, *(eq.values[1] for eq in part.products), *(eq.values[0] for eq in part.biases), *stored]
+        matrices = [self.low.get(eq.values[1].name) for eq in part.products]
+        held = [value for eq, low in zip(part.products, matrices, strict=True)
+                for value in ((eq.values[1],) if low is None else low.values)]  # fmt: skip
+        values = [x, *held, *(eq.values[0] for eq in part.biases), *stored]
         shared = self.each if x.type.shape[-2] == 1 else 1
-        group = Group(part.products, part.biases, part.following, stored, shared)
+        group = Group(part.products, matrices, part.biases, part.following, stored, shared, self.architecture)
         launch, places = grouped(group, {value.name: self.place(value) for value in values}, tile)
         self.call(launch, places, -(-int(weight.type.shape[1]) // tile.outs), tile.each, self.each)
 

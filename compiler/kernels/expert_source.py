@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from compiler.ir.core import Equation, Value
 from compiler.kernels.attention import Launch
+from compiler.kernels.expert_codes import codes_read, depth_of
 from compiler.kernels.row_source import RefusedError, RowSource
 
 
@@ -40,10 +41,12 @@ class Group:
     """Products that share input and choice, the biases and elementwise equations behind, and what is stored."""
 
     products: Sequence[Equation]
+    matrices: Sequence[Equation | None]  # the dequantize of each product's, None where they are numbers
     biases: Sequence[Equation]  # gather(table [E, O], chosen)
     following: Sequence[Equation]
     stored: Sequence[Value]
     shared: int  # pairs that read one row: K where all choices of a row do, else 1
+    architecture: int = 90
 
 
 class _Tiles(RowSource):
@@ -64,19 +67,30 @@ def grouped(group: Group, places: Mapping[str, str], tile: Tile) -> tuple[Launch
     arguments = [("x", x.type.dtype), *((name, "i32") for name in ("slots", "owners", "total"))]
     where = {"x": places[x.name], **{name: f"temp:{name}" for name in ("slots", "owners", "total")}}
 
-    def argument(name: str, value: Value) -> str:
-        arguments.append((name, value.type.dtype))
+    def argument(name: str, value: Value, kind: str = "") -> str:
+        arguments.append((name, kind or value.type.dtype))
         where[name] = places[value.name]
         return name
 
+    depths = {depth_of(low, tile.depth) for low in group.matrices if low is not None} or {tile.depth}
+    if len(depths) > 1:
+        raise RefusedError("products of experts whose codes lie unlike each other")
+    depth = depths.pop()
     # no masks where every tile is whole
-    inside = [*(["(n < outs)[:, None]"] if outs % tile.outs else []), *(["at[None, :]"] if ins % tile.depth else [])]
+    inside = [*(["(n < outs)[:, None]"] if outs % tile.outs else []), *(["at[None, :]"] if ins % depth else [])]
     mask = f", mask={' & '.join(inside)}, other=0.0" if inside else ""
-    real = "real[:, None]" + (" & at[None, :]" if ins % tile.depth else "")
+    real = "real[:, None]" + (" & at[None, :]" if ins % depth else "")
     before, inner, source = list[str](), list[str](), _Tiles()
     for number, product in enumerate(group.products):
         if product.values[0].name != x.name or product.values[1].type != weight.type:
             raise RefusedError("products of experts on several inputs, or with matrices of several shapes")
+        low = group.matrices[number]
+        if low is not None:
+            lines = codes_read(low, number, x.type.dtype, group.architecture, argument, inside)
+            before += lines.before
+            inner += lines.inner
+            source.define(product.result, lines.result)
+            continue
         w = argument(f"w{number}", product.values[1])
         before.append(f"acc{number} = tl.zeros([rows, tile], tl.float32)")
         before.append(f"ws{number} = {w} + (expert * outs + n.to(tl.int64))[:, None] * ins + d[None, :]")
@@ -95,7 +109,7 @@ def grouped(group: Group, places: Mapping[str, str], tile: Tile) -> tuple[Launch
         at = f"{y} + pair.to(tl.int64)[:, None] * outs + n[None, :]"
         stores.append(f"tl.store({at}, {source.names[value.name]}.to({y}.dtype.element_ty), mask=ok)")
     constants = {"outs": outs, "ins": ins, "shared": group.shared, "rows": tile.rows, "tile": tile.outs,
-                 "depth": tile.depth}  # fmt: skip
+                 "depth": depth}  # fmt: skip
     signature = ", ".join([*(name for name, _ in arguments), *(f"{name}: tl.constexpr" for name in constants)])
     text = _TEXT.format(
         signature=signature, before=_indented(before, 8), inner=_indented(inner, 12), real=real,
@@ -112,7 +126,10 @@ def _indented(lines: Sequence[str], spaces: int) -> str:
 _TEXT = """import triton
 import triton.language as tl
 
+from compiler.kernels.codes import plain
+from compiler.kernels.dense import scale_of
 from compiler.kernels.overlap import wait
+from compiler.kernels.widened import span_in
 
 
 @triton.jit

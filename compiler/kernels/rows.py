@@ -53,7 +53,7 @@ def program_of(graph: Graph, rows: int, architecture: int) -> Program:
     if any(equation.op == "gather_matmul" for equation in graph.equations):
         from compiler.kernels.expert_program import expert_program
 
-        return expert_program(graph, rows)
+        return expert_program(graph, rows, architecture)
     return _Maker(graph, rows, architecture).run()
 
 

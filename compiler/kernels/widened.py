@@ -46,7 +46,7 @@ def weights_in(
     """The weights of one part [tile, piece] of the span from column `first` and out `start` on."""
     share: tl.constexpr = max(group, piece)  # the same scales are loaded once: part by part the same expression
     at = first + part * piece // share * share
-    row = tl.where(at < ins, at // share, -1) + tl.arange(0, 1)
+    row = tl.where(at < ins, at // share if group else 0, -1) + tl.arange(0, 1)
     value = codes_in(words, part, kind, tile, piece)
     if zero is not None:
         value -= beside(zero, row, start, outs, tile, 1).to(tl.float16)[:, None]
@@ -57,6 +57,25 @@ def weights_in(
         else:
             value = value.to(tl.float32) * scale_of(step)[:, None]
     return value if value.dtype == dtype else value.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def span_in(
+    words, kind: tl.constexpr, scale, zero, first, start, outs: tl.constexpr, ins: tl.constexpr, group: tl.constexpr,
+    tile: tl.constexpr, span: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """The weights [tile, span] from column `first` and out `start` on; without groups what is left to scale by rows."""
+    held: tl.constexpr = 2 if kind == "i8" else 4
+    piece: tl.constexpr = span // held
+    even = weights_in(words, 0, kind, scale, zero, first, start, outs, ins, group, tile, piece, dtype)
+    odd = weights_in(words, 1, kind, scale, zero, first, start, outs, ins, group, tile, piece, dtype)
+    if held == 2:
+        whole = tl.permute(tl.join(even, odd), (0, 2, 1))
+    else:
+        third = weights_in(words, 2, kind, scale, zero, first, start, outs, ins, group, tile, piece, dtype)
+        last = weights_in(words, 3, kind, scale, zero, first, start, outs, ins, group, tile, piece, dtype)
+        whole = tl.permute(tl.join(tl.join(even, third), tl.join(odd, last)), (0, 2, 3, 1))
+    return tl.reshape(whole, (tile, span))
 
 
 @triton.jit
@@ -92,16 +111,8 @@ def widened(
         if ins % span or spans % splits:
             inside = inside & (at * span + k < ins)[None, :]
         narrow = tl.load(xs, mask=inside, other=0.0)
-        first = at * span
-        even = weights_in(word, 0, kind, scale, zero, first, across * tile, outs, ins, group, tile, piece, dtype)
-        odd = weights_in(word, 1, kind, scale, zero, first, across * tile, outs, ins, group, tile, piece, dtype)
-        if held == 2:
-            whole = tl.permute(tl.join(even, odd), (0, 2, 1))
-        else:
-            third = weights_in(word, 2, kind, scale, zero, first, across * tile, outs, ins, group, tile, piece, dtype)
-            last = weights_in(word, 3, kind, scale, zero, first, across * tile, outs, ins, group, tile, piece, dtype)
-            whole = tl.permute(tl.join(tl.join(even, third), tl.join(odd, last)), (0, 2, 3, 1))
-        total = tl.dot(tl.reshape(whole, (tile, span)), tl.trans(narrow), total)
+        whole = span_in(word, kind, scale, zero, at * span, across * tile, outs, ins, group, tile, span, dtype)
+        total = tl.dot(whole, tl.trans(narrow), total)
         words += piece // 2
         xs += span
     if splits == 1:

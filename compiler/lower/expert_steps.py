@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 
 from compiler.ir.core import Graph
+from compiler.kernels.expert_codes import why_not_read
 from compiler.kernels.expert_program import expert_equations
-from compiler.lower.low_bit import KernelSteps
+from compiler.lower.low_bit import KernelSteps, low_bit_experts
 from compiler.lower.partition import partition
 from compiler.lower.segments import engine_segment
+from compiler.passes.quantization_plan import Storage
+from specs.errors import SpecRTError
 
 _LOG = logging.getLogger("compiler.lower")
 
@@ -16,13 +19,32 @@ _LOG = logging.getLogger("compiler.lower")
 def expert_owners(graph: Graph, kernels: KernelSteps) -> dict[str, str]:
     """The step of each equation's result that goes into one, by the choice of experts.
 
-    An engine computes every expert for every row: right, and as slow as if all were chosen.
+    An engine computes every expert for every row: right, and as slow as if all were chosen. Codes it does not read:
+    raises SpecRTError LOWER-039 where they are not taken.
     """
     found = expert_equations(graph.equations)
     refused: set[str] = set()
+    reason: str | None = None
     for piece in partition(graph, lambda equation: found.get(equation.results[0].name)) if found else ():
-        reason = kernels.refuse(engine_segment(piece.graph).graph) if piece.kind == "step" else None
-        if reason is not None:
+        why = kernels.refuse(engine_segment(piece.graph).graph) if piece.kind == "step" else None
+        if why is not None:
+            reason = why
             _LOG.info("experts of %s stay in their engine: %s", graph.name, reason)
             refused |= {equation.results[0].name for equation in piece.graph.equations}
-    return {name: choice for name, choice in found.items() if name not in refused}
+    owner = {name: choice for name, choice in found.items() if name not in refused}
+    for product, _ in low_bit_experts(graph.equations):
+        if product.result.name not in owner:
+            message = (
+                f"no kernel for the experts' product %{product.result.name}: {reason or 'they are no part of a sum'}"
+            )
+            hint = "choose another precision, or keep these layers: `layers:` in a deployment spec"
+            raise SpecRTError("LOWER-039", message, where=product.where, hint=hint)
+    return owner
+
+
+def why_not_kernels(storage: Storage) -> str | None:
+    """Why kernels do not read matrices of experts that are stored so, or None."""
+    group, several = storage.block[-1] if storage.block else 0, storage.type != "f8e4m3"
+    if storage.permuted or (several and storage.scale_shape[-2] != storage.shape[-2]):
+        return "no kernel of experts reads columns in another order, or a scale for several rows"
+    return why_not_read(storage.type, storage.scale, group, storage.shape[-1], outer=storage.outer)

@@ -4,6 +4,8 @@
 `pairs`    half bytes row by row, the even element in the low half (TensorRT's INT4 and FP4, the interpreter's pack)
 `words`    codes [outs, ins] as our kernels unpack them (compiler/kernels/products.py, `pack`)
 `columns`  [outs, K] turned, a byte at least an element: scales and zeros of groups, which kernels read across outs
+
+Of matrices of experts [experts, outs, ins] each lies so.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ def stored_type(tensor: Tensor) -> StoredType:
     """The type that a tensor's bytes have in its file."""
     shape, dtype, layout = tensor.type.static_shape(), tensor.type.dtype, tensor.layout
     if layout == COLUMNS:
-        shape = shape[::-1]
+        shape = (*shape[:-2], *shape[:-3:-1])
     if layout == WORDS:
         from compiler.kernels.products import packed_bytes
 
-        shape = (shape[0], packed_bytes(shape[1], dtype))
+        shape = (*shape[:-1], packed_bytes(shape[-1], dtype))
     elif dtype not in HALF_BYTES:
         return StoredType(_NAMES[dtype], shape, prod(shape) * max(DTYPES[dtype], 8) // 8)
     elif layout == PAIRS:
@@ -55,9 +57,13 @@ def bytes_of(value: torch.Tensor, tensor: Tensor) -> torch.Tensor:
     """The tensor as it lies in its file."""
     dtype, layout = tensor.type.dtype, tensor.layout
     if layout == COLUMNS:
-        return value.T
+        return value.mT
     if layout == WORDS:
+        import torch
+
         from compiler.kernels import products
 
+        if value.ndim > 2:  # matrices of experts, one by one: packing takes several times their memory
+            return torch.stack([products.pack(one, dtype) for one in value])
         return products.pack(value, dtype)
     return pack(value, dtype) if dtype in HALF_BYTES else value

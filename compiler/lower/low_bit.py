@@ -5,13 +5,16 @@ A toolchain's file says for each kind whether its engines run it or a kernel doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from compiler.ir.core import Equation, Graph, Value
+from compiler.kernels.expert_codes import expert_in_words
 from compiler.kernels.products import in_words, multiplies
 from compiler.kernels.row_source import RefusedError
 from compiler.lower.capability import Judge, Unsupported
+from compiler.lower.layouts import COLUMNS, WORDS
+from compiler.lower.plan import ROWS
 from compiler.passes.join_codes import RowScales
 from compiler.passes.rewrite import Names
 from specs.hardware import Operands, load_toolchain, product_of
@@ -82,6 +85,29 @@ class KernelSteps:
         except RefusedError as error:
             return str(error)
         return None
+
+
+def low_bit_experts(equations: Iterable[Equation]) -> list[tuple[Equation, Equation]]:
+    """The products of experts with quantized matrices among equations, each with its dequantize."""
+    made: dict[str, Equation] = {}
+    found: list[tuple[Equation, Equation]] = []
+    for equation in equations:
+        made.update((value.name, equation) for value in equation.results)
+        weight = made.get(equation.values[1].name) if equation.op == "gather_matmul" else None
+        if weight is not None and weight.op == "dequantize":
+            found.append((equation, weight))
+    return found
+
+
+def kernel_layouts(equations: Sequence[Equation], architecture: int) -> Iterator[tuple[Value, str]]:
+    """How kernels read the parts of quantized weights among equations."""
+    read = [(product.weight, product.in_words(architecture)) for product in low_bit_products(equations)]
+    experts = [(weight, expert_in_words(product, weight)) for product, weight in low_bit_experts(equations)]
+    for weight, words in (*read, *experts):
+        codes, *others = weight.values
+        yield codes, WORDS if words else ROWS
+        turned = words or codes.type.rank == 2
+        yield from ((value, COLUMNS if turned and value.type.rank > 1 else ROWS) for value in others)
 
 
 def low_bit_products(equations: Iterable[Equation]) -> list[LowBitProduct]:

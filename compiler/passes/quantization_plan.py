@@ -7,7 +7,7 @@ excludes, then what its format can't hold; every linear that stays in the base p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -51,6 +51,9 @@ class Override:
     where: Where | None = None
 
 
+Experts = Callable[[Storage], "str | None"]
+
+
 @dataclass
 class QuantizationPlan:
     """What `quantize` does: linears by the full name of their weight, and why others stay as they are."""
@@ -66,12 +69,12 @@ def plan_quantization(
     recipe: Recipe,
     overrides: Sequence[Override] = (),
     stored: Mapping[str, Linear | str] | None = None,
-    experts: str | None = None,
+    experts: Experts | None = None,
 ) -> QuantizationPlan:
     """The plan for a graph; `stored`: linears as the checkpoint has them, in place of the recipe.
 
-    `experts`: why matrices of experts stay as they are, whatever the recipe; None where it decides. Raises SpecRTError
-    PREC-011 where an override names no linear.
+    `experts`: why matrices of experts that would be stored so stay as they are, or None. Raises SpecRTError PREC-011
+    where an override names no linear.
     """
     plan = QuantizationPlan(recipe, tuple(overrides))
     used: set[int] = set()
@@ -85,19 +88,18 @@ def plan_quantization(
         reason = _refusal(graph, equation, weight)
         if equation.op == "gather_matmul" and reason is None:
             again = "matrices of experts are not rounded again" if index is not None and stored is not None else None
-            reason = experts or again or experts_kept(chosen)
+            reason = again or experts_kept(chosen)
         if index is None and stored is not None:
             own = reason or stored.get(name, "the checkpoint has it in the base precision")
-            if isinstance(own, Linear):
-                plan.linears[name] = own
-            else:
-                plan.kept[name] = own
-            continue
-        storage = storage_of(chosen, weight.type.static_shape()) if reason is None else None
-        if isinstance(storage, Storage):
-            plan.linears[name] = Linear(name, storage, chosen)
         else:
-            plan.kept[name] = reason or str(storage)
+            storage = reason or storage_of(chosen, weight.type.static_shape())
+            own = Linear(name, storage, chosen) if isinstance(storage, Storage) else storage
+        if isinstance(own, Linear) and equation.op == "gather_matmul" and experts is not None:
+            own = experts(own.storage) or own
+        if isinstance(own, Linear):
+            plan.linears[name] = own
+        else:
+            plan.kept[name] = own
     for index, override in enumerate(plan.overrides):
         if index not in used:
             known = sorted({leaf_of(name) for name, _, _ in linears_of(graph)})

@@ -16,7 +16,15 @@ from dataclasses import replace
 from compiler.ir.core import Arg, AttrValue, Block, Equation, Graph, Value, substitute, used_values
 from compiler.ir.names import shift
 from compiler.ir.types import TensorType
-from compiler.passes.quantization_plan import Linear, Override, QuantizationPlan, by_round, leaf_of, plan_quantization
+from compiler.passes.quantization_plan import (
+    Experts,
+    Linear,
+    Override,
+    QuantizationPlan,
+    by_round,
+    leaf_of,
+    plan_quantization,
+)
 from compiler.passes.rewrite import Names, beside, emit
 from compiler.passes.runner import Log, Pass
 from specs.errors import Where
@@ -33,12 +41,12 @@ def quantize(
     overrides: Sequence[Override] = (),
     planned: Callable[[QuantizationPlan], None] | None = None,
     stored: Mapping[str, Linear | str] | None = None,
-    experts: str | None = None,
+    experts: Experts | None = None,
 ) -> Pass:
     """The pass that plans for the graph it gets, tells `planned`, and carries the plan out.
 
     `stored`: linears as the checkpoint has them, which take the place of the recipe's; `experts`: why those of experts
-    stay as they are.
+    stay as they are, by how they would be stored.
     """
 
     def apply(graph: Graph, log: Log) -> Graph:

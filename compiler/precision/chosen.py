@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compiler.passes import pipelines
-from compiler.passes.quantization_plan import Override, QuantizationPlan
+from compiler.passes.quantization_plan import Experts, Override, QuantizationPlan
 from compiler.passes.quantize import quantize
 from compiler.passes.round_kv_cache import round_kv_cache
 from compiler.passes.runner import Pass
@@ -37,7 +37,7 @@ class Chosen:
     overrides: tuple[Override, ...]
     stored: Stored | None = None  # the checkpoint's own codes, where they are kept
     native: bool = False  # TensorRT's own attention and cache layers
-    experts: str | None = None  # why matrices of experts keep their type on the target
+    experts: Experts | None = None  # why matrices of experts stored so keep their type on the target
     plans: list[QuantizationPlan] = field(default_factory=list, compare=False)
 
     @property
@@ -102,11 +102,11 @@ def choose(
     kv_cache: str | None = None,
     *,
     native: bool = False,
-    experts: str | None = None,
+    experts: Experts | None = None,
 ) -> Chosen:
     """The precision for a target, cpu or a GPU; None: as a low-bit checkpoint has its weights, else fp32.
 
-    `experts`: why matrices of experts keep their type there.
+    `experts`: why matrices of experts that would be stored so keep their type there, or None.
 
     Raises SpecRTError PREC-001, PREC-002, PREC-010, PREC-015 and PREC-017.
     """

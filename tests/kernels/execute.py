@@ -11,9 +11,8 @@ from compiler.ir.interpreter import torch_dtype
 from compiler.kernels.build import load
 from compiler.kernels.row_source import rows_of
 from compiler.kernels.rows import program_of
-from compiler.lower.layouts import COLUMNS, WORDS, bytes_of
-from compiler.lower.low_bit import low_bit_products
-from compiler.lower.plan import ROWS
+from compiler.lower.layouts import bytes_of
+from compiler.lower.low_bit import kernel_layouts
 from compiler.lower.stored_weights import Tensor
 
 
@@ -39,10 +38,9 @@ def execute(
         kinds = dict(call.launch.arguments)
         values: dict[str, object] = {"count": count}
         for argument, place in call.places.items():
-            stored = temps.get(place, memory.get(place))
-            assert stored is not None
-            kind = torch_dtype(kinds[argument])
-            values[argument] = stored.view(kind) if place in temps or kind is torch.uint8 else stored
+            if kinds.get(argument):  # what joins splits is given all that the product had
+                kind, stored = torch_dtype(kinds[argument]), temps[place] if place in temps else memory[place]
+                values[argument] = stored.view(kind) if place in temps or kind is torch.uint8 else stored
         tiles = -(-count // call.tile)
         grid = (tiles, 1, call.depth) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
         arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
@@ -53,10 +51,7 @@ def execute(
 def laid(graph: Graph, inputs: dict[str, torch.Tensor], architecture: int = 90) -> dict[str, torch.Tensor]:
     """The inputs with low-bit weights in the layouts of kernels."""
     found = dict(inputs)
-    for product in low_bit_products(graph.equations):
-        for number, value in enumerate(product.weight.values):
-            words = product.in_words(architecture)
-            layout = WORDS if words and not number else COLUMNS if number and value.type.rank > 1 else ROWS
-            assert not rows_of(value)
-            found[value.name] = bytes_of(inputs[value.name], Tensor(value.name, value.type, layout=layout)).contiguous()
+    for value, layout in kernel_layouts(graph.equations, architecture):
+        assert not rows_of(value)
+        found[value.name] = bytes_of(inputs[value.name], Tensor(value.name, value.type, layout=layout)).contiguous()
     return found

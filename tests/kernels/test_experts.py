@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from compiler.ir.core import Graph
+from compiler.ir.formats import RANGE, round_to
 from compiler.ir.interpreter import run as interpret
 from compiler.ir.interpreter import torch_dtype
 from compiler.ir.parser import parse
@@ -60,6 +63,17 @@ def check(graph: Graph, rows: int = 16, tokens: int = 5, chosen: torch.Tensor | 
         if value.type.dtype == "i32":
             draws = [torch.randperm(int(experts), generator=generator)[: shape[-1]] for _ in range(tokens)]
             inputs[value.name] = torch.stack(draws).int() if chosen is None else chosen
+        elif value.type.dtype in RANGE:
+            low, high = RANGE[value.type.dtype]
+            inputs[value.name] = round_to(torch.rand(shape, generator=generator) * (high - low) + low, value.type.dtype)
+        elif value.name.endswith("s") and value.type.rank == 3:  # scales: what brings codes to about a tenth
+            of = next(other.type.dtype for other in graph.inputs if other.name == value.name[:-1] + "c")
+            exponent = torch.randint(-2, 1, shape, generator=generator) - math.frexp(RANGE[of][1])[1] - 2
+            inputs[value.name] = (
+                (exponent + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
+                if value.type.dtype == "f8e8m0"
+                else torch.exp2(exponent).to(torch_dtype(value.type.dtype))
+            )
         else:
             scale = shape[-1] ** -0.5 if isinstance(value.type.shape[0], int) else 1.0
             inputs[value.name] = (torch.randn(shape, generator=generator) * scale).to(torch_dtype(value.type.dtype))
@@ -168,3 +182,52 @@ def test_kernels_compile_for_every_architecture() -> None:
     for architecture in (86,):  # the least shared memory
         for made in build(launches, architecture, processes=2):
             assert made.shared <= SHARED[architecture]
+
+
+@pytest.mark.parametrize("architecture", [70, 86, 90])
+def test_codes_compile(architecture: int) -> None:
+    """At few rows and at many, 4 bits and E4M3: by its bits where the compiler has no E4M3."""
+    launches = {
+        call.launch.text + str(call.launch.constants): call.launch
+        for how in ("f4e2m1", "f8e4m3")
+        for rows in (16, 1024)
+        for call in expert_program(coded(CODES[how]), rows, architecture).calls
+        if call.launch.name == "experts"
+    }
+    for made in build(list(launches.values()), architecture, processes=2):
+        assert made.shared <= SHARED[architecture]
+
+
+CODES = {
+    "i4": "i4, f16, 32", "u4": "u4, f16, 64", "i8": "i8, f32, 0", "f4e2m1": "f4e2m1, f8e8m0, 32", "rows": "u4, f16, 0",
+    "f8e4m3": "f8e4m3, f32, 32", "f8e4m3 of rows": "f8e4m3, f32, 0",
+}  # fmt: skip
+
+
+def coded(how: str) -> Graph:
+    """GATED with matrices of codes: type, type of scales, columns that share one (0: rows)."""
+    codes, scale, group = how.split(", ")
+    text = GATED.replace("32]", "64]").replace("48,64]", "96,64]").replace("f16[T,2,48]", "f16[T,2,96]")
+    text = text.replace("%down: f16[4,32,48]", "%down: f16[4,64,96]").replace("f16[T,2,32]", "f16[T,2,64]")
+    text = text.replace("f16[T,1,32]", "f16[T,1,64]").replace('("T", 1, 32)', '("T", 1, 64)')
+    lines = []
+    for name, outs, ins in (("gate", 96, 64), ("up", 96, 64), ("down", 64, 96)):
+        size = 0 if int(group) > ins or ins % (int(group) or ins) else int(group)
+        count = ins // size if size else 1
+        zero = f", %{name}z: u4[4,{outs},{count}]" if codes == "u4" else ""
+        text = text.replace(
+            f"%{name}: f16[4,{outs},{ins}]",
+            f"%{name}c: {codes}[4,{outs},{ins}], %{name}s: {scale}[4,{outs},{count}]{zero}",
+        )
+        block = f", block = (1, {size})" if size else ""
+        third = f", %{name}z" if zero else ""
+        lines.append(
+            f'  %{name}: f16[4,{outs},{ins}] = dequantize(%{name}c, %{name}s{third}) {{dtype = "f16"{block}}}\n'
+        )
+    return parse(text.replace("  %row:", "".join(lines) + "  %row:", 1))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(16, 5), (64, 40), (1024, 200)])
+@pytest.mark.parametrize("how", CODES)
+def test_matrices_of_codes(how: str, rows: int, tokens: int) -> None:
+    check(coded(CODES[how]), rows, tokens)

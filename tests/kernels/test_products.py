@@ -116,6 +116,7 @@ KINDS = {
     "w4a16 rows": replace(W4, group=0),
     "w4a16 zero": replace(W4, w="u4", zero=True, group=64),
     "w4a16 signed zero": replace(W4, zero=True),
+    "w4a16 zero of rows": replace(W4, w="u4", zero=True, group=0),
     "w4a16 unsigned": replace(W4, w="u4", zero=False),
     "mxfp4": replace(W4, w="f4e2m1", scale="f8e8m0", group=32),
     "mxfp4 bf16": replace(W4, x="bf16", out="bf16", w="f4e2m1", scale="f8e8m0", group=32),

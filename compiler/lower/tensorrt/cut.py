@@ -14,8 +14,8 @@ from compiler.ir.core import Graph, Value
 from compiler.ir.formats import HALF_BYTES
 from compiler.lower.attention_step import BACKEND, AttentionStep, attention_steps
 from compiler.lower.expert_steps import expert_owners
-from compiler.lower.layouts import COLUMNS, PAIRS, WORDS
-from compiler.lower.low_bit import KernelSteps, LowBitProduct, low_bit_products, with_row_scales
+from compiler.lower.layouts import PAIRS
+from compiler.lower.low_bit import KernelSteps, LowBitProduct, kernel_layouts, with_row_scales
 from compiler.lower.norm_steps import norm_owners, rows_only
 from compiler.lower.partition import Segment, partition
 from compiler.lower.plan import ROWS, Step
@@ -132,14 +132,13 @@ def _layouts(steps: list[Step], segments: Mapping[str, EngineSegment], kernels: 
     found: dict[str, str] = {}
     for segment in segments.values():
         held = {eq.result.name: str(eq.attr["name"]) for eq in segment.graph.equations if eq.op == "weight"}
-        for product in low_bit_products(segment.graph.equations):
-            for number, value in enumerate(product.weight.values):
-                key, nibbles = (segment.file, value.name), value.type.dtype in HALF_BYTES
-                words = product.in_words(0 if kernels is None else kernels.architecture)
-                ports[key] = WORDS if words and not number else COLUMNS if number and value.type.rank > 1 else ROWS
-                half |= {key} if nibbles else set()
-                if nibbles and value.name in held:
-                    found[held[value.name]] = PAIRS
+        architecture = 0 if kernels is None else kernels.architecture
+        for value, layout in kernel_layouts(segment.graph.equations, architecture):
+            key, nibbles = (segment.file, value.name), value.type.dtype in HALF_BYTES
+            ports[key] = layout
+            half |= {key} if nibbles else set()
+            if nibbles and value.name in held:
+                found[held[value.name]] = PAIRS
     for step in steps:
         for port, name in step.inputs.items():
             key = (step.file, port)

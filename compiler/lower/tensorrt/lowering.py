@@ -12,7 +12,7 @@ from compiler.ir.core import Equation, Graph, walk
 from compiler.ir.types import Sym
 from compiler.lower.capability import Emit, Judge, Verdict, check
 from compiler.lower.layouts import stored_type
-from compiler.lower.low_bit import KernelSteps
+from compiler.lower.low_bit import KernelSteps, low_bit_experts
 from compiler.lower.norm_steps import is_norm
 from compiler.lower.plan import Plan, StoredWeight, cache_of
 from compiler.lower.random_weights import random_weights
@@ -78,6 +78,7 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
     others: list[Equation] = []
     taken = kernel_steps(options, architecture).of(walk(graph.equations))
     own = {value.name for product in taken for equation in product.equations for value in equation.results}
+    own |= {weight.result.name for _, weight in low_bit_experts(walk(graph.equations))}
     for equation in walk(graph.equations):
         if equation.op in ("weight", "const") or decided_by_weights(equation, known):
             known[equation.results[0].name] = equation
