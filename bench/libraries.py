@@ -1,7 +1,9 @@
 """Our calibration beside that of libraries: the demo model, the same tokens for both, the same held-out evaluation.
 
-python bench/libraries.py [NAME ...]     measure all (half an hour) or those named, keep the numbers in
-                                         bench/results/libraries.json and write docs/libraries.md from all that is kept
+python bench/libraries.py            measure what bench/results/libraries.json lacks (of everything, half an hour)
+python bench/libraries.py NAME ...   measure these methods or recipes anew
+
+Each number is kept at once; when none is missing docs/libraries.md is written.
 
 Needs nvidia-modelopt, auto-round and transformers, which SpecRT itself does not; into a folder of their own, so that
 PyTorch stays the one that is there:
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from specs.precision import load_recipe
 
 PAGE, KEPT = ROOT / "docs" / "libraries.md", ROOT / "bench" / "results" / "libraries.json"
 HALF = 32_768  # tokens to calibrate on; the other half is held out
+HALVES = ("0", "1")
 BATCH = 16  # windows that run together
 LENGTH = 512  # of a calibration window, as in our recipes
 SHORT = {"down_proj": 64}  # a group of 128 does not divide its 704 inputs; our recipes then take 64
@@ -199,12 +202,20 @@ def _by_transformers(model: Any) -> Logits:
     return lambda rows: model(torch.tensor(rows)).logits.float()
 
 
-def _kept() -> dict[str, list[Score]]:
+def _kept() -> dict[str, dict[str, Score]]:
     content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
-    return {name: [Score(**half) for half in halves] for name, halves in content.items()}
+    return {name: {half: Score(**score) for half, score in halves.items()} for name, halves in content.items()}
 
 
-def _both(halves: Sequence[Score]) -> Score:
+def _keep(kept: dict[str, dict[str, Score]]) -> None:
+    """One line for each method."""
+    content = {name: {half: asdict(score) for half, score in halves.items()} for name, halves in kept.items()}
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(halves)}" for name, halves in content.items())
+    KEPT.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
+
+
+def _both(by_half: dict[str, Score]) -> Score:
+    halves = [by_half[name] for name in HALVES]
     known = [half.seconds for half in halves if half.seconds is not None]
     return Score(
         [x for half in halves for x in half.kl], [x for half in halves for x in half.loss],
@@ -212,22 +223,21 @@ def _both(halves: Sequence[Score]) -> Score:
     )  # fmt: skip
 
 
-def page(kept: dict[str, list[Score]]) -> list[str]:
+def page(kept: dict[str, dict[str, Score]]) -> list[str]:
     """The lines of docs/libraries.md."""
     used = ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(contest.library for contest in CONTESTS))
     lines = [HEAD.format(used), "| method | mean KL | perplexity change | same first token | CPU seconds | |"]
     lines.append("|---|---|---|---|---|---|")
     scores = {name: _both(halves) for name, halves in kept.items()}
-    lines += [scores[contest.name].line(contest.name, contest.note) for contest in CONTESTS if contest.name in scores]
+    lines += [scores[contest.name].line(contest.name, contest.note) for contest in CONTESTS]
     recipes = dict.fromkeys(contest.recipe for contest in CONTESTS)
-    lines += [scores[recipe].line(f"**{recipe}**", "ours") for recipe in recipes if recipe in scores]
+    lines += [scores[recipe].line(f"**{recipe}**", "ours") for recipe in recipes]
     lines += [PAIRS, "| ours | library | KL, ours less theirs | perplexity, ours less theirs |", "|---|---|---|---|"]
     for contest in CONTESTS:
-        if contest.name in scores and contest.recipe in scores:
-            ours, library = scores[contest.recipe], scores[contest.name]
-            kl = _spread(np.subtract(ours.kl, library.kl).tolist())
-            loss = _spread(np.subtract(ours.loss, library.loss).tolist(), 100)
-            lines.append(f"| {contest.recipe} | {contest.name} | {kl:+.5f} | {loss:+.2f} % |")
+        ours, library = scores[contest.recipe], scores[contest.name]
+        kl = _spread(np.subtract(ours.kl, library.kl).tolist())
+        loss = _spread(np.subtract(ours.loss, library.loss).tolist(), 100)
+        lines.append(f"| {contest.recipe} | {contest.name} | {kl:+.5f} | {loss:+.2f} % |")
     return lines
 
 
@@ -240,16 +250,20 @@ def main(asked: tuple[str, ...]) -> int:
     if unknown := set(asked) - set(names):
         print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(names)}", file=sys.stderr)
         return 2
-    contests, found = {contest.name: contest for contest in CONTESTS}, dict[str, list[Score]]()
-    for number in (0, 1):
-        half = Half(number)
-        for name in wanted:
+    contests, kept = {contest.name: contest for contest in CONTESTS}, _kept()
+    for number in HALVES:
+        missing = [name for name in wanted if asked or number not in kept.get(name, {})]
+        half = Half(int(number)) if missing else None
+        for name in missing:
+            assert half is not None
             score = half.theirs(contests[name]) if name in contests else half.ours(name)
-            found.setdefault(name, []).append(score)
+            kept.setdefault(name, {})[number] = score
+            _keep(kept)
             print(number, score.line(name, ""), flush=True)
-    kept = _kept() | found
-    rows = ",\n".join(f'"{name}": {json.dumps([half.__dict__ for half in kept[name]])}' for name in kept)
-    KEPT.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
+    lacking = [name for name in names if set(kept.get(name, {})) < set(HALVES)]
+    if lacking:
+        print(f"the page is not written yet, these are missing: {', '.join(lacking)}")
+        return 1
     PAGE.write_text("\n".join(page(kept)) + "\n", encoding="utf-8")
     return 0
 
