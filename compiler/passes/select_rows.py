@@ -21,7 +21,7 @@ PACKED: Shape = ("T",)
 PADDED: Shape = ("B", "S")
 _NEW: Shape = ("N",)
 # They read or write what belongs to other rows.
-_STAY = frozenset({"repeat", "paged_attention", "update_cache", "cached_attention", "gather"})
+_STAY = frozenset({"repeat", "paged_attention", "update_cache", "cached_attention"})
 
 
 def _select(graph: Graph, log: Log, old: Shape) -> Graph:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compiler.api import prepare
+from compiler.plan import plan_of
 from tests.families.harness import check_decoder, check_golden_ir, logits_of, saved, write_config
 
 transformers = pytest.importorskip("transformers")
@@ -80,10 +81,16 @@ def test_mxfp4_files_are_decoded_as_transformers_does(tmp_path: Path) -> None:
     save_file(packed, folder / "model.safetensors", {"format": "pt"})
     write_config(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
     check_decoder(folder, logits_of(reference), 288)
-    plan = prepare(folder).precision.plan  # the experts' codes are in the bundle as they are
-    assert plan is not None
-    assert {linear.storage.type for linear in plan.linears.values()} == {"f4e2m1"}
-    assert len(plan.linears) == 9
+    gpu = prepare(folder, target="sm90", toolchain="tensorrt-8.6")
+    for plan in (
+        prepare(folder).precision.plan,
+        gpu.precision.plan,
+    ):  # the experts' codes are in the bundle as they are
+        assert plan is not None
+        assert {linear.storage.type for linear in plan.linears.values()} == {"f4e2m1"}
+        assert len(plan.linears) == 9
+    stored = {item["layout"] for name, item in plan_of(gpu)["weights"].items() if name.endswith(".codes")}
+    assert stored == {"words"}  # which kernels of experts read, and no engine
 
 
 def test_golden() -> None:

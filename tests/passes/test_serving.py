@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.ir import Graph
+from compiler.ir.parser import parse
 from compiler.passes.fold_constants import FOLD_CONSTANTS
 from compiler.passes.pipelines import FUSION, JOIN_PRODUCTS, SERVING, decoder, encoder
 from compiler.passes.runner import run_passes
+from compiler.passes.select_rows import SELECT_ROWS
 from tests.passes.graphs import ROPE, Paged, Weights, batch, masked, model, outputs, unrolled
 
 ALIBI = "{kind: alibi, scaled: false}"
@@ -191,3 +193,20 @@ def test_encoder_keeps_rows_and_hides_padding() -> None:
     assert_close(masked(got, inputs), masked(want, inputs))
     alone = {key: value[3:, : LENGTHS[3]] if value.ndim > 1 else value[3:] for key, value in inputs.items()}
     assert_close(outputs(graph, weights, alone)["logits"][0], want[3, : LENGTHS[3]])
+
+
+def test_what_is_looked_up_by_a_choice_moves_with_it() -> None:
+    """Biases of the experts that a row chose: of the rows whose logits are wanted only, as the products beside them."""
+    graph = parse("""graph model(%x: f32[T,8], %table: f32[4,8], %scores: f32[T,4]) {
+      dim T in 1..4..16
+      %chosen: i32[T,2] = top_k(%scores) {k = 2}
+      %bias: f32[T,2,8] = gather(%table, %chosen)
+      %row: f32[T,1,8] = reshape(%x) {shape = ("T", 1, 8)}
+      %y: f32[T,2,8] = add(%bias, %row)
+      return logits = %y
+    }
+    """)
+    after, _ = run_passes(graph, (SELECT_ROWS,))
+    lookups = [equation for equation in after.equations if equation.op == "gather" and equation.result.name == "bias"]
+    assert [equation.result.type.shape for equation in lookups] == [("N", 2, 8)]
+    assert next(equation for equation in after.equations if equation.op == "top_k").result.type.shape == ("N", 2)
