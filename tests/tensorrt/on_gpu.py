@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -180,33 +180,46 @@ def jobs_of(folder: Path, only: str) -> Iterator[Job]:
         yield tuple(group)
 
 
-def run(folder: Path, only: str = "", *, level: int = 1, workers: int = 1, limit: float = 120.0,
-        seconds: float = float("inf")) -> dict[str, Any]:  # fmt: skip
-    """A report of all cases whose name holds `only`; `not_run` names those for which there was no time."""
+def run(
+    folder: Path,
+    only: str = "",
+    *,
+    level: int = 1,
+    workers: int = 1,
+    limit: float = 120.0,
+    seconds: float = float("inf"),
+    told: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """A report of all cases whose name holds `only`, told after each job; `not_run` names those without time."""
     from importlib.metadata import version
 
     gpu, index = find_device().name, read_index(folder)
     rows: list[dict[str, Any]] = []
     left: list[str] = []
     start = time.monotonic()
+
+    def report() -> dict[str, Any]:
+        return {
+            "tensorrt": version("tensorrt"), "gpu": gpu,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "level": level,
+            "seconds": round(time.monotonic() - start, 1), "cases": len(rows),
+            "wrong": sum(not row["ok"] for row in rows), "not_run": left, "rows": rows,
+        }  # fmt: skip
+
     jobs = list(jobs_of(folder, only))
     for outcome in run_jobs(jobs, Check(folder, level), workers=workers, limit=limit, seconds=seconds):
-        told = [index[number]["name"] for number in outcome.job]
+        names = [index[number]["name"] for number in outcome.job]
         if not outcome.started:
-            left += told
+            left += names
             continue
-        found = outcome.result or [{"case": name, "ok": False, "reason": outcome.reason} for name in told]
+        found = outcome.result or [{"case": name, "ok": False, "reason": outcome.reason} for name in names]
         rows += found
         for row in found:
             if not row["ok"]:
                 sys.stdout.write(f"WRONG {json.dumps(row)[:1000]}\n")
         sys.stdout.flush()
-    return {
-        "tensorrt": version("tensorrt"), "gpu": gpu,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "level": level,
-        "seconds": round(time.monotonic() - start, 1), "cases": len(rows),
-        "wrong": sum(not row["ok"] for row in rows), "not_run": left, "rows": rows,
-    }  # fmt: skip
+        told(report())
+    return report()
 
 
 def main() -> int:
@@ -220,11 +233,16 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=150.0, help="seconds for one network")
     parser.add_argument("--seconds", type=float, default=240.0, help="nothing is started after so many")
     given = parser.parse_args()
+
+    def write(report: dict[str, Any]) -> None:
+        if given.report is not None:
+            given.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
     report = run(
-        given.folder, given.only, level=given.level, workers=given.jobs, limit=given.limit, seconds=given.seconds
-    )
-    if given.report is not None:
-        given.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        given.folder, given.only, level=given.level, workers=given.jobs, limit=given.limit, seconds=given.seconds,
+        told=write,
+    )  # fmt: skip
+    write(report)
     sys.stdout.write(
         f"{report['cases']} outputs in {report['seconds']} s, {report['wrong']} outside of their bounds or failed, "
         f"{len(report['not_run'])} cases not run\n"
