@@ -31,6 +31,12 @@ NEW = 16
 WORKERS = 12
 CACHE = 2048  # tokens of cache in each model: several share the device
 FACTOR = 2.0  # times the reference's own error in float16
+COLUMNS = ("fp32", "fp16", "fp8", "w8a8_sq", "w4a16_awq", "w8a16", "w4a16_gptq", "w4a16")
+HEAD = """Written by `bench/gpu_families.py records`; do not edit. Random weights; the reference is the interpreter in
+float32 on the plain equations. fp32: the greatest error of an output (at most 1e-3; greedy ids equal in all). fp16: the
+same, and how many times the reference's own error in float16 it is (at most 2). Low-bit: mean KL divergence of the
+logits (encoders: the error of the output, of its size) against the recipe's bound. **Bold** is beyond the bound; empty
+was not run."""
 FP32 = 1e-3  # greatest absolute error of a float32 engine's output
 
 
@@ -193,7 +199,37 @@ def records(found: Path) -> None:
     kept = [entry for entry in before["records"] if f"{entry['model']} {entry['precision']}" in cases]
     document = {**result, "cases": {**cases, **result["cases"]}, "records": [*kept, *entries]}
     path.write_text(json.dumps(document, indent=1) + "\n")
+    (ROOT / "docs" / "evidence" / "families.md").write_text(table(document))
     print(f"{len(entries)} of {len(result['cases'])} cases are within their limits; wrote {path}")
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """All cases as a page: a row for each spec."""
+    cases: Mapping[str, Mapping[str, Any]] = document["cases"]
+    precisions = [name for name in COLUMNS if any(key.endswith(f" {name}") for key in cases)]
+    lines = [
+        f"# Every spec's tiny model on one {document['gpu']}", "", HEAD, "",
+        f"| spec | {' | '.join(precisions)} |", "|---" * (len(precisions) + 1) + "|",
+    ]  # fmt: skip
+    for spec in sorted({key.split()[0] for key in cases}):
+        found = [_cell(name, cases.get(f"{spec} {name}")) for name in precisions]
+        lines.append(f"| {spec} | {' | '.join(found)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(precision: str, case: Mapping[str, Any] | None) -> str:
+    if case is None:
+        return ""
+    if "limit" not in case and "within" not in case:
+        return "failed"
+    if precision == "fp32":
+        text = f"{case['error']:.1e}"
+    elif precision == "fp16":
+        text = f"{case['error']:.1e} = {case['error'] / case['float16 error of the reference']:.2f}x"
+    else:
+        kind = "mean_kl" if "mean_kl" in case else "relative"
+        text = f"{case[kind]:.4f}" + ("" if kind == "mean_kl" else " of its size")
+    return text if case["within"] else f"**{text}**"
 
 
 if __name__ == "__main__":
