@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from compiler.ir.core import Graph
 from compiler.kernels.expert_codes import why_not_read
 from compiler.kernels.expert_program import expert_equations
 from compiler.lower.low_bit import KernelSteps, low_bit_experts
-from compiler.lower.partition import partition
-from compiler.lower.segments import engine_segment
 from compiler.passes.quantization_plan import Storage
 from specs.errors import SpecRTError
-
-_LOG = logging.getLogger("compiler.lower")
 
 
 def expert_owners(graph: Graph, kernels: KernelSteps) -> dict[str, str]:
@@ -22,16 +16,7 @@ def expert_owners(graph: Graph, kernels: KernelSteps) -> dict[str, str]:
     An engine computes every expert for every row: right, and as slow as if all were chosen. Codes it does not read:
     raises SpecRTError LOWER-039 where they are not taken.
     """
-    found = expert_equations(graph.equations)
-    refused: set[str] = set()
-    reason: str | None = None
-    for piece in partition(graph, lambda equation: found.get(equation.results[0].name)) if found else ():
-        why = kernels.refuse(engine_segment(piece.graph).graph) if piece.kind == "step" else None
-        if why is not None:
-            reason = why
-            _LOG.info("experts of %s stay in their engine: %s", graph.name, reason)
-            refused |= {equation.results[0].name for equation in piece.graph.equations}
-    owner = {name: choice for name, choice in found.items() if name not in refused}
+    owner, reason = kernels.known(graph, expert_equations(graph.equations), "experts")
     for product, _ in low_bit_experts(graph.equations):
         if product.result.name not in owner:
             message = (

@@ -5,6 +5,7 @@ A toolchain's file says for each kind whether its engines run it or a kernel doe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,10 +15,14 @@ from compiler.kernels.products import in_words, multiplies
 from compiler.kernels.row_source import RefusedError
 from compiler.lower.capability import Judge, Unsupported
 from compiler.lower.layouts import COLUMNS, WORDS
+from compiler.lower.partition import partition
 from compiler.lower.plan import ROWS
+from compiler.lower.segments import engine_segment
 from compiler.passes.join_codes import RowScales
 from compiler.passes.rewrite import Names
 from specs.hardware import Operands, load_toolchain, product_of
+
+_LOG = logging.getLogger("compiler.lower")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,18 @@ class KernelSteps:
         except RefusedError as error:
             return str(error)
         return None
+
+    def known(self, graph: Graph, owner: dict[str, str], what: str) -> tuple[dict[str, str], str | None]:
+        """Of results and the steps that own them those whose steps can be kernels, and why the last other one can't."""
+        refused: set[str] = set()
+        reason: str | None = None
+        for piece in partition(graph, lambda equation: owner.get(equation.results[0].name)) if owner else ():
+            why = self.refuse(engine_segment(piece.graph).graph) if piece.kind == "step" else None
+            if why is not None:
+                reason = why
+                _LOG.info("%s of %s stay in their engine: %s", what, graph.name, reason)
+                refused |= {equation.results[0].name for equation in piece.graph.equations}
+        return {name: step for name, step in owner.items() if name not in refused}, reason
 
 
 def low_bit_experts(equations: Iterable[Equation]) -> list[tuple[Equation, Equation]]:

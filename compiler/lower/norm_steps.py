@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.row_source import ELEMENTWISE, rows_of
 from compiler.lower.low_bit import KernelSteps
-from compiler.lower.partition import partition
-from compiler.lower.segments import engine_segment
 from specs.hardware import load_toolchain
 
-_LOG = logging.getLogger("compiler.lower")
 NORMS = ("rms_norm", "layer_norm")
 
 
@@ -23,14 +19,7 @@ def norm_owners(graph: Graph, kernels: KernelSteps) -> dict[str, str]:
     """
     if load_toolchain(kernels.toolchain).norms is None:
         return {}
-    found = _groups(graph)
-    refused: set[str] = set()
-    for piece in partition(graph, lambda equation: found.get(equation.results[0].name)) if found else ():
-        reason = kernels.refuse(engine_segment(piece.graph).graph) if piece.kind == "step" else None
-        if reason is not None:
-            _LOG.info("norms of %s stay in their engine: %s", graph.name, reason)
-            refused |= {equation.results[0].name for equation in piece.graph.equations}
-    return {name: norm for name, norm in found.items() if name not in refused}
+    return kernels.known(graph, _groups(graph), "norms")[0]
 
 
 def rows_only(graph: Graph, kernels: KernelSteps) -> bool:
