@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +45,11 @@ def run_here(arguments: Sequence[object], stdin: str | None = None) -> Outcome:
 
 
 def start(arguments: Sequence[object], **options: Any) -> subprocess.Popen[str]:
-    """`specrt ...` as a process of its own."""
+    """`specrt ...` as a process of its own, which an interrupt reaches."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # so a shell's background jobs are started, and what they start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "-m", "compiler.cli", *(str(item) for item in arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
