@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from compiler.ir.core import Equation, Value
 from compiler.kernels.attention import power
-from compiler.kernels.products import LEAST_FP8, NIBBLES, SCALES, SPAN, in_words
+from compiler.kernels.products import LEAST_FP8, NIBBLES, SCALES, SPAN, group_of, in_words
 from compiler.kernels.row_source import RefusedError
 
 
@@ -26,7 +26,7 @@ class Lines:
 
 def expert_in_words(product: Equation, weight: Equation) -> bool:
     """Whether the codes of an expert's matrices lie in words."""
-    return in_words(product.values[0].type.dtype, weight.values[0].type.dtype, _group(weight))
+    return in_words(product.values[0].type.dtype, weight.values[0].type.dtype, group_of(weight))
 
 
 def why_not_read(codes: str, scale: str, group: int, ins: int, *, outer: bool = False) -> str | None:
@@ -42,7 +42,7 @@ def why_not_read(codes: str, scale: str, group: int, ins: int, *, outer: bool = 
 def depth_of(weight: Equation, depth: int) -> int:
     """Columns that are multiplied at once: a span of words, or bytes that share a scale."""
     codes = weight.values[0].type.dtype
-    return min(depth, _group(weight) or depth) if codes == "f8e4m3" else SPAN
+    return min(depth, group_of(weight) or depth) if codes == "f8e4m3" else SPAN
 
 
 def codes_read(
@@ -52,7 +52,7 @@ def codes_read(
     codes, scale, zero, outer = (*weight.args, None, None)[:4]
     assert isinstance(codes, Value)
     assert isinstance(scale, Value)
-    group, (_, outs, ins) = _group(weight), codes.type.static_shape()
+    group, (_, outs, ins) = group_of(weight), codes.type.static_shape()
     why = why_not_read(codes.type.dtype, scale.type.dtype, group, ins, outer=outer is not None)
     if why is not None or x not in ("f16", "bf16"):
         raise RefusedError(why or f"codes of experts under inputs of {x}")
@@ -110,8 +110,3 @@ def _bytes(
     step = f"scale_of(tl.load({s} + {at}, mask=n < outs, other=0))[:, None]"
     inner.append(f"acc{number} += tl.dot(wide{number}, tl.trans(narrow)) * {step}")
     return Lines(before, inner, result)
-
-
-def _group(weight: Equation) -> int:
-    block = weight.attr.get("block")
-    return int(str(block[-1])) if isinstance(block, tuple) else 0

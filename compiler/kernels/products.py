@@ -12,6 +12,8 @@ from compiler.kernels.row_source import RefusedError
 if TYPE_CHECKING:
     import torch
 
+    from compiler.ir.core import Equation
+
 MANY = 8192  # rows that no call exceeds (decision 27)
 SPAN = 128  # columns of a weight that are packed together, in words of 16 bits
 NIBBLES = ("i4", "u4", "f4e2m1")
@@ -98,6 +100,12 @@ def multiplies(x: str, w: str, architecture: int) -> bool:
     """Whether a kernel multiplies inputs of codes `x` as they are; else they become numbers before the product."""
     least = {"f8e4m3": LEAST_FP8, "i8": LEAST_INT8}.get(x, 0)
     return w in WEIGHTS.get(x, ()) and architecture >= least
+
+
+def group_of(dequantize: Equation) -> int:
+    """Columns of a weight that share a scale, 0 where a whole row does."""
+    block = dequantize.attr.get("block")
+    return int(str(block[-1])) if isinstance(block, tuple) else 0
 
 
 def product(p: Product, rows: int, architecture: int) -> Launch:

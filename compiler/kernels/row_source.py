@@ -101,7 +101,7 @@ class RowSource:
         """A row of numbers that stand in the text."""
         if len(numbers) > CONSTS:
             raise RefusedError(f"a constant of {len(numbers)} numbers")
-        self.names[value.name] = self._gathered([repr(float(number)) for number in numbers], "float32")
+        self.names[value.name] = self._gathered([repr(number) for number in numbers], "float32")
 
     def store(self, value: Value, place: str) -> None:
         """Write a row."""

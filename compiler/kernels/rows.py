@@ -15,7 +15,7 @@ from typing import Any
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch
-from compiler.kernels.products import MANY, Product, joined, multiplies, product
+from compiler.kernels.products import MANY, Product, group_of, joined, multiplies, product
 from compiler.kernels.row_source import RefusedError, RowSource, aliases, rows_of
 
 SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, MANY)  # at most so many rows; the last takes more too
@@ -217,8 +217,11 @@ class _Maker:
             raise RefusedError(f"%{w.name} has no scale for each row")
         if isinstance(block, tuple) and block[-2] != 1:
             raise RefusedError(f"%{w.name} has scales for blocks of {block[-2]} rows")
-        group = int(str(block[-1])) if isinstance(block, tuple) else 0
-        return {"scale": scale.type.dtype, "group": group, "zero": len(found.args) > 2 and found.args[2] is not None}
+        return {
+            "scale": scale.type.dtype,
+            "group": group_of(found),
+            "zero": len(found.args) > 2 and found.args[2] is not None,
+        }
 
     def input_scale(self, x: Value) -> dict[str, Any]:
         """The fields of a Product for an input of codes."""
@@ -285,9 +288,10 @@ class _Maker:
         """Those of a constant row, or of one number."""
         found = self.consts[value.name].attr["value"]
         row = found if isinstance(found, tuple) else (found,)
-        if len(value.type.shape) > 1 or not all(isinstance(number, (int, float)) for number in row):
+        numbers = [float(number) for number in row if isinstance(number, (int, float))]
+        if len(value.type.shape) > 1 or len(numbers) < len(row):
             raise RefusedError(f"constant %{value.name} is no row")
-        return [float(str(number)) for number in row]
+        return numbers
 
     def bring(self, source: RowSource, value: Value) -> None:
         """Load a value that an earlier launch stored, or a weight's one row."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.expert_codes import expert_in_words
-from compiler.kernels.products import in_words, multiplies
+from compiler.kernels.products import group_of, in_words, multiplies
 from compiler.kernels.row_source import RefusedError
 from compiler.lower.capability import Judge, Unsupported
 from compiler.lower.layouts import COLUMNS, WORDS
@@ -46,12 +46,10 @@ class LowBitProduct:
 
     def in_words(self, architecture: int) -> bool:
         """Whether a kernel reads the weight's codes in words (compiler/kernels/products.py)."""
-        block = self.weight.attr.get("block")
-        group = int(str(block[-1])) if isinstance(block, tuple) else 0
         x = self.operands.activations
         if x is None or not multiplies(x, self.operands.weights, architecture):
             x = self.product.values[0].type.dtype
-        return in_words(x, self.operands.weights, group)
+        return in_words(x, self.operands.weights, group_of(self.weight))
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,11 @@ class KernelSteps:
         if (found.baked and not self.baked) or self.judge is None:
             return found.baked and not self.baked
         return any(isinstance(self.judge(equation), Unsupported) for equation in (product.weight, *product.rounding))
+
+    @property
+    def norms(self) -> bool:
+        """Whether norms of whole rows, and what has no product beside them, are kernels."""
+        return not self.baked and load_toolchain(self.toolchain).norms is not None
 
     def of(self, equations: Iterable[Equation]) -> list[LowBitProduct]:
         """The products among equations that do."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.row_source import ELEMENTWISE, rows_of
 from compiler.lower.low_bit import KernelSteps
-from specs.hardware import load_toolchain
 
 NORMS = ("rms_norm", "layer_norm")
 
@@ -17,15 +16,12 @@ def norm_owners(graph: Graph, kernels: KernelSteps) -> dict[str, str]:
 
     Sums with a product stay with the product, which adds before it rounds.
     """
-    if load_toolchain(kernels.toolchain).norms is None:
-        return {}
-    return kernels.known(graph, _groups(graph), "norms")[0]
+    return kernels.known(graph, _groups(graph), "norms")[0] if kernels.norms else {}
 
 
-def rows_only(graph: Graph, kernels: KernelSteps) -> bool:
-    """Whether a piece between norms has no product: angles of positions, a sum; an engine would be several launches."""
-    products = ("matmul", "gather_matmul")
-    return load_toolchain(kernels.toolchain).norms is not None and not any(eq.op in products for eq in graph.equations)
+def rows_only(graph: Graph) -> bool:
+    """Whether a piece has no product: angles of positions, a sum; an engine would be several launches."""
+    return not any(equation.op in ("matmul", "gather_matmul") for equation in graph.equations)
 
 
 def _groups(graph: Graph) -> dict[str, str]:

@@ -103,7 +103,7 @@ def _pieces(
 def _rest(piece: Segment, kernels: KernelSteps | None, baked: bool, refusals: Refusals) -> tuple[str, EngineSegment]:
     """What is no product of kernels and no norm: an engine's, but for what has no product at all next to norms."""
     segment = engine_segment(piece.graph, baked=baked)
-    if kernels is None or baked or not rows_only(piece.graph, kernels):
+    if kernels is None or baked or not kernels.norms or not rows_only(piece.graph):
         return piece.kind, segment
     return (piece.kind if _refusal(segment, kernels, refusals) else PROGRAM), segment
 

@@ -25,7 +25,6 @@ from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
 from compiler.lower.weights_file import write_weights
 from compiler.passes.insert_kv_cache import METADATA
-from specs.hardware import load_toolchain
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,8 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
     line = dialect(options.toolchain)
     known: dict[str, Equation] = {}
     others: list[Equation] = []
-    taken = kernel_steps(options, architecture).of(walk(graph.equations))
+    kernels = kernel_steps(options, architecture)
+    taken = kernels.of(walk(graph.equations))
     own = {value.name for product in taken for equation in product.equations for value in equation.results}
     own |= {weight.result.name for _, weight in low_bit_experts(walk(graph.equations))}
     for equation in walk(graph.equations):
@@ -85,13 +85,12 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
         elif equation.results[0].name not in own:
             others.append(equation)
     read = {value.name for equation in others for value in equation.values}
-    norms = options.weights != "baked" and load_toolchain(options.toolchain).norms is not None
 
     def judge(equation: Equation) -> Verdict:
         name = equation.results[0].name
         if name in own:
             return KERNEL
-        if norms and is_norm(equation):
+        if kernels.norms and is_norm(equation):
             return ROWS
         if name in known and name not in read:
             return STORED
