@@ -37,7 +37,7 @@ class TensorInfo:
 
     `stored` is its name in the file where that is spelled differently; `in_place` tells that the file is no safetensors
     file, so the bytes are taken where they lie; `packed` that its numbers are made from tensors of a low-bit layout;
-    `joined` that it is these pieces one after the other along `axis`.
+    `joined` that it is these pieces one after the other along `axis`, without what pads their first axis.
     """
 
     name: str

@@ -188,7 +188,7 @@ def _check_checkpoint(spec: Spec) -> None:
         members = [key]
         if entry.layout is not None:
             layout = parse_layout(entry.layout, entry.where)
-            for expr in layout.expressions():
+            for expr in [*layout.expressions(), *((entry.copies,) if entry.copies else ())]:
                 check_names(spec, expr)
             prefix = key.rpartition(".")[0]
             members = [f"{prefix}.{piece.name}" if prefix else piece.name for piece in layout.pieces]
@@ -240,6 +240,7 @@ def _check_config_used(spec: Spec) -> None:
     for entry in spec.checkpoint.values():
         if entry.layout is not None:
             exprs += parse_layout(entry.layout, entry.where).expressions()
+        exprs += [expr for _, expr, _ in entry.expressions()]
     for name, own in spec.config.items():
         others = (expr for expr in exprs if expr is not own)
         if name not in used and not any(name in {path.split(".")[0] for path in expr.names()} for expr in others):

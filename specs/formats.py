@@ -23,6 +23,7 @@ from specs.yaml_loader import Scalar, YamlMap, load_yaml
 
 VERSION = 1
 FOLDER = Path(__file__).parent / "formats"
+_RANKS = frozenset({"ranks", "copies"})  # what layouts of all models count with
 
 
 class Cut(Node):
@@ -32,6 +33,7 @@ class Cut(Node):
     outputs: Texts = Field(description="modules of which each rank has some outputs")
     inputs: Texts = Field(description="modules of which each rank has some inputs")
     embeddings: Texts = Field(description="modules that are cut where the configuration says so")
+    vocabulary: Texts = Field(description="modules with a row for each token, padded to a multiple of the ranks")
 
 
 class Model(Node):
@@ -42,8 +44,9 @@ class Model(Node):
     when: BoolExpr | None = Field(None, description="a condition on other keys")
     spec: Text = Field(description="the architecture's file, without .yaml")
     config: Any = Field(None, description="our names over the format's keys; null: not needed")
-    require: Any = Field(None, description="as in a spec")
+    require: Any = Field(None, description="as in a spec; null: not required of this one")
     parts: Any = Field(None, description="parts that differ")
+    spellings: Any = Field(None, description="as in a spec")
     checkpoint: Any = Field(None, description="our weight: their module; null: not there")
 
 
@@ -101,17 +104,20 @@ def _overlaid(found: Format, model: Model) -> YamlMap:
     parts = _over(_map(data, "parts"), model.parts)
     gated = _kind(parts.get("mlp")) == "gated_mlp"
     modules = _over(_over(found.checkpoint, found.gated if gated else found.mlp), model.checkpoint)
-    named = {key: node for key, node in modules.items() if key.split(".")[0] in parts and not _null(node)}
+    own = {*parts, *(model.checkpoint or ())}
+    named = {key: node for key, node in modules.items() if {key, key.split(".")[0]} & own and not _null(node)}
+    required = _over(found.require, model.require)
     replaced: dict[str, Any] = {
         "parts": parts,
         "config": _config(_map(data, "config"), found.config, model.config),
-        "require": _over(found.require, model.require),
+        "require": _picked(required, {key: node for key, node in required.items() if not _null(node)}),
         "ignore": found.ignore,
+        "spellings": model.spellings,
         "checkpoint": _picked(modules, named),
     }
     result = YamlMap(data.where)
-    for key in (*data, "require", "ignore"):
-        if key in ("sizes", "spellings") or replaced.get(key, data.get(key)) is None:
+    for key in dict.fromkeys((*data, *replaced)):
+        if key == "sizes" or replaced.get(key, data.get(key)) is None:
             continue
         result[key] = replaced[key] if key in replaced else data[key]
         result.key_where[key] = data.key_where.get(key, data.where)
@@ -119,9 +125,10 @@ def _overlaid(found: Format, model: Model) -> YamlMap:
 
 
 def _config(own: YamlMap, shared: YamlMap, special: YamlMap | None) -> YamlMap:
-    """The spec's names in their order, by the model's expression, the format's or its own; then the format's others."""
+    """The spec's names in their order, by the model's expression, the format's or its own; then what these add."""
     result = YamlMap(own.where)
-    for name in (*own, *(name for name in shared if name == "ranks")):
+    further = [*(name for name in shared if name in _RANKS), *(special or ())]
+    for name in dict.fromkeys((*own, *further)):
         layers = [layer for layer in (special, shared, own) if layer is not None and name in layer]
         node = layers[0][name]
         if not _null(node):

@@ -181,6 +181,11 @@ def _weight(module: str, parts: Mapping[str, TensorInfo], method: _Method, where
         raise SpecRTError("CKPT-031", f"the quantized module `{module}` lacks `{module}.{lacking[0]}`", where=where)
     count = 32 // method.packed.bits
     first = parts[_NEEDED[layout][0]]
+    if len(first.shape) != 2:
+        message = f"`{first.name}` holds the low-bit matrices of all experts in one tensor {list(first.shape)}"
+        raise SpecRTError(
+            "CKPT-030", message, where=where, hint="take the checkpoint that it was made from, with a precision"
+        )
     rows, columns = first.shape
     shape = {
         "awq": (columns * count, rows),

@@ -51,6 +51,9 @@ class WeightFrom(Node):
         None,
         description="how the rows of a fused tensor are made up, say `[q: heads, k: kv_heads, v: kv_heads] d_head`",
     )
+    copies: IntExpr | None = Field(
+        None, description="steps of the layout's first axis that hold the same rows of a piece, where we have them once"
+    )
     transpose: Bool = Field(False, description="the tensor is stored [in, out], or [experts, in, out]")
     mxfp4: Text | None = Field(
         None, description="name without `_blocks` and `_scales` of an MXFP4 weight [..., out, in], where that exists"

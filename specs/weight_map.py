@@ -191,10 +191,13 @@ class _Mapper:
             layout = parse_layout(entry.source.layout or "", entry.source.where)
             outer, spans, axis, inner = layout.sizes({**self.env, "layer": decl.layer})
             start, stop = spans[entry.piece]
-            select = Select(transpose, outer, axis, inner, start, stop)
             columns = decl.shape[-1:] if decl.suffix == "weight" and len(decl.shape) > 1 else ()
             leading = decl.shape[: len(decl.shape) - len(columns)]
-            rows = outer * (stop - start) * inner
+            rows, copies = outer * (stop - start) * inner, 1
+            if entry.source.copies is not None and rows != prod(leading):
+                copies = entry.source.copies.as_int(self.env)
+            where = Where(str(info.file)) if copies > 1 else None
+            rows, select = rows // copies, Select(transpose, outer, axis, inner, start, stop, copies, where)
             expected = (*leading[:-1], outer * axis * inner // prod(leading[:-1]), *columns)
             if rows != prod(leading):
                 raise SpecRTError(

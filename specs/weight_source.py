@@ -18,7 +18,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 @dataclass(frozen=True)
 class Select:
     """What to take of a stored tensor: transpose it, view its rows as [outer, axis, inner], keep `start:stop`
-    of the axis.
+    of the axis, of every `copies`th step of the first: those between hold the same.
     """
 
     transpose: bool = False
@@ -27,6 +27,8 @@ class Select:
     inner: int = 1
     start: int = 0
     stop: int = 1
+    copies: int = 1
+    where: Where | None = None  # the file, for messages about copies
 
     @property
     def whole(self) -> bool:
@@ -87,7 +89,7 @@ def stored_tensor(info: TensorInfo) -> torch.Tensor:
 
         pieces = [stored_tensor(piece) for piece in info.joined]
         bits = torch.cat([piece.view(torch.uint8) if piece.itemsize == 1 else piece for piece in pieces], info.axis)
-        return bits.view(pieces[0].dtype)
+        return bits.view(pieces[0].dtype)[: info.shape[0]]
     if not info.in_place:
         from safetensors import safe_open
 
@@ -105,10 +107,18 @@ def stored_tensor(info: TensorInfo) -> torch.Tensor:
 
 def take(stored: torch.Tensor, select: Select, shape: tuple[int, ...]) -> torch.Tensor:
     """Apply a selection to a stored tensor [rows, ...] (or [in, out] when transposed; leading axes count as rows)."""
+    import torch
+
     if select.transpose and stored.ndim > 1:
         stored = stored.mT
-    if not select.whole:
+    if not select.whole or select.copies > 1:
         stored = stored.reshape(select.outer, select.axis, select.inner, -1)[:, select.start : select.stop]
+    if select.copies > 1:
+        groups = stored.reshape(-1, select.copies, *stored.shape[1:])
+        stored, bits = groups[:, 0], groups.view(torch.uint8) if groups.itemsize == 1 else groups
+        if not bool((bits == bits[:, :1]).all()):
+            message = f"{select.copies} ranks should hold the same rows of a key or value head, and do not"
+            raise SpecRTError("CKPT-034", message, where=select.where, hint="convert the checkpoint for one rank")
     return stored.reshape(shape).contiguous()
 
 
