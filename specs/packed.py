@@ -8,11 +8,13 @@ arXiv:2412.19437 (section 3.3), FP8 and NVFP4 of NVIDIA ModelOpt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from specs.errors import SpecRTError, Where
+from specs.mixed_gemm import GPUS
 
 if TYPE_CHECKING:
     from specs.checkpoint import TensorInfo
@@ -23,7 +25,7 @@ _PARTS = frozenset(
     {
         "qweight", "qzeros", "scales", "g_idx", "weight", "weight_packed", "weight_scale", "weight_scale_inv",
         "weight_scale_2", "weight_shape", "weight_zero_point", "weight_g_idx", "weights_scaling_factor",
-        "prequant_scaling_factor",
+        "prequant_scaling_factor", "per_channel_scale", "zero",
     }
 )  # fmt: skip
 # Ranges of activations and caches that were calibrated for a runtime which rounds them; weights do without.
@@ -55,6 +57,8 @@ class Packed:
     group: int = 0  # inputs that share a scale, where that is stated
     symmetric: bool = False  # every zero point is the middle of the range
     permuted: bool = False  # inputs were put into groups by their size (act-order)
+    gpu: int = 0  # the SM in whose order the bytes lie; `parts` of rank r then end in `.r`, in the order of `axis`
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def unpacked(config: dict[str, Any], further: Mapping[str, Any], tensors: Infos,
     """
     legacy = (config.get("quantization") or {}).get("quant_algo") if "architecture" in config else None
     if legacy is not None:
-        return config, _merged(tensors, _legacy(str(legacy), where), where)
+        return config, _merged(tensors, _legacy(config["quantization"], tensors, where), where)
     stated = config.get("quantization_config") or {}
     method = stated.get("quant_method") or ("modelopt" if further else None)
     if method is None or method == "mxfp4":  # mxfp4 is mapped by the specs of the models that have it
@@ -116,17 +120,28 @@ def _method(method: str, stated: Mapping[str, Any], further: Mapping[str, Any], 
     raise refuse(f"`{method}`", f"read are {known}; or take the checkpoint that it was made from")
 
 
-def _legacy(algorithm: str, where: Where) -> _Method:
-    """The `quant_algo` of a checkpoint in one file for each rank."""
+def _legacy(stated: Mapping[str, Any], tensors: Infos, where: Where) -> _Method:
+    """The `quantization` of a checkpoint in one file for each rank."""
+    algorithm = str(stated["quant_algo"])
     if algorithm == "FP8":
         return _Method("weights_scaling_factor", Packed("scaled", ()))
     if algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
         return _Method("weights_scaling_factor", Packed("halves", (), 4))
-    why = "their weights are permuted for one GPU's kernels" if algorithm.startswith(("W8A16", "W4A16")) else ""
-    raise SpecRTError(
-        "CKPT-030", f"this checkpoint's weights are quantized by `{algorithm}`{why and ': ' + why}", where=where,
-        hint="FP8, W4A16_AWQ and W4A8_AWQ are read; or take the checkpoint that it was made from, with a precision",
-    )  # fmt: skip
+    named = f"this checkpoint's weights are quantized by `{algorithm}`"
+    if algorithm not in ("W8A16", "W4A16", "W8A16_GPTQ", "W4A16_GPTQ"):
+        hint = "FP8, W4A16_AWQ, W4A8_AWQ, W8A16, W4A16 and their GPTQ are read; or take what it was made from"
+        raise SpecRTError("CKPT-030", named, where=where, hint=hint)
+    marker = "weights_scaling_factor" if algorithm.endswith("_GPTQ") else "per_channel_scale"
+    if not any(name.endswith(f".{marker}") for name in tensors):
+        return _Method(marker, Packed("mixed", ()))  # numbers, which are rounded when an engine is built
+    told = re.fullmatch(r"sm(\d+)", str(stated.get("made_for", "")))
+    if told is None or int(told[1]) not in GPUS:
+        message = f"{named}, in the order of the GPU that converted it" + (f", {told[0]}" if told else "")
+        hint = "SM70 to SM89 are read" if told else 'say which, say `"made_for": "sm80"` beside `quant_algo`'
+        raise SpecRTError(
+            "CKPT-030", message, where=where, hint=f"{hint}; or take the checkpoint that it was made from"
+        )
+    return _Method(marker, Packed("mixed", (), int(algorithm[1]), gpu=int(told[1])))
 
 
 def _number(stated: Mapping[str, Any], *names: str) -> int:
@@ -171,6 +186,7 @@ _NEEDED = {
     "packed": ("weight_packed", "weight_scale", "weight_shape"),
     "nvfp4": ("weight", "weight_scale", "weight_scale_2"),
     "halves": ("weight", "weights_scaling_factor"),
+    "mixed": ("weight",),
 }
 
 
@@ -194,6 +210,21 @@ def _weight(module: str, parts: Mapping[str, TensorInfo], method: _Method, where
         "packed": (rows, columns * count),
         "nvfp4": (rows, columns * 2),
         "halves": (rows * 2, columns),
+        "mixed": (0, 0),
     }[layout]
     packed = replace(method.packed, parts=tuple(sorted(parts.items())))
+    if layout == "mixed":
+        packed, shape = _of_ranks(packed)
     return replace(first, name=f"{module}.weight", dtype="F32", shape=shape, packed=packed)
+
+
+def _of_ranks(packed: Packed) -> tuple[Packed, tuple[int, int]]:
+    """The same with each rank's own parts, and the whole shape: bytes are joined after their order is undone."""
+    whole = dict(packed.parts)["weight"]
+    pieces = {part: info.joined or (info,) for part, info in packed.parts}
+    first, count = pieces["weight"][0], len(pieces["weight"])
+    rows = first.shape[0]
+    outputs = (first.end - first.begin) * 8 // packed.bits // rows
+    parts = tuple((f"{part}.{rank}", info) for part, infos in pieces.items() for rank, info in enumerate(infos))
+    shape = (outputs, rows * count) if whole.axis == 1 else (outputs * count, rows)
+    return replace(packed, parts=parts, axis=whole.axis), shape

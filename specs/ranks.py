@@ -95,6 +95,8 @@ def _axis(name: str, piece: TensorInfo, config: Mapping[str, Any], cut: Cut) -> 
     scalar = len(piece.shape) == 0 or piece.shape == (1,)
     if part in _WHOLE or scalar:
         return None
+    if part == "per_channel_scale":  # each rank rounded its part with scales of its own
+        return 0 if module.endswith((*cut.outputs, *cut.inputs)) else None
     if module.endswith(cut.embeddings):
         return int(config.get("embedding_sharding_dim") or 0) if config.get("use_parallel_embedding") else None
     if module.endswith(cut.outputs):

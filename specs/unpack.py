@@ -120,6 +120,9 @@ def form_of(packed: Packed) -> Form | str:
             return "its inputs have factors of their own (AWQ), which are not kept apart from the weight"
         return Form("i4", _float(parts["weights_scaling_factor"]), parts["weights_scaling_factor"].shape, block)
     half = packed.bits < 8
+    if packed.layout == "mixed":
+        zero, scale = "zero.0" in parts, _scale_of_rank(parts)
+        return Form(("u4" if zero else "i4") if half else "i8", _float(scale), _mixed_scales(packed), block, zero)
     if packed.layout == "packed":
         zero, scale = "weight_zero_point" in parts, parts["weight_scale"]
         kind, permuted = ("u4" if zero else "i4") if half else "i8", "weight_g_idx" in parts
@@ -137,6 +140,18 @@ def _float(info: TensorInfo) -> str:
 
 def _scale_of(parts: Mapping[str, TensorInfo]) -> TensorInfo:
     return next(parts[name] for name in _SCALES if name in parts)
+
+
+def _scale_of_rank(parts: Mapping[str, TensorInfo]) -> TensorInfo:
+    return parts["per_channel_scale.0" if "per_channel_scale.0" in parts else "weights_scaling_factor.0"]
+
+
+def _mixed_scales(packed: Packed) -> tuple[int, int]:
+    """The shape of the scales of all ranks: [out, groups of inputs]."""
+    parts = dict(packed.parts)
+    count, shape = sum(name.startswith("weight.") for name in parts), _scale_of_rank(parts).shape
+    rows, groups = (shape[0], 1) if len(shape) == 1 else (shape[1], shape[0])
+    return (rows, groups * count) if packed.axis else (rows * count, groups)
 
 
 def _matrix(shape: tuple[int, ...], rows: int) -> tuple[int, int]:
@@ -158,6 +173,9 @@ def _block(packed: Packed) -> tuple[int, ...]:
     if packed.layout == "packed":
         width, groups = parts["weight_packed"].shape[1] * (32 // packed.bits), parts["weight_scale"].shape[-1]
         return _grouped(width, groups, packed.group)
+    if packed.layout == "mixed":
+        ranks = sum(name.startswith("weight.") for name in parts) if packed.axis else 1
+        return _grouped(parts["weight.0"].shape[0] * ranks, _mixed_scales(packed)[1], 0)
     if packed.layout == "halves":
         return _grouped(parts["weight"].shape[1], parts["weights_scaling_factor"].shape[1], 0)
     if packed.layout == "nvfp4":
@@ -266,6 +284,28 @@ def _halves(packed: Packed, parts: Tensors) -> Codes:
     )
 
 
+def _mixed(packed: Packed, parts: Tensors) -> Codes:
+    """Each rank's part (specs/mixed_gemm.py), one after the other along outputs or inputs."""
+    import torch
+
+    from specs.mixed_gemm import rank_of
+
+    ranks = range(sum(name.startswith("weight.") for name in parts))
+    each = [
+        rank_of(packed, {name.rpartition(".")[0]: part for name, part in parts.items() if name.endswith(f".{rank}")})
+        for rank in ranks
+    ]
+    codes = torch.cat([part[0] for part in each], packed.axis)
+    scale = torch.cat([part[1] for part in each], packed.axis)
+    zeros = [part[2] for part in each if part[2] is not None]
+    if not zeros:
+        return Codes(codes, _held(scale))
+    moved = 8 if packed.bits == 4 else 0
+    return Codes(
+        (codes + moved).to(torch.uint8 if moved else torch.int8), _held(scale), torch.cat(zeros, packed.axis) + moved
+    )
+
+
 def e2m1(bits: torch.Tensor) -> torch.Tensor:
     """The values of 4-bit floats by their bits 0..15, held in E4M3, which has all of them."""
     import torch
@@ -289,4 +329,5 @@ _LAYOUTS: dict[str, Callable[[Packed, Tensors], Codes]] = {
     "packed": _words_of_signed,
     "nvfp4": _nvfp4,
     "halves": _halves,
+    "mixed": _mixed,
 }

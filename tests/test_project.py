@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # Found: llama, Llama3, tiny_llama, LlamaForCausalLM.
 FAMILY = re.compile(
     r"(?<![A-Za-z])(?i:alpaca|aquila|baichuan|bart|bert|bloom|chatglm|codegen|cohere|dbrx|deepseek|falcon|gemma|glm"
-    r"|gpt|granite|grok|internlm|llama|mamba|minicpm|mistral|mixtral|mpt|nemo|nemotron|neox|olmo|pythia|qwen|roberta|santacoder"
+    r"|gpt(?!q)|granite|grok|internlm|llama|mamba|minicpm|mistral|mixtral|mpt|nemo|nemotron|neox|olmo|pythia|qwen|roberta|santacoder"
     r"|smollm|stablelm|starcoder|t5|vicuna|xlnet|yi)(?![a-z])"
 )
 
