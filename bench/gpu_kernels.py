@@ -77,7 +77,7 @@ def compile_all(folder: Path) -> None:
         expected = case.expected().float().numpy()
         launches, values = case.launches(splits)
         used = {argument for launch, _ in launches for argument, kind in launch.arguments if kind}
-        for key in used - {"q", "k", "v"}:
+        for key in used - {"q", "k", "v", "first"}:
             arrays[f"{number}.{key}"] = bits(values[key].contiguous())
         arrays[f"{number}.row"], arrays[f"{number}.expected"] = bits(case.row), expected
         bound = tolerance("paged_attention", a.dtype)
@@ -85,14 +85,14 @@ def compile_all(folder: Path) -> None:
         size = 4 if a.dtype == "f32" else 2
         document["cases"].append({
             "name": name, "dtype": a.dtype, "splits": splits, "absolute": bound.absolute * terms,
-            "relative": bound.relative * terms,
+            "relative": bound.relative * terms, "first": values["first"],
             "starts": [a.q[0] * size, a.k[0] * size, a.v[0] * size],
             "launches": [[len(jobs) + place, list(grid)] for place, (_, grid) in enumerate(launches)],
         })  # fmt: skip
         jobs += [launch for launch, _ in launches]
     for groups in (32, 8):
         a = speed_attention(groups)
-        for launch in [lib.append(a), *(x for split in lib.SPLITS for x in (lib.decode(a, split), lib.join(a, split)))]:
+        for launch in [lib.append(a), *(lib.decode(a, split) for split in lib.SPLITS)]:
             document["speed"].append({"groups": groups, "name": launch.name, "kernel": len(jobs)})
             jobs.append(launch)
         for codes in ("u8", "f8e4m3"):

@@ -36,6 +36,7 @@ class Bench(Compiled):
         for number, case in enumerate(self.list["cases"]):
             prefix = f"{number}."
             values = {key[len(prefix) :]: self.put(arrays[key]) for key in arrays if key.startswith(prefix)}
+            values["first"] = case["first"]
             for name, start in zip("qkv", case["starts"], strict=True):
                 values[name] = values["row"] + start
             for index, grid in case["launches"]:
@@ -93,15 +94,18 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
         "past_lens": ints([length - new] * batch), "block_ids": ints(torch.randperm(blocks).tolist()),
         "seq_begins": ints([new * i for i in range(batch + 1)]),
         "block_begins": ints([length // 64 * i for i in range(batch + 1)]),
+        "slots": ints([length - 1 + length * i for i in range(batch)]),  # a place of its own for each
+        "ended": torch.zeros(batch * groups, dtype=torch.int32, device="cuda"),
+        "cos": torch.ones(batch * new, 64, device="cuda"), "sin": torch.zeros(batch * new, 64, device="cuda"),
         "parts": torch.empty(batch * 32 * 32 * 128, device="cuda"),
         "tops": torch.empty(2 * batch * 32 * 32, device="cuda"),
         "q": torch.randn(batch * new, (32 + 2 * groups) * 128, **half),
         "out": torch.empty(batch * new, 32, 128, **half),
     }  # fmt: skip
     base = {name: x.data_ptr() for name, x in held.items()}
+    base |= {"k": base["q"] + 2 * 4096, "v": base["q"] + 2 * (4096 + groups * 128)}
     values = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in caches]
     over_codes = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in coded]
-    joins = {x["name"]: x["kernel"] for x in bench.list["speed"] if x["groups"] == groups}
     times = {}
     for variant in bench.list["speed"]:
         if variant["groups"] != groups or not variant["name"].startswith(kind):
@@ -113,7 +117,6 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
             if split > max(1, length // 64):
                 continue
             launches = [(kernel, (batch, groups, split))]
-            launches += [(bench.kernel(joins[f"join{split}"]), (batch, 32, 1))] if split > 1 else []
         else:
             starts = range(0, length, variant["rows"])
             pairs = [(row, start) for start in reversed(starts) for row in range(batch)]

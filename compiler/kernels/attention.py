@@ -82,21 +82,11 @@ def query_tile(attention: Attention) -> int:
 
 
 def append(attention: Attention) -> Launch:
-    """Rotary and append, over all tokens."""
+    """Rotary and append, over the tokens of prompts."""
     a = attention
     tile = max(1, min(power(a.heads), 2048 // power(max(a.dim, a.wide))))
-    constants = {
-        "q_row": a.q[1], "q_head": a.q[2], "k_row": a.k[1], "k_head": a.k[2], "v_row": a.v[1], "v_head": a.v[2],
-        "heads": a.heads, "groups": a.groups, "dim": a.dim, "wide": a.wide, "block": a.block, "pairs": a.pairs,
-        "step": 1 if a.style == "half" else 2, "codes": a.codes, "tile": tile,
-        "span": power(max(a.dim - 2 * a.pairs, 1)),
-        "pair_span": power(max(a.pairs, 1)), "wide_span": power(a.wide),
-    }  # fmt: skip
-    angle = "f32" if a.pairs else ""
-    arguments = (
-        ("q", a.dtype), ("k", a.dtype), ("v", a.dtype), ("cos", angle), ("sin", angle), ("slots", "i32"),
-        ("k_cache", a.cache_dtype), ("v_cache", a.cache_dtype),
-    )  # fmt: skip
+    constants = _new(a) | {name: _constants(a)[name] for name in _SHARED} | {"tile": tile}
+    arguments = (*_inputs(a), ("first", "int"))
     return Launch("append", "append.append", arguments, constants, 4, 2, _unaligned(a))
 
 
@@ -125,35 +115,25 @@ def decode(attention: Attention, splits: int) -> Launch:
     """Attention of one new token a sequence."""
     parts = "f32" if splits > 1 else ""
     arguments = (
-        ("q", attention.dtype), ("k_cache", attention.cache_dtype), ("v_cache", attention.cache_dtype),
-        ("out", "" if splits > 1 else attention.dtype), ("parts", parts), ("tops", parts), ("past_lens", "i32"),
-        ("block_ids", "i32"), ("block_begins", "i32"), *_extras(attention),
+        *_inputs(attention), ("out", attention.dtype), ("parts", parts), ("tops", parts),
+        ("ended", "i32" if splits > 1 else ""), ("past_lens", "i32"), ("block_ids", "i32"), ("block_begins", "i32"),
+        *_extras(attention),
     )  # fmt: skip
     share = attention.heads // attention.groups
     # one query head reads as fast as memory gives in tall tiles; several make products of them (docs/evidence/gpu)
     tile, stages = (128, 2) if share == 1 or attention.dtype == "f32" else (64, 3)
-    constants = _constants(attention) | {
+    constants = _constants(attention) | _new(attention) | {
         "splits": splits, "rows": power(share, 16), "tile": key_tile(attention, tile),
     }  # fmt: skip
     return Launch(f"decode{splits}", "decode.decode", arguments, constants, 4, stages, _unaligned(attention))
 
 
-def join(attention: Attention, splits: int) -> Launch:
-    """Puts the splits of decode together."""
-    constants = {
-        "heads": attention.heads, "wide": attention.wide, "splits": splits, "wide_span": power(attention.wide),
-        "split_span": power(splits),
-    }  # fmt: skip
-    arguments = (("parts", "f32"), ("tops", "f32"), ("out", attention.dtype))
-    return Launch(f"join{splits}", "decode.join", arguments, constants, 4, 2)
-
-
 def launches(attention: Attention) -> list[Launch]:
     """Every kernel that one attention may need."""
-    split = [(decode(attention, splits), join(attention, splits)) for splits in SPLITS if splits > 1]
-    return [append(attention), prefill(attention), decode(attention, 1), *(launch for pair in split for launch in pair)]
+    return [append(attention), prefill(attention), *(decode(attention, splits) for splits in SPLITS)]
 
 
+_SHARED = ("q_row", "q_head", "heads", "groups", "dim", "wide", "block", "codes", "dim_span", "wide_span")
 _METADATA = ("past_lens", "seq_begins", "block_ids", "block_begins")
 
 
@@ -162,6 +142,24 @@ def _unaligned(attention: Attention) -> tuple[str, ...]:
     size = 4 if attention.dtype == "f32" else 2
     starts = (("q", attention.q), ("k", attention.k), ("v", attention.v))
     return tuple(name for name, (offset, _, _) in starts if offset * size % 16)
+
+
+def _inputs(attention: Attention) -> tuple[tuple[str, str], ...]:
+    """What new tokens are made of, and where they go."""
+    a, angle = attention, "f32" if attention.pairs else ""
+    return (
+        ("q", a.dtype), ("k", a.dtype), ("v", a.dtype), ("cos", angle), ("sin", angle), ("slots", "i32"),
+        ("k_cache", a.cache_dtype), ("v_cache", a.cache_dtype),
+    )  # fmt: skip
+
+
+def _new(attention: Attention) -> dict[str, Any]:
+    """Constants of what turns and appends."""
+    a = attention
+    return {
+        "k_row": a.k[1], "k_head": a.k[2], "v_row": a.v[1], "v_head": a.v[2], "pairs": a.pairs,
+        "step": 1 if a.style == "half" else 2,
+    }  # fmt: skip
 
 
 def _extras(attention: Attention) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,7 @@
-"""Attention of one new token a sequence over the paged cache: split over the keys (flash decoding), then joined.
+"""Attention of one new token a sequence over the paged cache, split over the keys (flash decoding), in one launch.
 
-The query heads of a key head are rows of one tile, so that each block of the cache is read once.
+The query heads of a key head are rows of one tile, so that each block of the cache is read once. The last split also
+turns the new key, writes it and its value to the cache, and sees them from registers; which split ends last joins all.
 """
 
 from __future__ import annotations
@@ -8,32 +9,38 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from compiler.kernels.append import keep, place_of, turned
+from compiler.kernels.codes import number_of
 from compiler.kernels.overlap import wait
-from compiler.kernels.softmax import FAR, LOG2E, over_tile
+from compiler.kernels.softmax import FAR, LOG2E, factors, over_tile, scores, update
 
 
 @triton.jit
 def decode(
-    q, k_cache, v_cache, out, parts, tops, past_lens, block_ids, block_begins, prefix, sinks, slopes,
-    q_row: tl.constexpr, q_head: tl.constexpr, heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr,
-    wide: tl.constexpr, block: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
+    q, k, v, cos, sin, slots, k_cache, v_cache, out, parts, tops, ended, past_lens, block_ids, block_begins,
+    prefix, sinks, slopes,
+    q_row: tl.constexpr, q_head: tl.constexpr, k_row: tl.constexpr, k_head: tl.constexpr,
+    v_row: tl.constexpr, v_head: tl.constexpr,
+    heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
+    pairs: tl.constexpr, step: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
     softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr,
     tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
-    """Grid (B, K, splits): token b is the only new one of sequence b, past_lens[b] below 0 is padding.
+    """Grid (B, K, splits): out [B, H, E]; token b is the only new one of sequence b, past_lens[b] below 0 is padding.
 
-    With one split out [T, H, E] is written; else parts f32[B, H, splits, E] and tops f32[2, B, H, splits] for `join`.
+    With more than one split, parts f32[B, H, splits, E], tops f32[2, B, H, splits] and ended i32[B, K], zeros before
+    and after, are memory of its own.
     """
     row = tl.program_id(0)
     group = tl.program_id(1)
     split = tl.program_id(2)
     past = tl.load(past_lens + row)
-    context = past + 1
     begin = tl.load(block_begins + row)
+    slot = tl.load(slots + row)
     low = 0
     if window is not None:
-        low = tl.maximum(context - window, 0) // tile
-    high = tl.cdiv(context, tile)
+        low = tl.maximum(past + 1 - window, 0) // tile
+    high = tl.cdiv(past, tile)
     each = tl.cdiv(high - low, splits)
     low += split * each
     high = tl.minimum(low + each, high)
@@ -45,9 +52,11 @@ def decode(
     member = tl.arange(0, rows)
     ok = member < share
     head = group * share + tl.where(ok, member, 0)
-    d, e = tl.arange(0, dim_span), tl.arange(0, wide_span)
-    where = q + row.to(tl.int64) * q_row + head[:, None] * q_head + d[None, :]
-    x = tl.load(where, mask=ok[:, None] & (d < dim)[None, :], other=0.0)
+    token = row.to(tl.int64)
+    if pairs > 0:
+        cos += token * pairs
+        sin += token * pairs
+    x = turned(q, token * q_row + head * q_head, ok, cos, sin, pairs, step, dim, dim_span)
     whole = tl.sum(x.to(tl.float32), 1)
     top = tl.full([rows], FAR, tl.float32)
     total = tl.full([rows], 0.0, tl.float32)
@@ -58,37 +67,82 @@ def decode(
     acc = tl.zeros([rows, wide_span], tl.float32)
     for index in range(low, high):
         top, total, acc = over_tile(
-            x, whole, past, head, top, total, acc, index, k_cache, v_cache, block_ids, begin, context, before, slopes,
+            x, whole, past, head, top, total, acc, index, k_cache, v_cache, block_ids, begin, past, before, slopes,
             group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
             wide_span, True,
         )  # fmt: skip
-    lane = row.to(tl.int64) * heads + head
+    if split == splits - 1 and slot >= 0:
+        top, total, acc = _over_new(
+            x, whole, past, head, top, total, acc, k + token * k_row, v + token * v_row, cos, sin, slot, k_cache,
+            v_cache, before, slopes, group, k_head, v_head, groups, dim, wide, block, pairs, step, scale, causal,
+            window, softcap, bf16_bias, codes, dim_span, wide_span,
+        )  # fmt: skip
+    e = tl.arange(0, wide_span)
+    lane = token * heads + head
     inside = ok[:, None] & (e < wide)[None, :]
-    if splits == 1:
+    if splits > 1:
+        lanes = tl.num_programs(0).to(tl.int64) * heads * splits
+        tl.store(parts + (lane * splits + split)[:, None] * wide + e[None, :], acc, mask=inside)
+        tl.store(tops + lane * splits + split, top, mask=ok)
+        tl.store(tops + lanes + lane * splits + split, total, mask=ok)
+        tl.debug_barrier()  # all threads have written before one says so
+        if tl.atomic_add(ended + token * groups + group, 1, sem="acq_rel") == splits - 1:
+            tl.store(ended + token * groups + group, 0)
+            _join(parts, tops, out, lane, lanes, ok, wide, splits, rows, wide_span)
+    else:
         y = acc / tl.where(total == 0, 1.0, total)[:, None]
         tl.store(out + lane[:, None] * wide + e[None, :], y.to(out.dtype.element_ty), mask=inside)
-    else:
-        lane = lane * splits + split
-        tl.store(parts + lane[:, None] * wide + e[None, :], acc, mask=inside)
-        tl.store(tops + lane, top, mask=ok)
-        tl.store(tops + tl.num_programs(0).to(tl.int64) * heads * splits + lane, total, mask=ok)
 
 
 @triton.jit
-def join(
-    parts, tops, out, heads: tl.constexpr, wide: tl.constexpr, splits: tl.constexpr, wide_span: tl.constexpr,
-    split_span: tl.constexpr, overlap: tl.constexpr = False,
+def _over_new(
+    x, whole, past, head, top, total, acc, k, v, cos, sin, slot, k_cache, v_cache, before, slopes, group,
+    k_head: tl.constexpr, v_head: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr,
+    block: tl.constexpr, pairs: tl.constexpr, step: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr,
+    window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr,
+    dim_span: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B, H): out [B, H, E] from the splits of `decode`."""
-    wait(overlap)
-    lane = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
-    lanes = tl.num_programs(0).to(tl.int64) * heads * splits
-    split, e = tl.arange(0, split_span), tl.arange(0, wide_span)
-    top = tl.load(tops + lane * splits + split, mask=split < splits, other=FAR)
-    total = tl.load(tops + lanes + lane * splits + split, mask=split < splits, other=0.0)
-    weight = tl.exp2(top - tl.max(top, 0))
-    inside = (split < splits)[:, None] & (e < wide)[None, :]
-    x = tl.load(parts + (lane * splits + split)[:, None] * wide + e[None, :], mask=inside, other=0.0)
-    whole = tl.sum(total * weight, 0)
-    y = tl.sum(x * weight[:, None], 0) / tl.where(whole == 0, 1.0, whole)
-    tl.store(out + lane * wide + e, y.to(out.dtype.element_ty), mask=e < wide)
+    """The running maximum, sum and weighted values with the new token added, and its key and value in the cache.
+
+    It is the first of a tile of 16 keys, the least that products take; the others are not seen.
+    """
+    least: tl.constexpr = 16
+    one = group + tl.arange(0, 1)
+    ok = one >= 0
+    at = place_of(slot.to(tl.int64), one, groups, block)
+    key = turned(k, one * k_head, ok, cos, sin, pairs, step, dim, dim_span)
+    value = turned(v, one * v_head, ok, None, None, 0, step, wide, wide_span)
+    key, factor, shift = keep(key, k_cache, at, ok, dim, codes, dim_span)
+    value, value_factor, value_shift = keep(value, v_cache, at, ok, wide, codes, wide_span)
+    if codes is not None:
+        factor, shift = factors(factor, shift, codes)
+        value_factor, value_shift = factors(value_factor, value_shift, codes)
+    number = number_of(value, value_factor, value_shift, codes).to(x.dtype)
+    keys = (past + tl.arange(0, least))[None, :]
+    s = scores(
+        x, whole, tl.broadcast_to(key, (least, dim_span)), factor, shift, past, keys, head, past + 1, before, slopes,
+        scale, causal, window, softcap, bf16_bias, codes, True,
+    )  # fmt: skip
+    return update(s, tl.broadcast_to(number, (least, wide_span)), top, total, acc)
+
+
+@triton.jit
+def _join(
+    parts, tops, out, lane, lanes, ok, wide: tl.constexpr, splits: tl.constexpr,
+    rows: tl.constexpr, wide_span: tl.constexpr,
+):  # fmt: skip
+    """The heads of a key head from their splits, in order: the same bits, whichever split ended last."""
+    split, e = tl.arange(0, splits), tl.arange(0, wide_span)
+    every = tl.load(tops + lane[:, None] * splits + split[None, :], mask=ok[:, None], other=FAR, cache_modifier=".cg")
+    top = tl.max(every, 1)
+    inside = ok[:, None] & (e < wide)[None, :]
+    total = tl.full([rows], 0.0, tl.float32)
+    acc = tl.zeros([rows, wide_span], tl.float32)
+    for index in tl.static_range(splits):
+        own = lane * splits + index
+        weight = tl.exp2(tl.load(tops + own, mask=ok, other=FAR, cache_modifier=".cg") - top)
+        total += tl.load(tops + lanes + own, mask=ok, other=0.0, cache_modifier=".cg") * weight
+        where = parts + own[:, None] * wide + e[None, :]
+        acc += tl.load(where, mask=inside, other=0.0, cache_modifier=".cg") * weight[:, None]
+    y = acc / tl.where(total == 0, 1.0, total)[:, None]
+    tl.store(out + lane[:, None] * wide + e[None, :], y.to(out.dtype.element_ty), mask=inside)

@@ -114,12 +114,22 @@ def heads_of(cache, row, first, context, size: tl.constexpr, codes: tl.constexpr
         # zeros where nobody is: bytes that were not written may be NaN
         ok = first + tl.arange(0, tile) < context
         factor = tl.load(head, mask=ok, other=0.0) if masked else tl.load(head)
+        zero = factor
         if codes == "u8":
-            shift = -factor * (tl.load(head + 1, mask=ok, other=0.0) if masked else tl.load(head + 1))
-        else:
-            factor = factor * 256.0
-            shift = factor
+            zero = tl.load(head + 1, mask=ok, other=0.0) if masked else tl.load(head + 1)
+        factor, shift = factors(factor, zero, codes)
     return factor, shift
+
+
+@triton.jit
+def factors(scale, zero, codes: tl.constexpr):
+    """Factor and shift that make numbers of `plain` codes with a scale and a zero."""
+    if codes == "u8":
+        shift = -scale * zero
+    else:
+        scale = scale * 256.0
+        shift = scale
+    return scale, shift
 
 
 @triton.jit

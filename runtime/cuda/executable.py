@@ -80,14 +80,14 @@ class CUDAExecutable(OnDevice):
         self._most = most(program, bundle.limits.max_batch, bundle.limits.max_sequence, tokens)
         places, arena_bytes = arena.place(arena.intervals(program, self._most))
         offsets, weight_bytes = weights.place_weights(program.weights)
-        parts, tops = steps.part_sizes(program, self._most.get("B", 0), device.multiprocessors)
-        parts, tops = arena.aligned(parts), arena.aligned(tops)
+        split_bytes = steps.part_sizes(program, self._most.get("B", 0), device.multiprocessors)
+        parts, tops, ended = (arena.aligned(size) for size in split_bytes)
         self._rows = steps.query_rows(self._kernels.attention)
         block_bytes = 4 * layout(self._sizes_of(self._most)).words
         token_bytes = 4 * self._most.get("N", 1)
         temps = [programs.scratch_bytes(sizes, self._most) for sizes in self._kernels.programs.values()]
         scratch = max([0 if self._engines is None else self._engines.memory, *temps])
-        needs = Needs(weight_bytes, arena_bytes + parts + tops, scratch, block_bytes + token_bytes)
+        needs = Needs(weight_bytes, arena_bytes + parts + tops + ended, scratch, block_bytes + token_bytes)
         self.size = plan_memory(
             needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
             max_sequence=bundle.limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
@@ -96,7 +96,7 @@ class CUDAExecutable(OnDevice):
         base = device.allocate(weight_bytes)
         weights.upload_weights(bundle.path, program.weights, offsets, base, device)
         weights.random_weights(program.weights, offsets, base, self._kernels.others, device)
-        room = device.allocate(arena_bytes + parts + tops)
+        room = device.allocate(arena_bytes + parts + tops + ended)
         self._values = {name: room + offset for name, offset in places.items()}
         self._block = device.allocate(block_bytes)
         self._tokens = device.allocate(token_bytes)
@@ -105,8 +105,10 @@ class CUDAExecutable(OnDevice):
         memory = steps.Memory(
             weights={name: base + offset for name, offset in offsets.items()}, caches=self._caches(),
             constants=self._constants(), scratch=device.allocate(scratch),
-            parts=room + arena_bytes, tops=room + arena_bytes + parts,
+            parts=room + arena_bytes, tops=room + arena_bytes + parts, ended=room + arena_bytes + parts + tops,
         )  # fmt: skip
+        if ended:
+            device.fill(memory.ended, 0, WORD, ended // WORD)  # each launch leaves zeros
         self._ways = self._ways_of(memory)
         device.wait()
 

@@ -51,6 +51,7 @@ class Memory:
     scratch: int
     parts: int
     tops: int
+    ended: int
 
 
 def engine_step(program: Program, step: Step, engine: Engine, memory: Memory) -> Enqueue:
@@ -110,7 +111,7 @@ def program_step(sizes: Mapping[int, Enqueue]) -> Enqueue:
 def attention_step(
     program: Program, index: int, kernels: Mapping[str, Kernel], memory: Memory, multiprocessors: int
 ) -> Enqueue:
-    """Append, then attention of the sequences that decode and of the others."""
+    """Attention of the sequences that decode, and of the others, whose tokens are appended in a launch of their own."""
     step = program.steps[index]
     attrs = step.attrs
     append, prefill = kernels["append"], kernels["prefill"]
@@ -122,7 +123,7 @@ def attention_step(
     starts = {name: int(attrs[name]["offset"]) * size for name in ("q", "k", "v")}
     stay: dict[str, int] = {
         "k_cache": memory.caches[attrs["k_cache"]], "v_cache": memory.caches[attrs["v_cache"]],
-        "parts": memory.parts, "tops": memory.tops,
+        "parts": memory.parts, "tops": memory.tops, "ended": memory.ended,
     }  # fmt: skip
     if attrs["slopes"] is not None:
         stay["slopes"] = memory.constants[f"slopes.{index}"]
@@ -137,13 +138,11 @@ def attention_step(
         values = stay | {port: call.addresses[value] + starts.get(port, 0) for port, value in passed.items()}
         for name in ("slots", "tile_rows", "tile_starts"):
             values[name] = call.addresses[name]
-        append.launch((call.dims["T"], append_tiles, 1), values)
         if call.singles:
             splits = splits_for(call.singles, groups, -(-call.context // key_tile), multiprocessors)
             kernels[f"decode{splits}"].launch((call.singles, groups, splits), values)
-            if splits > 1:
-                kernels[f"join{splits}"].launch((call.singles, heads, 1), values)
         if call.tiles:
+            append.launch((call.dims["T"] - call.singles, append_tiles, 1), values | {"first": call.singles})
             prefill.launch((heads, call.tiles, 1), values)
 
     return enqueue
@@ -157,9 +156,9 @@ def query_rows(kernels: Mapping[int, Mapping[str, Kernel]]) -> int:
     return rows.pop() if rows else 1
 
 
-def part_sizes(program: Program, sequences: int, multiprocessors: int) -> tuple[int, int]:
-    """Bytes of the split results of decode attention, values and maxima, that any step needs."""
-    parts = tops = 0
+def part_sizes(program: Program, sequences: int, multiprocessors: int) -> tuple[int, int, int]:
+    """Bytes of the split results of decode attention that any step needs: values, maxima, how many splits ended."""
+    parts = tops = ended = 0
     for step in program.steps:
         if step.kind == "kernel":
             heads, groups = int(step.attrs["heads"]), int(step.attrs["kv_heads"])
@@ -168,7 +167,8 @@ def part_sizes(program: Program, sequences: int, multiprocessors: int) -> tuple[
                 if splits > 1:
                     parts = max(parts, 4 * count * heads * splits * int(step.attrs["d_value"]))
                     tops = max(tops, 8 * count * heads * splits)
-    return parts, tops
+                    ended = max(ended, 4 * count * groups)
+    return parts, tops, ended
 
 
 def input_sizes(program: Program, dims: Mapping[str, int]) -> dict[str, int]:

@@ -85,23 +85,25 @@ class Case:
         )  # fmt: skip
 
     def launches(self, splits: int) -> tuple[list[tuple[lib.Launch, tuple[int, int, int]]], dict[str, Any]]:
-        """Kernels and their grids, and every value: append, decode (and join) of single tokens, prefill of the rest."""
+        """Kernels and their grids, and every value: decode of single tokens, append and prefill of the rest."""
         a = self.a
         row = self.row.clone()
         q, k, v = row.split((a.heads * a.dim, a.groups * a.dim, a.groups * a.wide), 1)
         out = torch.full((self.tokens, a.heads, a.wide), torch.nan, dtype=row.dtype)
         values = self.values | {"q": q, "k": k, "v": v, "k_cache": self.k_cache, "v_cache": self.v_cache, "out": out}
-        found = [(lib.append(a), lib.append_grid(a, self.tokens))]
+        found = []
         single = 0
         while single < len(self.sequences) and self.sequences[single][1] == 1:
             single += 1
+        values["first"] = single
+        if single < self.tokens:
+            found.append((lib.append(a), lib.append_grid(a, self.tokens - single)))
         if single:
             if splits > 1:
                 values["parts"] = torch.full((single, a.heads, splits, a.wide), torch.nan)
                 values["tops"] = torch.full((2, single, a.heads, splits), torch.nan)
+                values["ended"] = torch.zeros((single, a.groups), dtype=torch.int32)
             found.append((lib.decode(a, splits), (single, a.groups, splits)))
-            if splits > 1:
-                found.append((lib.join(a, splits), (single, a.heads, 1)))
         tile = lib.query_tile(a)
         tiles = [
             (row, start)

@@ -10,6 +10,7 @@ import torch
 
 from compiler.ir.cache_rows import CODES
 from compiler.kernels import attention as lib
+from compiler.kernels.build import load
 from tests.conformance.tolerances import tolerance
 from tests.kernels.cases import FEATURES, SEQUENCES, Case, attention
 
@@ -30,6 +31,7 @@ def check(a: lib.Attention, sequences: list[tuple[int, int]] = SEQUENCES, splits
     for launch, grid in launches:
         run(launch, grid, values)
     compare(expected, values["out"].double(), a.dtype)
+    assert not values.get("ended", torch.zeros(1)).any()  # the next launch counts from nothing
     for wanted, found in zip(case.wanted, (case.k_cache, case.v_cache), strict=True):
         torch.testing.assert_close(found, wanted, equal_nan=True)
 
@@ -69,6 +71,26 @@ def test_head_sizes(dim: int) -> None:
 @pytest.mark.parametrize("splits", [1, 4, 16])
 def test_splits(splits: int) -> None:
     check(attention(("sinks",)), [(past, 1) for past in (0, 5, 100)], splits)
+
+
+def test_splits_are_joined_in_order_whichever_ends_last() -> None:
+    """With splits that ended before in another order: the same bits, and the counter is back at nothing."""
+    case = Case(attention(("sinks",)), [(past, 1) for past in (0, 40, 100)])
+    found = []
+    for first in (0, 1, 2, 3):
+        ((launch, grid),), values = case.launches(4)
+        kernel = load(launch)
+        arguments = [values[name] if kind else None for name, kind in launch.arguments]
+        kernel[grid](*arguments, **launch.constants)
+        before = values["out"].clone()
+        values["out"].fill_(torch.nan)
+        # all but one have ended: whoever comes now is the last, and finds what the others left
+        values["ended"].fill_(3 - first)
+        kernel[(*grid[:2], first + 1)](*arguments, **launch.constants)
+        assert torch.equal(values["out"], before)
+        assert not values["ended"].any()
+        found.append(before)
+    assert all(torch.equal(found[0], other) for other in found)
 
 
 @pytest.mark.parametrize("features", [(), ("window",), ("slopes", "sinks")], ids="+".join)

@@ -61,7 +61,7 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     (kernels,) = written["sets"]
     assert {len(program["calls"]) for program in written["programs"]["sm90"]["segments/a.ir"].values()} == {3}
     assert set(written["others"]) == {"choose", "carry", "normal.f16.1", "codes.255.0"}
-    assert set(kernels) == {"append", "prefill", "decode1", "decode2", "join2"}
+    assert set(kernels) == {"append", "prefill", "decode1", "decode2"}
     for entry in written["kernels"].values():
         assert (tmp_path / entry["sm90"]["file"]).read_bytes()[:4] == b"\x7fELF"
         assert entry["sm90"]["overlap"] == (entry["sm90"]["entry"] not in ("normal", "codes"))  # they make weights
@@ -74,18 +74,23 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
         "slots",
         "k_cache",
         "v_cache",
+        "first",
     ]
 
 
 @pytest.mark.parametrize("architecture", set(ARCHITECTURES) - {87, 103, 110, 121})  # of the others' instructions
 def test_each_architecture(architecture: int) -> None:
-    small, large = build(
-        [lib.append(attention()), product(Product(4096, 4096, "f16", "f16", "f16", residual="f16"), 64, architecture)],
+    split, small, large = build(
+        [
+            lib.decode(attention(), 4),
+            lib.append(attention()),
+            product(Product(4096, 4096, "f16", "f16", "f16", residual="f16"), 64, architecture),
+        ],
         architecture,
     )
-    assert small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
+    assert split.cubin[:4] == small.cubin[:4] == large.cubin[:4] == b"\x7fELF"
     assert small.threads == 128
-    assert small.overlap == large.overlap == (architecture >= 90)
+    assert split.overlap == small.overlap == large.overlap == (architecture >= 90)
     assert large.shared <= SHARED[architecture]  # the tiles that are best on sm_90 do not fit everywhere
 
 

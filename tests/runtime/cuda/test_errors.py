@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +24,7 @@ from runtime.cuda.missing import (
     usable,
 )  # fmt: skip
 from runtime.program import CacheLayer, CacheLayout, Step
+from specs.errors import SpecRTError
 from tests.golden_errors import check_golden, check_raises
 from tests.runtime.fake import bundle
 
@@ -63,6 +66,23 @@ def test_what_is_broken() -> None:
     check_golden("BUNDLE-023", other_weights(Path("weights-00001-of-00001.safetensors"), "head.weight"))
     check_golden("BUNDLE-024", damaged_kernels(Path("kernels/kernels.json"), "KeyError('sets')"))
     check_golden("RUN-041", cuda_failed("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_kernels_of_another_contract(tmp_path: Path) -> None:
+    """Attention that appended in a launch of its own would be given the new token's key nowhere."""
+    from runtime.cuda.kernels import FILE, Kernels
+
+    built = {"file": "a.cubin", "entry": "decode", "threads": 128, "shared": 0, "overlap": True}
+    document = {
+        "architectures": [90], "kernels": {"a": {"arguments": ["q"], "constants": {}, "sm90": built}},
+        "sets": [{"decode1": "a"}], "attention": {"0": 0}, "others": {}, "programs": {"sm90": {}},
+    }  # fmt: skip
+    (tmp_path / FILE).parent.mkdir()
+    (tmp_path / FILE).write_text(json.dumps(document))
+    device = SimpleNamespace(capability=90, function=lambda *_: None)
+    with pytest.raises(SpecRTError, match=r"BUNDLE-024.*`decode1` takes no `slots`"):
+        Kernels(tmp_path, device, needed=True)
 
 
 @pytest.mark.parametrize(
