@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,9 @@ class Request:
     def options(self) -> BuildOptions:
         """What a GPU's engines are built with. Raises SpecRTError LOWER-030 and LOWER-033."""
         from compiler.lower.tensorrt.dialects import default_toolchain
-        from compiler.lower.tensorrt.options import read_options
+        from compiler.lower.tensorrt.options import asked_options
 
-        return read_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()})
+        return asked_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()})
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,10 @@ class Prepared:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def options(self) -> BuildOptions:
-        """What the engines of a GPU are built with: as asked, and TF32 where the precision is that."""
-        return replace(self.request.options(), tf32=self.precision.base == "tf32")
+        """What a GPU's segments are built with: as asked, and what the precision says. Raises SpecRTError LOWER-033."""
+        from compiler.lower.tensorrt.options import for_base
+
+        return for_base(self.request.options(), self.precision.base)
 
 
 def request(source: str | Path, **options: Any) -> Request:
@@ -192,6 +194,10 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
         asked.target, toolchain, asked.precision, asked.layers, stored, cache, native=native, experts=_experts(options)
     )
     role = role_of(found)
+    if options is not None:
+        from compiler.lower.tensorrt.options import for_base
+
+        for_base(options, precision.base)
     if native:
         from compiler.lower.tensorrt.native import check_native
 

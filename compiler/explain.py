@@ -151,6 +151,8 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
     skipped = ("base", "hazard") if recipe.weights is not None else ("base", "hazard", "toolchain-gpu")
     if recipe.weights is not None or recipe.kv_cache is not None:
         facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code not in skipped]
+    if chosen.decision.alone:
+        facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code == "base"]
     if chosen.plan is not None:
         facts += [Fact("quantized", text) for text in _quantized(chosen.plan)]
     facts += [Fact("beware", lint.text) for lint in lints(prepared)]

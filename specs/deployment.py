@@ -55,6 +55,12 @@ class Build(Node):
         "engine with a linear cache, from tensorrt-10.16 on; left out: kernels",
     )
 
+    segments: Text | None = Field(
+        None,
+        description="what runs between attentions: engines, TensorRT's; kernels, ours in 16 bits, without any TensorRT "
+        "and slower for many tokens; left out: engines, where they have the precision",
+    )
+
     def given(self) -> tuple[tuple[str, object], ...]:
         """The keys that are there, with their values."""
         names = [name for name in type(self).model_fields if name != "where"]

@@ -106,10 +106,10 @@ class Held(Node):
     note: Text = Field(description="said by explain")
 
 
-class Norms(Node):
-    """How a toolchain's engines are spared norms that they would compute in several layers."""
+class Kernels(Node):
+    """What engines of a toolchain are spared or can't do."""
 
-    title: ClassVar[str] = "`norms`"
+    title: ClassVar[str] = "`norms` or an entry of `segments`"
     how: Annotated[Literal["kernel"], Word] = Field(description="a kernel step of ours, between engines")
     note: Text = Field(description="why")
 
@@ -128,7 +128,10 @@ class Toolchain(Node):
     types: Texts = Field(description="element types that a network can have")
     layers: Texts = Field((), description="native layers beyond products and elementwise operations")
     kv_cache: dict[str, Held] = Field(default_factory=dict, description="8-bit KV caches by name: int8, fp8")
-    norms: Norms | None = Field(None, description="left out: the engine's own")
+    norms: Kernels | None = Field(None, description="norms of whole rows; left out: the engine's own")
+    segments: dict[str, Kernels] = Field(
+        default_factory=dict, description="base precisions that no engine of it has, by name"
+    )
     products: Annotated[tuple[Product, ...], Sequence] = ()
 
 

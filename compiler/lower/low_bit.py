@@ -57,16 +57,19 @@ class KernelSteps:
     """Which products a toolchain leaves to kernels on an architecture (90 is sm_90).
 
     `judge` says of a dequantize whether an engine can have it: not blocks of every size. `baked`: engines hold their
-    weights.
+    weights. `alone`: there are no engines.
     """
 
     toolchain: str
     architecture: int
     judge: Judge | None = None
     baked: bool = False
+    alone: bool = False
 
     def take(self, product: LowBitProduct) -> bool:
         """Whether a product runs as a kernel of ours: its file says so, or the engine has no layer for its blocks."""
+        if self.alone:
+            return True
         found = product_of(load_toolchain(self.toolchain), product.operands, self.architecture)
         if found is None or found.how != "native":
             return found is not None and found.how == "kernel"

@@ -46,6 +46,11 @@ class Decision:
         return all(reason.ok for reason in self.reasons)
 
     @property
+    def alone(self) -> bool:
+        """Whether no engine has the base precision: every segment is a program of kernels."""
+        return self.base in self.toolchain.segments
+
+    @property
     def lints(self) -> tuple[Reason, ...]:
         """The hazards."""
         return tuple(reason for reason in self.reasons if reason.code == "hazard")
@@ -77,13 +82,14 @@ def decide(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None = None) -> Deci
         reasons.append(_builds_for(toolchain, gpu))
     base, reason = _base(recipe, toolchain, gpu)
     reasons.append(reason)
-    how: str | None = "plain"
+    alone = base in toolchain.segments
+    how: str | None = "kernel" if alone else "plain"
     if recipe.weights is not None:
         product = product_of(toolchain, _operands(recipe), None if gpu is None else gpu.sm)
         if gpu is not None:
             reasons.append(_math(recipe, gpu, product, maths_of(toolchain, _operands(recipe))))
-        how = None if product is None else product.how
-        reasons.append(_told(recipe, toolchain, product))
+        how = None if product is None else "kernel" if alone else product.how
+        reasons.append(_told(recipe, toolchain, product, alone))
     if recipe.kv_cache is not None:
         reasons.append(_cache(recipe, toolchain, gpu))
     if gpu is not None:
@@ -119,7 +125,9 @@ def _base(recipe: Recipe, toolchain: Toolchain, gpu: Gpu | None) -> tuple[str | 
     """The first precision in the toolchain's order that the recipe allows and the chip has."""
     for name in toolchain.base:
         if name in recipe.base and (gpu is None or getattr(gpu.math, name) == "native"):
-            return name, Reason("base", f"{name} for what is not quantized")
+            alone = toolchain.segments.get(name)
+            told = "" if alone is None else f", as kernel steps: {alone.note}"
+            return name, Reason("base", f"{name} for what is not quantized{told}")
     if gpu is not None and not any(getattr(gpu.math, name) == "native" for name in recipe.base):
         needed = " or ".join(f"{name} needs {_chips(name)}" for name in recipe.base)
         return None, Reason("base", f"{needed}; sm{gpu.sm} has none", False)
@@ -156,7 +164,9 @@ def _operands(recipe: Recipe) -> Operands:
     return Operands(weights.type) if how is None else Operands(weights.type, how.type, how.mode, how.per, how.block)
 
 
-def _told(recipe: Recipe, toolchain: Toolchain, product: Product | None) -> Reason:
+def _told(recipe: Recipe, toolchain: Toolchain, product: Product | None, alone: bool) -> Reason:
+    if product is not None and alone and product.how != "kernel":
+        return Reason("toolchain-product", "kernel: as all products, since no engine has the base precision")
     if product is not None:
         held = ", in engines that hold their weights, else as a kernel step" if product.baked else ""
         return Reason("toolchain-product", f"{product.how}{held}: {product.note}")

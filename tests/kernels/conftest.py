@@ -31,17 +31,25 @@ def _bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _rounding_to_e4m3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cuts bits off where it converts to E4M3; the GPU rounds to nearest, ties to even, as PyTorch."""
+def _rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter cuts bits off where it converts to E4M3 or bf16; the GPU rounds to nearest, ties to even."""
     from triton import language
     from triton.runtime import interpreter
 
-    inner = interpreter.InterpreterBuilder.create_fp_to_fp
+    kinds = {
+        language.float8e4nv: (torch.float8_e4m3fn, torch.uint8), language.bfloat16: (torch.bfloat16, torch.uint16),
+    }  # fmt: skip
 
-    def create_fp_to_fp(self: Any, source: Any, kind: Any, rounding: Any) -> Any:
-        if source.dtype.scalar == language.float32 and kind.scalar == language.float8e4nv:
-            codes = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
-            return interpreter.TensorHandle(codes.view(torch.uint8).numpy(), kind.scalar)
-        return inner(self, source, kind, rounding)
+    def nearest(inner: Any) -> Any:
+        def convert(self: Any, source: Any, kind: Any, *rounding: Any) -> Any:
+            if source.dtype.scalar != language.float32 or kind.scalar not in kinds:
+                return inner(self, source, kind, *rounding)
+            held, bits = kinds[kind.scalar]
+            rounded = torch.from_numpy(np.ascontiguousarray(source.data)).to(held)
+            return interpreter.TensorHandle(rounded.view(bits).numpy(), kind.scalar)
 
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fp_to_fp", create_fp_to_fp)
+        return convert
+
+    builder = interpreter.InterpreterBuilder
+    for name in ("create_fp_to_fp", "create_fp_trunc"):
+        monkeypatch.setattr(builder, name, nearest(getattr(builder, name)))

@@ -38,7 +38,8 @@ def test_every_combination_is_decided_with_reasons() -> None:
     [
         # the reference system's table of architectures (facts/support-matrices.md), with its footnotes
         ("fp16", "tensorrt-8.6", "sm70", "plain"),
-        ("bf16", "tensorrt-8.6", "sm90", None),  # BF16 does not exist in 8.6
+        ("bf16", "tensorrt-8.6", "sm90", "kernel"),  # 8.6 has no BF16: kernels alone
+        ("bf16", "tensorrt-8.6", "sm75", None),
         ("bf16", "tensorrt-10.0", "sm75", None),
         ("bf16", "tensorrt-10.0", "sm80", "plain"),
         ("fp8", "tensorrt-10.8", "sm80", None),
@@ -74,6 +75,16 @@ def test_every_combination_is_decided_with_reasons() -> None:
 )
 def test_decisions(recipe: str, toolchain: str, gpu: str | None, how: str | None) -> None:
     assert outcome(recipe, toolchain, gpu) == how
+
+
+def test_codes_beside_a_base_precision_without_engines() -> None:
+    """Whatever the toolchain calls native is a kernel then too, and the reason says so."""
+    for name in ("w4a16", "w8a8_sq_static", "fp8"):
+        recipe = load_recipe(name).model_copy(update={"base": ("bf16",)})
+        found = decide(recipe, load_toolchain("tensorrt-8.6"), load_gpu("sm90"))
+        assert (found.how, found.base, found.alone) == ("kernel", "bf16", True)
+        (told,) = (reason.text for reason in found.reasons if reason.code == "toolchain-product")
+        assert told.startswith("kernel: ")
 
 
 def test_hazards_are_lints() -> None:

@@ -263,6 +263,8 @@ def test_a_failed_build_says_why_and_where(
         ("-workspace", {"workspace_mib": 0}),
         ("-version", {"hardware": "same_capability"}),
         ("-attention", {"attention": "flash"}),
+        ("-segments", {"segments": "some"}),
+        ("-alone", {"segments": "kernels", "weights": "baked"}),
         ("-native", {"attention": "native", "toolchain": "tensorrt-10.8"}),
         ("-streaming", {"weight_streaming": True, "weights": "baked"}),
         ("-streaming-inputs", {"weight_streaming": True, "toolchain": "tensorrt-10.8"}),
@@ -301,7 +303,10 @@ def test_a_cpu_bundle_needs_no_engines(tmp_path: Path) -> None:
 def test_requests_that_no_gpu_serves() -> None:
     demo = ROOT / "demo" / "tiny-llama"
     check_raises("CLI-023", compiler.prepare, demo, toolchain="tensorrt-8.6")
-    check_raises("PREC-010-sm90-bf16", compiler.prepare, demo, target="sm90", precision="bf16")
+    bf16: dict[str, Any] = {"precision": "bf16", "toolchain": "tensorrt-8.6"}
+    check_raises("PREC-010-sm75-bf16", compiler.prepare, demo, target="sm75", **bf16)
+    for name, given in (("baked", ("weights", "baked")), ("tf32", ("tf32", True))):
+        check_raises(f"LOWER-033-{name}", compiler.prepare, demo, target="sm90", build=(given,), **bf16)
     check_raises("PREC-010-sm120", compiler.prepare, demo, target="sm120", precision="fp16", toolchain="tensorrt-8.6")
     assert compiler.prepare(demo, target="sm90", precision="bf16", toolchain="tensorrt-10.8").request.on_gpu
 

@@ -2,7 +2,7 @@
 
 A segment with a product that the toolchain leaves to kernels is a program of kernels as a whole, or, where it has
 something that those do not know, is cut again: each such product is a program, what is between them engines. So are
-experts, and norms where the toolchain says so.
+experts, and norms where the toolchain says so. Without engines every segment is a program, or the graph is refused.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def _pieces(
     part: Segment, kernels: KernelSteps | None, baked: bool, refusals: Refusals
 ) -> Iterator[tuple[str, EngineSegment]]:
     """A segment as it is, as a program, or cut again; each with its kind."""
+    if kernels is not None and kernels.alone:
+        for segment in _alone(part, kernels, refusals):
+            yield PROGRAM, segment
+        return
     products = [] if kernels is None else kernels.of(part.graph.equations)
     owner = {} if kernels is None or baked else expert_owners(part.graph, kernels) | norm_owners(part.graph, kernels)
     if kernels is None or not (products or owner):
@@ -98,6 +102,18 @@ def _pieces(
         if (reason := _refusal(program, kernels, refusals)) is not None:
             raise _no_kernel(kernels, products, piece, reason)
         yield PROGRAM, program
+
+
+def _alone(part: Segment, kernels: KernelSteps, refusals: Refusals) -> Iterator[EngineSegment]:
+    """A segment as programs, its experts apart."""
+    owner = expert_owners(part.graph, kernels)
+    for piece in partition(part.graph, lambda equation: owner.get(equation.results[0].name)):
+        segment = engine_segment(piece.graph)
+        if (reason := _refusal(segment, kernels, refusals)) is not None:
+            hint = "engines have it: `fp16` or `fp32` as precision, and no `segments: kernels` in a deployment spec"
+            where = next((equation.where for equation in piece.graph.equations if equation.where is not None), None)
+            raise SpecRTError("LOWER-039", f"no kernels for a whole segment: {reason}", where=where, hint=hint)
+        yield segment
 
 
 def _rest(piece: Segment, kernels: KernelSteps | None, baked: bool, refusals: Refusals) -> tuple[str, EngineSegment]:

@@ -36,6 +36,7 @@ Progress = Callable[[str, int, int], None]
 STEP_TOKENS = 8192  # most tokens in a call: scratch memory grows with them, and products gain nothing beyond 2048
 PACKED = frozenset({"tokens", "positions", "rows", "select", *(value.name for value in METADATA)})  # of every sequence
 KERNEL = Emit("not in an engine: a product of low-bit operands, which a kernel of ours computes")
+ALONE = Emit("not in an engine: every segment is a program of kernels of ours")
 ROWS = Emit("not in an engine: on whole rows a kernel of ours computes it, between two")
 STORED = Emit("not in an engine: stored, or computed from weights before it is stored")
 FULL_TOKENS = 2048  # what engines for many tokens are tuned for, and what the runtime takes at once
@@ -66,8 +67,9 @@ def kernel_steps(options: BuildOptions, architecture: int) -> KernelSteps:
     """Which low-bit products no engine of the toolchain has."""
     line = dialect(options.toolchain)
     return KernelSteps(
-        options.toolchain, architecture, lambda equation: verdict(equation, line), options.weights == "baked"
-    )
+        options.toolchain, architecture, lambda equation: verdict(equation, line), options.weights == "baked",
+        options.alone,
+    )  # fmt: skip
 
 
 def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
@@ -88,6 +90,8 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
 
     def judge(equation: Equation) -> Verdict:
         name = equation.results[0].name
+        if kernels.alone:
+            return ALONE
         if name in own:
             return KERNEL
         if kernels.norms and is_norm(equation):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from compiler.lower.tensorrt.dialects import DEFAULT, dialect
 from specs.errors import SpecRTError
+from specs.hardware import load_toolchain
 
 HARDWARE = {"this": "NONE", "ampere_plus": "AMPERE_PLUS", "same_capability": "SAME_COMPUTE_CAPABILITY"}
 WEIGHTS = ("inputs", "baked")
 ATTENTION = ("kernels", "native")
+SEGMENTS = ("engines", "kernels")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,13 @@ class BuildOptions:
     weight_streaming: bool = False  # baked weights stay on the host; from 10.0
     weights: str = "inputs"  # one engine for all equal layers; baked: engines that stand alone
     attention: str = "kernels"  # our kernels between engines; native: TensorRT's layers, one engine for a decoder
+    segments: str = "engines"  # kernels: programs of ours for all of them; also where no engine has the precision
     tf32: bool = False  # engines may multiply float32 in TF32: set by the precision, no key of a deployment
+
+    @property
+    def alone(self) -> bool:
+        """Whether no segment is an engine's."""
+        return self.segments == "kernels"
 
     @property
     def native(self) -> bool:
@@ -38,8 +46,24 @@ class BuildOptions:
         return asdict(self)
 
 
+def asked_options(given: Mapping[str, Any]) -> BuildOptions:
+    """Options from a request, whose precision says what is left. Raises SpecRTError LOWER-033 as `read_options`."""
+    if "tf32" in given:
+        raise _wrong("`tf32` is no build option of a request", "it is a precision: `precision: tf32`")
+    return read_options(given)
+
+
+def for_base(options: BuildOptions, base: str) -> BuildOptions:
+    """Options for a base precision: TF32 where it is that, kernels alone where no engine has it.
+
+    Raises SpecRTError LOWER-033 where the options want engines for it.
+    """
+    segments = "kernels" if base in load_toolchain(options.toolchain).segments else options.segments
+    return _one_way(replace(options, tf32=base == "tf32", segments=segments))
+
+
 def read_options(given: Mapping[str, Any]) -> BuildOptions:
-    """Options from a deployment or from plan.json. Raises SpecRTError LOWER-033 for what no version takes, or this."""
+    """Options from plan.json. Raises SpecRTError LOWER-033 for what no version takes, or this."""
     known = {field.name: field for field in fields(BuildOptions)}
     if unknown := sorted(set(given) - set(known)):
         raise _wrong(
@@ -55,6 +79,8 @@ def read_options(given: Mapping[str, Any]) -> BuildOptions:
         raise _wrong(f"`weights` of a build is `{options.weights}`", f"known: {', '.join(WEIGHTS)}")
     if options.attention not in ATTENTION:
         raise _wrong(f"`attention` of a build is `{options.attention}`", f"known: {', '.join(ATTENTION)}")
+    if options.segments not in SEGMENTS:
+        raise _wrong(f"`segments` of a build is `{options.segments}`", f"known: {', '.join(SEGMENTS)}")
     if options.native and line.attention is None:
         raise _wrong(f"{line.toolchain} has no `attention: native`", "tensorrt-10.16 and later have its layers")
     if options.workspace_mib is not None and options.workspace_mib < 1:
@@ -65,6 +91,16 @@ def read_options(given: Mapping[str, Any]) -> BuildOptions:
         raise _wrong(f"{line.toolchain} has no weight streaming", "tensorrt-10.0 and later have it")
     if options.weight_streaming and options.weights != "baked":
         raise _wrong("weight streaming is for baked weights", "with `weights: inputs` an engine has none to stream")
+    return _one_way(options)
+
+
+def _one_way(options: BuildOptions) -> BuildOptions:
+    for name, asked, other in (("weights", options.weights, "baked"), ("attention", options.attention, "native")):
+        if options.alone and asked == other:
+            message = f"`{name}: {asked}` is said of engines, and every segment is a program of kernels"
+            raise _wrong(
+                message, "leave it out; or `segments: engines`, in a precision that engines have: fp16 or fp32"
+            )
     return options
 
 

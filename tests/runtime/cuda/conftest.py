@@ -1,7 +1,7 @@
 """What Triton's interpreter is told for the kernels."""
 
-from tests.kernels.conftest import _bf16_products, _rounding_to_e4m3
+from tests.kernels.conftest import _bf16_products, _rounding
 from tests.runtime.cuda.emulated import gpu
 from tests.runtime.cuda.fake import trt_gpu
 
-__all__ = ["_bf16_products", "_rounding_to_e4m3", "gpu", "trt_gpu"]
+__all__ = ["_bf16_products", "_rounding", "gpu", "trt_gpu"]

@@ -34,9 +34,16 @@ def model_and_reference(spec: str, precision: str, folder: Path) -> tuple[runtim
 
 
 # Each takes ten seconds. SPECRT_ALL_PAIRS=1: the others too.
-PAIRS = [("llama", "w4a16"), ("gpt_oss", "mxfp4")]
+PAIRS = [("llama", "w4a16"), ("gpt_oss", "mxfp4"), ("llama", "bf16")]
 OTHERS = [("mixtral", "fp8_rowwise"), ("mixtral", "w8a16"), ("llama", "nvfp4"), ("llama", "mxfp8"), ("llama", "w4a8")]
-OTHERS += [("llama", "w8a8_sq_static"), ("llama", "fp16"), ("llama", "w8a8_sq"), ("llama", "fp8"), ("bloom", "w8a16")]
+OTHERS += [
+    ("mixtral", "bf16"),
+    ("llama", "w8a8_sq_static"),
+    ("llama", "fp16"),
+    ("llama", "w8a8_sq"),
+    ("llama", "fp8"),
+    ("bloom", "w8a16"),
+]
 
 
 @pytest.mark.usefixtures("gpu")
