@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import sys
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ SHARE = 0.5  # of the free memory that a cache takes where its size is not state
 
 
 class BlockAllocator:
-    """Hands out cache blocks by number; those given back last go first: the CPU may still cache them."""
+    """Hands out the lowest free cache blocks: a block that is a row of a sequence lies near the others."""
 
     def __init__(self, blocks: int) -> None:
         self.total = blocks
-        self._free = list(range(blocks - 1, -1, -1))
+        self._free = list(range(blocks))  # a heap
 
     @property
     def free(self) -> int:
@@ -29,14 +30,12 @@ class BlockAllocator:
         """`count` blocks, or None, and nothing taken, where there are fewer."""
         if count > len(self._free):
             return None
-        taken = self._free[len(self._free) - count :]
-        del self._free[len(self._free) - count :]
-        taken.reverse()
-        return taken
+        return [heapq.heappop(self._free) for _ in range(count)]
 
     def give(self, blocks: list[int]) -> None:
         """Give blocks back."""
-        self._free.extend(reversed(blocks))
+        for block in blocks:
+            heapq.heappush(self._free, block)
 
 
 @dataclass(frozen=True)

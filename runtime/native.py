@@ -1,8 +1,9 @@
 """Calls of a decoder that is one engine over a linear cache: what the scheduler packs, as padded batches over slots.
 
 A slot is a row of the cache, and a block of the scheduler: a sequence has one. A call is of neighbouring slots. All
-sequences that decode are one call; between them may be slots of others, or of nobody: their row runs along, and writes
-to a place that nobody will read. The tokens of a prompt are a call of its own, of one slot: so no row has padding.
+sequences that decode are one call, where there are graphs of the first slots up to a size that has one; between them
+may be slots of others, or of nobody: their row runs along, and writes to a place that nobody will read. The tokens of a
+prompt are a call of its own, of one slot: so no row has padding.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class Call:
 class Slots:
     """Knows how many places of each slot are taken, also of those that have no part in a step."""
 
-    def __init__(self, inputs: Sequence[Port], slots: int, places: int) -> None:
+    def __init__(self, inputs: Sequence[Port], slots: int, places: int, sizes: Sequence[int] = ()) -> None:
+        """`sizes`: of the decode calls that are wanted, in order, the last with all slots; none: any size."""
         self._shapes = {port.name: port.shape for port in inputs}
+        self._sizes = sizes
         self._taken = np.zeros(slots, np.int32)
         self._spare = places - 2  # the last place stays zero; where this is taken too, its sequence has ended
 
@@ -45,6 +48,17 @@ class Slots:
         found += [self._prompt(batch, int(row), int(slots[row])) for row in np.flatnonzero(counts > 1)]
         self._taken[slots] = past + counts
         return found
+
+    def idle(self, size: int) -> Call:
+        """A decode call of the first slots in which nobody takes part."""
+        nobody = np.zeros(size, np.int32)
+        arrays: dict[str, Array] = {"select": nobody}
+        for name, shape in self._shapes.items():
+            if shape == ("B", "S"):
+                arrays[name] = nobody[:, None]
+            elif shape == ("B",):
+                arrays[name] = np.arange(size, dtype=np.int32) if name == "rows" else nobody
+        return Call(0, size, 1, arrays, nobody[:0])
 
     def _prompt(self, batch: Mapping[str, Array], row: int, slot: int) -> Call:
         start, stop = (int(at) for at in batch["seq_begins"][row : row + 2])
@@ -65,6 +79,8 @@ class Slots:
         """One token of every sequence in `rows`."""
         mine = slots[rows]
         first, count = int(mine.min()), int(mine.max() - mine.min()) + 1
+        if self._sizes:
+            first, count = 0, next(size for size in self._sizes if size > mine.max())
         at = mine - first
         tokens = batch["seq_begins"][rows]  # where the packed token of each is
         spare = np.minimum(self._taken[first : first + count], self._spare)
@@ -83,7 +99,9 @@ class Slots:
         order = np.searchsorted(tokens, select)
         hit = (order < len(tokens)) & (tokens[np.minimum(order, len(tokens) - 1)] == select)
         to = np.flatnonzero(hit)
-        arrays["select"] = (at[order[to]] if len(to) else np.zeros(1, np.int32)).astype(np.int32)
+        selected = np.zeros(count if self._sizes else max(len(to), 1), np.int32)
+        selected[: len(to)] = at[order[to]]
+        arrays["select"] = selected
         return Call(first, count, 1, arrays, to.astype(np.int32))
 
 

@@ -1,18 +1,21 @@
 """Runs a decoder that is one engine over a linear cache: a step of the scheduler is one call for all sequences that
-decode, and one for each prompt (runtime/native.py); each is bound to the rows of its slots, where they lie.
+decode, and one for each prompt (runtime/native.py); each is bound to the rows of its slots, where they lie. Decode
+calls are CUDA graphs, one for each size of batch, made when the bundle is loaded: of the first slots, so that addresses
+and shapes stay. A graph is the engine and the choice of tokens.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.cuda import weights
 from runtime.cuda.arena import value_bytes
-from runtime.cuda.batch import fill, layout
+from runtime.cuda.batch import Layout, buckets, fill, layout
 from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
 from runtime.cuda.engines import Engines
@@ -31,7 +34,9 @@ CACHE = "cache:"
 class NativeExecutable(OnDevice):
     """A bundle with `attention: native` on a GPU. `close` gives back everything."""
 
-    def __init__(self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, device: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, graphs: bool = True, device: int = 0
+    ) -> None:
         """Load the engine and the weights, and allocate all memory; `tokens` is the longest piece of a prompt.
 
         Raises SpecRTError BUNDLE-020, BUNDLE-021, BUNDLE-022 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041.
@@ -42,12 +47,12 @@ class NativeExecutable(OnDevice):
         try:
             self._engines = Engines(bundle.path, {self._step.file}, self._device)
             self._kernels = Kernels(bundle.path, self._device, True)
-            self._load(bundle, tokens, cache_tokens)
+            self._load(bundle, tokens, cache_tokens, graphs)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
+    def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None, graphs: bool) -> None:
         program, device, limits = self._program, self._device, bundle.limits
         assert program.cache is not None  # a linear one is why this class runs it
         most = {"B": limits.max_batch, "S": min(tokens, program.dims["S"][2])}
@@ -76,11 +81,15 @@ class NativeExecutable(OnDevice):
         self._tokens = device.allocate(token_bytes)
         self._picked: Ints = device.pinned(token_bytes).view(np.int32)
         self._scratch = device.allocate(engine.memory)
-        self._slots = Slots(program.inputs, self.blocks, self.block_size)
+        captured = buckets(self.blocks) if graphs else []
+        self._slots = Slots(program.inputs, self.blocks, self.block_size, captured)
         self._fixed = {port: base + offsets[name] for port, name in bound.items()}
         self._fixed |= {port: self._logits for port, name in self._step.outputs.items() if name == logits}
         self._caches = self._allocate_caches()
         device.wait()
+        self._graphs: dict[int, Any] = {}
+        for size in captured:
+            self._graphs[size] = self._capture(self._slots.idle(size))
 
     def _allocate_caches(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
         """Address, bytes of a row and shape of a row, of each port that is a cache: zeros, in one piece each."""
@@ -116,7 +125,7 @@ class NativeExecutable(OnDevice):
     def _logits_of(self, call: Call) -> Array:
         (port,) = self._program.outputs
         vocab = int(port.shape[-1])
-        self._enqueue(call)
+        self._run(call, choose=False)
         # of the earlier pieces of a prompt nothing is read
         host = self._host[: len(call.to) * vocab * BYTES[port.dtype]]
         if len(call.to):
@@ -125,21 +134,50 @@ class NativeExecutable(OnDevice):
         return host.view(np.float32).reshape(-1, vocab).copy()
 
     def _tokens_of(self, call: Call) -> Ints:
-        self._enqueue(call)
+        self._run(call, choose=True)
         host = self._picked[: len(call.to)]
         if len(call.to):
-            values = {"logits": self._logits, "tokens": self._tokens}
-            self._kernels.others["choose"].launch((len(call.to), 1, 1), values)
             self._device.download(host, self._tokens)
         self._device.wait()
         return host.copy()
 
-    def _enqueue(self, call: Call) -> None:
-        """Put a call into the stream."""
+    def _run(self, call: Call, *, choose: bool) -> None:
+        """Put a call into the stream: its arrays, then its graph, or the engine and the choice of wanted rows."""
         self._device.use()
-        made = layout({name: array.size for name, array in call.arrays.items()})
+        made = self._upload(call)
+        graph = self._graphs.get(call.sequences) if call.tokens == 1 else None
+        if graph is not None:
+            self._device.replay(graph)
+            return
+        self._enqueue(call, made, None)
+        if choose and len(call.to):
+            self._choose(len(call.to))
+
+    def _capture(self, call: Call) -> Any:
+        """A decode call of this size as a graph; everything is run once before, as TensorRT wants it."""
+        made = self._upload(call)
+
+        def work() -> None:
+            self._enqueue(call, made, call.sequences)
+            self._choose(call.sequences)
+
+        work()
+        self._device.wait()
+        return self._device.capture(work)
+
+    def _upload(self, call: Call) -> Layout:
+        """Copy a call's arrays to the device; calls of one size have one layout."""
+        made = layout({name: array.size for name, array in sorted(call.arrays.items())})
         fill(self._staging, made, call.arrays, {})
         self._device.upload(self._block, self._staging, 4 * made.words)
+        return made
+
+    def _choose(self, rows: int) -> None:
+        values = {"logits": self._logits, "tokens": self._tokens}
+        self._kernels.others["choose"].launch((rows, 1, 1), values)
+
+    def _enqueue(self, call: Call, made: Layout, use: object) -> None:
+        """Put the engine into the stream; `use` is of a graph, whose shapes stay."""
         addresses = self._fixed | {
             port: self._block + 4 * made.starts[name] for port, name in self._step.inputs.items() if name in made.starts
         }
@@ -148,4 +186,4 @@ class NativeExecutable(OnDevice):
         shapes |= {port: (call.sequences, *row) for port, (_, _, row) in self._caches.items()}
         dims = {"B": call.sequences, "S": call.tokens, "N": len(call.arrays["select"])}
         profile = profile_of(self._program, dims)
-        self._engines[self._step.file].enqueue(profile, None, self._scratch, addresses, shapes)
+        self._engines[self._step.file].enqueue(profile, use, self._scratch, addresses, shapes)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cache import BlockAllocator
 from runtime.native import Slots, merged
 from runtime.program import Port
 
@@ -52,6 +53,31 @@ def test_sequences_that_decode_are_one_call_and_each_prompt_is_one() -> None:
     found = merged([decode, prompt], [np.array([[40.0], [10.0]]), np.array([[1.0], [2.0]])], 4)
     assert found[:, 0].tolist() == [40.0, 1.0, 2.0, 10.0]
     assert merged([decode, prompt], [np.array([4, 1]), np.array([2, 3])], 4).tolist() == [4, 2, 3, 1]
+
+
+def test_decode_calls_of_sizes_that_have_a_graph() -> None:
+    """They begin at the first slot, and select a row for each: addresses and shapes are those of the graph."""
+    slots = Slots(PORTS, 6, PLACES, [1, 2, 4, 6])
+    slots.calls(step((1, 0, 9), select=[8]))
+    (decode,) = slots.calls(step((3, 5, 1), (2, 7, 1), select=[1]))
+    assert (decode.first, decode.sequences, decode.tokens) == (0, 4, 1)
+    assert decode.arrays["tokens"].tolist() == [[0], [0], [207], [305]]
+    assert decode.arrays["past_lens"].tolist() == [0, 9, 7, 5]  # what slot 1 holds is left alone
+    assert (decode.arrays["select"].tolist(), decode.to.tolist()) == ([2, 0, 0, 0], [0])
+    idle = slots.idle(4)
+    assert {name: array.shape for name, array in idle.arrays.items()} == {
+        name: array.shape for name, array in decode.arrays.items()
+    }
+    assert (idle.first, idle.sequences, idle.tokens, len(idle.to)) == (0, 4, 1, 0)
+    assert [slots.calls(step((slot, 5, 1), select=[0]))[0].sequences for slot in range(6)] == [1, 2, 4, 4, 6, 6]
+
+
+def test_the_lowest_free_slots_are_taken() -> None:
+    slots = BlockAllocator(5)
+    assert slots.take(4) == [0, 1, 2, 3]
+    slots.give([2])
+    slots.give([0])
+    assert (slots.take(1), slots.take(3), slots.take(2), slots.free) == ([0], None, [2, 4], 0)
 
 
 def test_a_piece_of_a_prompt_of_which_nothing_is_wanted() -> None:

@@ -33,6 +33,20 @@ class Device(emulated.Device):
     def __init__(self, ordinal: int = 0) -> None:
         super().__init__(ordinal)
         Device.here = self
+        self.replayed = 0
+        self.started: list[tuple[int, ...]] = []  # the shape of the tokens of each call that was not in a graph
+
+    def capture(self, work: Callable[[], None]) -> list[Callable[[], None]]:
+        """What `work` puts into the stream, with the addresses and sizes of now; it may not wait for any of it."""
+        self.wait()
+        work()
+        graph, self.queue = self.queue, []
+        assert graph
+        return graph
+
+    def replay(self, graph: list[Callable[[], None]]) -> None:
+        self.replayed += 1
+        self.queue += graph
 
 
 def view(address: int, shape: Sequence[int], kind: str) -> torch.Tensor:
@@ -69,20 +83,25 @@ class Context(Guarded):
 
     def execute_async_v3(self, _stream: int) -> bool:
         assert self._state["device_memory"]
-        Device.here.wait()  # in its turn
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+        Device.here.started.append(shapes.get("tokens", ()))
+        Device.here.later(lambda: self._execute(addresses, shapes))
+        return True
+
+    def _execute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+        """One call, in its turn."""
         network = self._engine._network
         given = {}
         for tensor in network._inputs:
-            shape = self._shapes.get(tensor.name, tensor._shape)
-            given[tensor.name] = view(self._addresses[tensor.name], shape, tensor._kind)
+            shape = shapes.get(tensor.name, tensor._shape)
+            given[tensor.name] = view(addresses[tensor.name], shape, tensor._kind)
         for name, result in network.evaluate(given).items():
             source = self._engine._alias(name)
             if source is None:
-                view(self._addresses[name], result.shape, NAMES[result.dtype]).copy_(result)
+                view(addresses[name], result.shape, NAMES[result.dtype]).copy_(result)
             else:
-                assert self._addresses[name] == self._addresses[source]
+                assert addresses[name] == addresses[source]
                 assert result.data_ptr() == given[source].data_ptr()
-        return True
 
 
 class Engine(Guarded):

@@ -54,6 +54,7 @@ def cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Model]:
 
 def test_as_on_the_cpu(bundle: Path, cpu: runtime.Model) -> None:
     with runtime.load(bundle, step_tokens=4) as model:
+        assert list(model.executable._graphs) == [1, 2, 3]
         assert model.generate(PROMPTS, max_new_tokens=6, stop=()) == cpu.generate(PROMPTS, max_new_tokens=6, stop=())
         drawn = {"max_new_tokens": 5, "stop": (), "temperature": 0.8, "seed": 3}
         assert model.generate(PROMPTS[:2], **drawn) == cpu.generate(PROMPTS[:2], **drawn)
@@ -62,6 +63,9 @@ def test_as_on_the_cpu(bundle: Path, cpu: runtime.Model) -> None:
             np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
         assert model.executable.blocks == 3
         assert model.engine.preemptions == 0
+        gpu = fake.Device.here  # every decode call is a graph: put into the stream when it was made, and never after
+        assert [shape for shape in gpu.started if shape[1] == 1] == [(size, 1) for size in (1, 2, 3) for _ in range(2)]
+        assert gpu.replayed > 12
 
 
 def test_slots_are_what_memory_allows(bundle: Path, cpu: runtime.Model) -> None:
