@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 TARGET, TOOLCHAIN = "sm90", "tensorrt-8.6"
 NEW = 16
-WORKERS = 12
+WORKERS, BUILDERS = 12, 4  # processes; those that build engines slow each other down
 CACHE = 2048  # tokens of cache in each model: several share the device
 FACTOR = 2.0  # times the reference's own error in float16
-COLUMNS = ("fp32", "fp16", "fp8", "w8a8_sq", "w4a16_awq", "w8a16", "w4a16_gptq", "w4a16")
+COLUMNS = ("fp32", "fp16", "bf16", "fp8", "w8a8_sq", "w4a16_awq", "w8a16", "w4a16_gptq", "w4a16")
 HEAD = """Written by `bench/gpu_families.py records`; do not edit. Random weights; the reference is the interpreter in
 float32 on the plain equations. fp32: the greatest error of an output (at most 1e-3; greedy ids equal in all). fp16: the
 same, and how many times the reference's own error in float16 it is (at most 2). Low-bit: mean KL divergence of the
@@ -99,7 +99,10 @@ def _bundle(path: Path, precision: str, out: Path, calibration: Path) -> None:
 
 
 def run(folder: Path, out: Path, precisions: Sequence[str]) -> None:
-    """Build and run each bundle, several beside each other; OUT is written after each, so that a limit loses little."""
+    """Build and run each bundle, several beside each other; OUT is written after each, so that a limit loses little.
+
+    Those without engines come first; the others are left out where no TensorRT is.
+    """
     from gpu import where
 
     found = sorted(path.parent for path in folder.glob("*/*/bundle.json") if path.parent.name != "cpu")
@@ -107,13 +110,23 @@ def run(folder: Path, out: Path, precisions: Sequence[str]) -> None:
     bundles = [bundle for precision in order for bundle in found if bundle.name == precision]
     result: dict[str, Any] = {**where(), "cases": {}}
     start = time.perf_counter()
-    with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
-        asked = {pool.submit(_case, bundle): f"{bundle.parent.name} {bundle.name}" for bundle in bundles}
-        for done in as_completed(asked):
-            result["cases"][asked[done]] = done.result()
-            result["seconds"] = round(time.perf_counter() - start, 1)
-            print(asked[done], done.result(), flush=True)
-            out.write_text(json.dumps(result, indent=1))
+    for workers, engines in ((WORKERS, False), (BUILDERS, True)):
+        chosen = [bundle for bundle in bundles if _has_engines(bundle) == engines]
+        if engines and not result["tensorrt"]:
+            print(f"{len(chosen)} bundles have engines and were left out: no TensorRT here")
+            break
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            asked = {pool.submit(_case, bundle): f"{bundle.parent.name} {bundle.name}" for bundle in chosen}
+            for done in as_completed(asked):
+                result["cases"][asked[done]] = done.result()
+                result["seconds"] = round(time.perf_counter() - start, 1)
+                print(asked[done], done.result(), flush=True)
+                out.write_text(json.dumps(result, indent=1))
+
+
+def _has_engines(bundle: Path) -> bool:
+    steps = json.loads((bundle / "plan.json").read_text())["steps"]
+    return any(step["backend"] == "tensorrt" for step in steps)
 
 
 def _case(bundle: Path) -> dict[str, Any]:
@@ -214,6 +227,18 @@ def table(document: Mapping[str, Any]) -> str:
     for spec in sorted({key.split()[0] for key in cases}):
         found = [_cell(name, cases.get(f"{spec} {name}")) for name in precisions]
         lines.append(f"| {spec} | {' | '.join(found)} |")
+    others = sorted(key.split()[::-1] for key in cases if key.split()[1] not in COLUMNS)
+    if others:
+        lines += [
+            "",
+            "Other precisions; `+` is the type of the KV cache:",
+            "",
+            "| precision | spec | | bound |",
+            "|---|---|---|---|",
+        ]
+    for precision, spec in others:
+        case = cases[f"{spec} {precision}"]
+        lines.append(f"| {precision} | {spec} | {_cell(precision, case)} | {case.get('limit', '')} |")
     return "\n".join(lines) + "\n"
 
 
