@@ -22,10 +22,10 @@ import numpy as np
 from runtime.cache import BlockAllocator
 from runtime.checks import check_inputs, check_prompt
 from runtime.derive import Rules
-from runtime.executable import PACKED, Ahead, Executable, Floats, Picks
+from runtime.executable import LIKELIEST, PACKED, Ahead, Executable, Floats, Ints, Picks
 from runtime.packing import Packer
 from runtime.request import Request
-from runtime.sampling import Sampler, Sampling
+from runtime.sampling import Sampler, Sampling, how_words
 from specs.errors import SpecRTError
 
 STEP_TOKENS = 512  # in one call: long enough to use the machine fully, short enough for those that wait to decode
@@ -150,11 +150,12 @@ class Engine:
     def _start(self, work: list[tuple[Request, int]]) -> _Started:
         """Run a step, or start it where its tokens can be waited for."""
         batch, rows = self._packer.pack(work), _rows(work)
-        if self._picks is None or not _greedy(work):
+        if self._picks is None or not _plain(work):
             return _Started(work, rows, self._executable.execute(batch)["logits"])
+        how = _how(work, rows)
         if self._ahead is None:
-            return _Started(work, rows, self._picks.pick(batch).tolist())
-        return _Started(work, rows, ticket=self._ahead.launch(batch))
+            return _Started(work, rows, self._picks.pick(batch, how).tolist())
+        return _Started(work, rows, ticket=self._ahead.launch(batch, how=how))
 
     def _follow(self, started: _Started) -> _Started | None:
         """Start the step behind one whose tokens nobody has read, as if all its sequences went on.
@@ -165,11 +166,13 @@ class Engine:
         try:
             chosen = self._assume(started)
             work = self._schedule(preempt=False)
-            if not work or not _greedy(work):
+            if not work or not _plain(work):
                 return None
+            rows = _rows(work)
             # of those that take one token; they come first, and a piece of a prompt among them has no source
             sources = [chosen.get(request.serial, -1) for request, count in work if count == 1]
-            return _Started(work, _rows(work), ticket=self._ahead.launch(self._packer.pack(work), sources))
+            ticket = self._ahead.launch(self._packer.pack(work), sources, _how(work, rows))
+            return _Started(work, rows, ticket=ticket)
         finally:
             self._revert()
 
@@ -322,9 +325,22 @@ class Engine:
             self._running.append(request)
 
 
-def _greedy(work: Sequence[tuple[Request, int]]) -> bool:
-    """Whether nobody's logits are wanted, but the likeliest tokens."""
-    return all(request.greedy for request, _ in work)
+def _plain(work: Sequence[tuple[Request, int]]) -> bool:
+    """Whether nobody's logits are wanted, but tokens that depend on them alone."""
+    return all(request.plain for request, _ in work)
+
+
+def _how(work: Sequence[tuple[Request, int]], rows: Sequence[int]) -> Ints:
+    """How the token of each selected row is chosen, see runtime.executable.Picks."""
+    if not any(request.draws for request, _ in work):
+        return LIKELIEST
+    return how_words(
+        [
+            request.sampler.how(len(request.tokens) - request.prompt)
+            for (request, _), count in zip(work, rows, strict=True)
+            if count and request.sampler is not None
+        ]
+    )
 
 
 def _rows(work: Sequence[tuple[Request, int]]) -> list[int]:

@@ -17,6 +17,7 @@ PACKED = (
     "tokens", "positions", "rows", "lengths", "past_lens", "seq_begins", "block_ids", "block_begins", "max_context",
     "select",
 )  # fmt: skip
+LIKELIEST: Ints = np.zeros(0, np.int32)
 PADDED = ("tokens", "positions", "rows", "lengths")  # and for an encoder, [B, S]
 
 
@@ -47,10 +48,13 @@ class Executable(Protocol):
 
 @runtime_checkable
 class Picks(Protocol):
-    """What an executable also has where it can choose tokens next to the logits, which then stay where they are."""
+    """What an executable also has where it can choose tokens next to the logits, which then stay where they are.
 
-    def pick(self, batch: Mapping[str, Array]) -> Ints:
-        """Run once; the likeliest token of each selected row, below 0 where its logits have a NaN."""
+    `how` says what is wanted of each selected row, as runtime.sampling.how_words has it; empty: the likeliest of each.
+    """
+
+    def pick(self, batch: Mapping[str, Array], how: Ints = LIKELIEST) -> Ints:
+        """Run once; a token of each selected row, below 0 where its logits have a NaN."""
 
 
 @runtime_checkable
@@ -60,7 +64,7 @@ class Ahead(Picks, Protocol):
     Steps run in the order of their launches, so what a later one writes can't reach an earlier one.
     """
 
-    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = ()) -> int:
+    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST) -> int:
         """Start a step and give its ticket; the batch's arrays may change as soon as it returns.
 
         Its first tokens, one for each of `sources`, are those that the launch before chose for these of its selected

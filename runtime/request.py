@@ -21,8 +21,8 @@ class Request:
     """
 
     __slots__ = (
-        "blocks", "error", "finish", "greedy", "inputs", "logits", "max_new_tokens", "new", "past", "prompt", "sampler",
-        "serial", "stop", "tokens",
+        "blocks", "draws", "error", "finish", "inputs", "logits", "max_new_tokens", "new", "past", "plain", "prompt",
+        "sampler", "serial", "stop", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +43,8 @@ class Request:
         self.past = 0  # how many of `tokens` the cache holds
         self.blocks: list[int] = []
         self.sampler = sampler
-        self.greedy = sampler is not None and sampler.greedy  # the likeliest token is all that is wanted of the logits
+        self.plain = sampler is not None and sampler.plain  # a token is all that is wanted, of the logits as they are
+        self.draws = sampler is not None and not sampler.greedy
         self.max_new_tokens = max_new_tokens
         self.stop = stop
         self.inputs = inputs

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.executable import Floats
+from runtime.executable import Floats, Ints
 from specs.errors import SpecRTError
+
+HOW = 4  # words for each row of `how_words`
+BELOW_ONE = 1 - 2**-24  # the next float32
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ class Sampling:
         drawn = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
         return not drawn or self.temperature == 0
 
+    @property
+    def numbers(self) -> tuple[float, int, float]:
+        """Temperature, 0 for the likeliest token; top-k, 0 for all; top-p, 1 for all."""
+        if self.greedy:
+            return 0.0, 0, 1.0
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p
+
+
+def how_words(rows: Sequence[tuple[float, int, float, float]]) -> Ints:
+    """For a device that draws: i32[R HOW], of each row its `numbers` and a random number, floats by their bits."""
+    words = np.zeros((len(rows), HOW), np.int32)
+    floats = words.view(np.float32)
+    for place, (temperature, top_k, top_p, chance) in enumerate(rows):
+        floats[place, 0], floats[place, 2] = temperature, top_p
+        words[place, 1] = min(top_k, 2**31 - 1)
+        floats[place, 3] = chance
+    return words.reshape(-1)
+
 
 def _check(name: str, value: object, expected: str, accept: object, *, whole: bool = False) -> None:
     if value is None:
@@ -53,12 +75,17 @@ def _check(name: str, value: object, expected: str, accept: object, *, whole: bo
 
 
 class Sampler:
-    """Chooses the tokens of one sequence; holds its generator and, for the penalty, which tokens it has seen."""
+    """Chooses the tokens of one sequence; holds its random numbers and, for the penalty, which tokens it has seen.
+
+    Each token has a random number of its own, so that it is the same whoever draws it, here or a device.
+    """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int) -> None:
         self._sampling = sampling
         self._greedy = sampling.greedy
         self._random = None if self._greedy else np.random.default_rng(sampling.seed)
+        self._chances: list[float] = []
+        self._taken = 0
         self._seen = None
         if sampling.repetition_penalty not in (None, 1):
             self._seen = np.zeros(vocab, dtype=np.bool_)
@@ -69,10 +96,26 @@ class Sampler:
         """Whether the likeliest token is always taken, of the logits as they are."""
         return self._greedy and self._seen is None
 
+    @property
+    def plain(self) -> bool:
+        """Whether a token depends on its logits alone, and so can be chosen where they are."""
+        return self._seen is None
+
+    def how(self, index: int) -> tuple[float, int, float, float]:
+        """What `how_words` takes, for the token `index`."""
+        return (*self._sampling.numbers, 0.0 if self._random is None else self._chance(index))
+
+    def _chance(self, index: int) -> float:
+        assert self._random is not None  # only who draws asks
+        while len(self._chances) <= index:  # as float32, which is what a device gets; below 1
+            self._chances.append(min(float(np.float32(self._random.random())), BELOW_ONE))
+        return self._chances[index]
+
     def accept(self, token: int) -> int:
-        """A token that the executable chose as the likeliest. Raises SpecRTError RUN-030 for one below 0: a NaN."""
+        """The next token, which the executable chose. Raises SpecRTError RUN-030 for one below 0: a NaN."""
         if token < 0:
             raise _not_numbers()
+        self._taken += 1
         return token
 
     def __call__(self, logits: Floats) -> int:
@@ -93,8 +136,9 @@ class Sampler:
         if self._random is not None:
             ids, weights = candidates(scores, self._sampling)
             edges = np.cumsum(weights, dtype=np.float64)
-            drawn = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
+            drawn = np.searchsorted(edges, self._chance(self._taken) * edges[-1], side="right")
             token = int(ids[min(int(drawn), len(ids) - 1)])
+            self._taken += 1
         if self._seen is not None:
             self._seen[token] = True
         return token

@@ -1,16 +1,23 @@
-"""The likeliest token of each row of logits, and where the next step reads it."""
+"""The token of each row of logits, the likeliest or a drawn one, and where the next step reads it."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from compiler.kernels.draw import draw
 from compiler.kernels.overlap import wait
 
 
 @triton.jit
-def choose(logits, tokens, vocab: tl.constexpr, tile: tl.constexpr, overlap: tl.constexpr = False):
-    """Grid (R,): tokens i32[R], the first of the greatest logits [R, V], as numpy's argmax; -1 where one is NaN."""
+def choose(
+    logits, how, tokens, vocab: tl.constexpr, tile: tl.constexpr, part: tl.constexpr, overlap: tl.constexpr = False
+):  # fmt: skip
+    """Grid (R,): tokens i32[R] of logits [R, V]; -1 where one is NaN.
+
+    `how` is [R, 4] words: temperature in float32, top-k, top-p and a random number in float32. At temperature 0 it is
+    the first of the greatest logits, as numpy's argmax.
+    """
     wait(overlap)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, tile)
@@ -26,6 +33,12 @@ def choose(logits, tokens, vocab: tl.constexpr, tile: tl.constexpr, overlap: tl.
         where = tl.where(better, first + at, where)
     greatest = tl.max(best, 0)
     token = tl.min(tl.where(best == greatest, where, vocab), 0)
+    temperature = tl.load(how + 4 * row).to(tl.float32, bitcast=True)
+    if temperature > 0:
+        top_k = tl.load(how + 4 * row + 1)
+        top_p = tl.load(how + 4 * row + 2).to(tl.float32, bitcast=True)
+        chance = tl.load(how + 4 * row + 3).to(tl.float32, bitcast=True)
+        token = draw(logits + row * vocab, greatest, temperature, top_k, top_p, chance, vocab, part)
     tl.store(tokens + row, tl.where(tl.max(broken, 0) > 0, -1, token))
 
 

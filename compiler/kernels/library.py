@@ -45,10 +45,10 @@ def attention_of(plan: Mapping[str, Any], step: Mapping[str, Any]) -> lib.Attent
 
 
 def choose(vocab: int, dtype: str) -> lib.Launch:
-    """The kernel that picks the likeliest token of each row of logits."""
-    arguments = (("logits", dtype), ("tokens", "i32"))
+    """The kernel that picks a token of each row of logits, the likeliest or a drawn one."""
+    arguments = (("logits", dtype), ("how", "i32"), ("tokens", "i32"))
     unaligned = ("logits",) if vocab * (4 if dtype == "f32" else 2) % 16 else ()
-    return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048}, 8, 2, unaligned)
+    return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048, "part": 1024}, 8, 2, unaligned)
 
 
 def carry() -> lib.Launch:

@@ -30,8 +30,9 @@ from runtime.cuda.missing import damaged_kernels
 from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.cuda.turns import Turn, Turns
-from runtime.executable import Array, Ints
+from runtime.executable import LIKELIEST, Array, Ints
 from runtime.program import BYTES
+from runtime.sampling import HOW
 from specs.errors import SpecRTError, Where
 
 if TYPE_CHECKING:
@@ -152,14 +153,14 @@ class CUDAExecutable(OnDevice):
         self._device.wait()
         return found
 
-    def pick(self, batch: Mapping[str, Array]) -> Ints:
-        """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
-        return self.wait(self.launch(batch))
+    def pick(self, batch: Mapping[str, Array], how: Ints = LIKELIEST) -> Ints:
+        """Run, and choose a token of each selected row on the device; see runtime.executable.Picks."""
+        return self.wait(self.launch(batch, how=how))
 
-    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = ()) -> int:
+    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST) -> int:
         """Put a step into the stream and give its ticket; see runtime.executable.Ahead."""
         turn = self._turns.take()
-        dims = self._run(batch, turn, sources)
+        dims = self._run(batch, turn, sources, how)
         return self._turns.started(turn, self._tokens, dims["N"])
 
     def wait(self, ticket: int) -> Ints:
@@ -177,7 +178,9 @@ class CUDAExecutable(OnDevice):
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def _run(self, batch: Mapping[str, Array], turn: Turn, sources: Sequence[int] = ()) -> dict[str, int]:
+    def _run(
+        self, batch: Mapping[str, Array], turn: Turn, sources: Sequence[int] = (), how: Ints = LIKELIEST
+    ) -> dict[str, int]:
         """Put a batch into the stream: as a graph where all sequences decode, else step by step."""
         self._device.use()
         dims = dims_of(self._program, batch)
@@ -188,6 +191,7 @@ class CUDAExecutable(OnDevice):
         singles = leading_singles(batch["seq_begins"])
         arrays["slots"] = slots(batch, self.block_size)
         arrays["sources"] = np.array(sources, np.int32)
+        arrays["how"] = how if len(how) else np.zeros(HOW * dims["N"], np.int32)
         arrays["tile_rows"], arrays["tile_starts"] = query_tiles(batch, singles, self._rows)
         shape = shape_of(dims, singles, self._sizes, self._rows, self._most["T"])
         found = None if shape is None else self.graphs[shape]
@@ -237,9 +241,9 @@ class CUDAExecutable(OnDevice):
             carry.launch(grid, values | {"chosen": self._tokens, "count": carried})
 
     def _choose(self, call: steps.Call) -> None:
-        if "choose" in self._kernels.others and "N" in call.dims:
-            logits = call.addresses[self._program.values["logits"]]
-            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), {"logits": logits, "tokens": self._tokens})
+        if "choose" in self._kernels.others and "how" in call.addresses:
+            values = {"logits": call.addresses[self._program.values["logits"]], "how": call.addresses["how"]}
+            self._kernels.others["choose"].launch((call.dims["N"], 1, 1), values | {"tokens": self._tokens})
 
     def _capture(self, shape: Shape, turn: Turn) -> tuple[Any, Layout]:
         """A step of this shape as a graph, made with a batch in which nobody takes part."""
@@ -258,6 +262,7 @@ class CUDAExecutable(OnDevice):
         if self._program.cache is not None:
             tiles = -(-dims["T"] // self._rows) + dims["B"]  # each sequence may leave its last tile unfilled
             sizes |= {"slots": dims["T"], "sources": dims["B"], "tile_rows": tiles, "tile_starts": tiles}
+            sizes["how"] = HOW * dims["N"]
         return sizes
 
     def _caches(self) -> dict[str, int]:

@@ -76,6 +76,8 @@ class Kernels:
                 raise damaged_kernels(path, "its `decode1` takes no `slots`")  # compiled before it appended
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}
             self.others = {name: loaded[key] for name, key in document["others"].items()}
+            if "choose" in self.others and "how" not in self.others["choose"].arguments:
+                raise damaged_kernels(path, "its `choose` is of an older version, which could not draw tokens")
             self.programs = {
                 file: {int(size): _program(program, loaded) for size, program in sizes.items()}
                 for file, sizes in document["programs"][f"sm{architecture}"].items()

@@ -23,9 +23,10 @@ from runtime.cuda.kernels import Kernels
 from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import profile_of
 from runtime.cuda.steps import WEIGHT, input_sizes
-from runtime.executable import Array, Ints
+from runtime.executable import LIKELIEST, Array, Ints
 from runtime.native import Call, Slots, merged
 from runtime.program import BYTES
+from runtime.sampling import HOW
 
 _LOG = logging.getLogger("runtime")
 CACHE = "cache:"
@@ -66,7 +67,7 @@ class NativeExecutable(OnDevice):
         offsets, weight_bytes = weights.place_weights(stored)
         engine = self._engines[self._step.file]
         token_bytes = 4 * most["N"]
-        needs = Needs(weight_bytes, logits_bytes, engine.memory, block_bytes + token_bytes)
+        needs = Needs(weight_bytes, logits_bytes, engine.memory, block_bytes + (1 + HOW) * token_bytes)
         self.size = plan_memory(
             needs, program.cache, device.free_memory, max_batch=limits.max_batch,
             max_sequence=limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
@@ -80,6 +81,8 @@ class NativeExecutable(OnDevice):
         self._host = device.pinned(logits_bytes)
         self._tokens = device.allocate(token_bytes)
         self._picked: Ints = device.pinned(token_bytes).view(np.int32)
+        self._how = device.allocate(HOW * token_bytes)
+        self._wanted: Ints = device.pinned(HOW * token_bytes).view(np.int32)
         self._scratch = device.allocate(engine.memory)
         captured = buckets(self.blocks) if graphs else []
         self._slots = Slots(program.inputs, self.blocks, self.block_size, captured)
@@ -113,10 +116,11 @@ class NativeExecutable(OnDevice):
         calls = self._slots.calls(batch)
         return {"logits": merged(calls, [self._logits_of(call) for call in calls], len(batch["select"]))}
 
-    def pick(self, batch: Mapping[str, Array]) -> Ints:
-        """Run, and choose the likeliest token of each selected row on the device; -1 where its logits have a NaN."""
+    def pick(self, batch: Mapping[str, Array], how: Ints = LIKELIEST) -> Ints:
+        """Run, and choose a token of each selected row on the device; see runtime.executable.Picks."""
+        rows = (how if len(how) else np.zeros(HOW * len(batch["select"]), np.int32)).reshape(-1, HOW)
         calls = self._slots.calls(batch)
-        return merged(calls, [self._tokens_of(call) for call in calls], len(batch["select"]))
+        return merged(calls, [self._tokens_of(call, rows[call.to]) for call in calls], len(batch["select"]))
 
     # -- how ------------------------------------------------------------------------------------------------------
 
@@ -133,7 +137,12 @@ class NativeExecutable(OnDevice):
         self._device.wait()
         return host.view(np.float32).reshape(-1, vocab).copy()
 
-    def _tokens_of(self, call: Call) -> Ints:
+    def _tokens_of(self, call: Call, how: Ints) -> Ints:
+        words = HOW * max(call.sequences, len(call.to))  # a graph chooses for all its sequences
+        self._wanted[:words] = 0
+        self._wanted[: how.size] = how.reshape(-1)
+        self._device.use()
+        self._device.upload(self._how, self._wanted, 4 * words)
         self._run(call, choose=True)
         host = self._picked[: len(call.to)]
         if len(call.to):
@@ -173,7 +182,7 @@ class NativeExecutable(OnDevice):
         return made
 
     def _choose(self, rows: int) -> None:
-        values = {"logits": self._logits, "tokens": self._tokens}
+        values = {"logits": self._logits, "how": self._how, "tokens": self._tokens}
         self._kernels.others["choose"].launch((rows, 1, 1), values)
 
     def _enqueue(self, call: Call, made: Layout, use: object) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from compiler.kernels import library
+from runtime.sampling import Sampling, candidates, how_words
 from tests.conformance.tolerances import tolerance
 from tests.kernels.test_attention import run
 
@@ -17,10 +18,54 @@ def test_the_likeliest_token() -> None:
     logits[2, 2999] = torch.inf
     logits[3, 2100] = torch.nan
     logits[4] = -torch.inf
-    tokens = torch.full((5,), -2, dtype=torch.int32)
-    run(library.choose(3000, "f32"), (5, 1, 1), {"logits": logits, "tokens": tokens})
+    tokens = chosen(logits, [Sampling()] * 5, [0.5] * 5)
     expected = np.argmax(logits.numpy(), 1)
-    assert tokens.tolist() == [expected[0], 7, 2999, -1, 0]
+    assert tokens == [expected[0], 7, 2999, -1, 0]
+
+
+def chosen(logits: torch.Tensor, samplings: list[Sampling], chances: list[float]) -> list[int]:
+    """What the kernel chooses of each row."""
+    rows, vocab = logits.shape
+    words = [(*sampling.numbers, chance) for sampling, chance in zip(samplings, chances, strict=True)]
+    how = torch.from_numpy(how_words(words))
+    tokens = torch.full((rows,), -2, dtype=torch.int32)
+    run(library.choose(vocab, "f32"), (rows, 1, 1), {"logits": logits, "how": how, "tokens": tokens})
+    return tokens.tolist()
+
+
+DRAWN = [
+    Sampling(temperature=0.7),
+    Sampling(top_k=1),
+    Sampling(top_k=7),
+    Sampling(top_k=5000),
+    Sampling(top_p=0.6),
+    Sampling(top_p=1e-6),
+    Sampling(top_p=0.999),
+    Sampling(temperature=1.7, top_k=50, top_p=0.8),
+    Sampling(temperature=0.2, top_k=3, top_p=0.99),
+    Sampling(),
+]
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["", "ties"])
+def test_drawn_tokens(rounded: bool, vocab: int = 1100) -> None:
+    """Each is where the random number falls in what runtime/sampling.py leaves, ties by their ids included."""
+    generator = np.random.default_rng(vocab)
+    logits = generator.standard_normal((len(DRAWN), vocab)).astype(np.float32) * 4
+    if rounded:
+        logits = np.round(logits)  # with both zeros
+    for chance in (0.0, 0.4, 1 - 2**-24):
+        tokens = chosen(torch.from_numpy(logits), DRAWN, [chance] * len(DRAWN))
+        for row, sampling, token in zip(logits, DRAWN, tokens, strict=True):
+            if sampling.greedy:
+                assert token == row.argmax()
+                continue
+            ids, weights = candidates(row, sampling)
+            (at,) = np.flatnonzero(ids == token)
+            ends = np.cumsum(weights, dtype=np.float64)
+            ends /= ends[-1]
+            # sums of up to 1100 float32 weights, whose powers are the device's: 2^-22 and some roundings each
+            assert ends[at] - weights[at] - 1e-5 <= chance <= ends[at] + 1e-5
 
 
 def test_tokens_for_the_next_step() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle, Limits
-from runtime.executable import PACKED
+from runtime.executable import LIKELIEST, PACKED
 from runtime.model import Model
 from runtime.program import Port, Program
+from runtime.sampling import Sampling, candidates
 
 VOCAB, WIDTH = 50, 16
 _RANDOM = np.random.default_rng(3)
@@ -100,10 +101,19 @@ class Picking(FakeExecutable):
 
     picks = 0
 
-    def pick(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def pick(self, batch: Mapping[str, np.ndarray], how: np.ndarray = LIKELIEST) -> np.ndarray:
         self.picks += 1
         logits = self.execute(batch)["logits"]
-        return np.where(np.isnan(logits).any(1), -1, logits.argmax(1)).astype(np.int32)
+        found = np.where(np.isnan(logits).any(1), -1, logits.argmax(1)).astype(np.int32)
+        assert len(how) in (0, 4 * len(logits))
+        for row, words in enumerate(how.reshape(-1, 4)):
+            temperature, _, top_p, chance = words.view(np.float32).tolist()
+            if temperature and found[row] >= 0:
+                sampling = Sampling(temperature=temperature, top_k=int(words[1]) or None, top_p=top_p)
+                ids, weights = candidates(logits[row], sampling)
+                ends = np.cumsum(weights, dtype=np.float64)
+                found[row] = ids[np.searchsorted(ends, chance * ends[-1], side="right")]
+        return found
 
 
 class Behind:
@@ -117,19 +127,21 @@ class Behind:
         self.random = np.random.default_rng(seed)
         self.batches: list[dict[str, np.ndarray]] = [{}, {}]  # what the host writes and the device reads, in turn
         self.results = [np.zeros(0, np.int32)] * 2
-        self.queue: list[tuple[int, Sequence[int]]] = []  # tickets that are not computed, and their sources
+        self.queue: list[tuple[int, Sequence[int], np.ndarray]] = []  # what is not computed: tickets, sources, how
         self.chosen = np.zeros(0, np.int32)  # on the device
         self.given = self.followed = 0
 
     def close(self) -> None:
         self.queue.clear()
 
-    def launch(self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = ()) -> int:
+    def launch(
+        self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = (), how: np.ndarray = LIKELIEST
+    ) -> int:
         self.given += 1
         self.compute(until=self.given - 2)  # its arrays are written again now
         self.batches[self.given % 2] = {name: array.copy() for name, array in batch.items()}
         self.results[self.given % 2] = np.full(len(batch["select"]), -7, np.int32)
-        self.queue.append((self.given, sources))
+        self.queue.append((self.given, sources, how.copy()))
         self.followed += max(sources, default=-1) >= 0
         self.compute(until=self.given - int(self.random.integers(0, 3)))
         return self.given
@@ -137,12 +149,12 @@ class Behind:
     def compute(self, until: int) -> None:
         """Steps in their order, up to a ticket's."""
         while self.queue and self.queue[0][0] <= until:
-            ticket, sources = self.queue.pop(0)
+            ticket, sources, how = self.queue.pop(0)
             batch = self.batches[ticket % 2]
             for place, source in enumerate(sources):
                 if source >= 0:
                     batch["tokens"][place] = self.chosen[source]
-            picked = self.inner.pick(batch)
+            picked = self.inner.pick(batch, how)
             self.chosen = np.maximum(picked, 0)
             self.results[ticket % 2][:] = picked
 
@@ -151,8 +163,8 @@ class Behind:
         self.compute(until=ticket)
         return self.results[ticket % 2]
 
-    def pick(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self.wait(self.launch(batch))
+    def pick(self, batch: Mapping[str, np.ndarray], how: np.ndarray = LIKELIEST) -> np.ndarray:
+        return self.wait(self.launch(batch, how=how))
 
     def execute(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.compute(until=self.given)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engine import Engine
-from runtime.executable import Ahead, Picks
+from runtime.executable import LIKELIEST, Ahead, Picks
 from runtime.request import Request
 from runtime.sampling import Sampling
-from tests.runtime.fake import VOCAB, Behind, Picking, dense_greedy
+from tests.runtime.fake import VOCAB, Behind, FakeExecutable, Picking, dense_greedy
 
 NAN, STOP = 11, frozenset({3, 17, 29, 40})
 
@@ -103,26 +103,42 @@ def test_cancelled_with_a_step_under_way() -> None:
     assert device.given > device.followed
 
 
-def test_drawn_tokens_are_read_before_the_next_step() -> None:
+def on_the_host(prompt: list[int], how: Sampling, count: int) -> list[int]:
+    alone = Engine(FakeExecutable(64), max_batch=1, max_sequence=64, vocab=VOCAB)
+    request = alone.submit(prompt, how, max_new_tokens=count)
+    finish(alone)
+    return request.new
+
+
+def test_drawn_tokens_stay_on_the_device_too() -> None:
     one, device = engine()
-    drawn = one.submit([1, 2], Sampling(temperature=0.8, seed=1), max_new_tokens=6)
+    how = Sampling(temperature=6.0, top_k=20, top_p=0.9, seed=1)
+    drawn = one.submit([1, 2], how, max_new_tokens=12)
     greedy = one.submit([3], max_new_tokens=12)
     finish(one)
-    alone, _ = engine()
-    same = alone.submit([1, 2], Sampling(temperature=0.8, seed=1), max_new_tokens=6)
-    finish(alone)
-    assert drawn.new == same.new
+    assert drawn.new == on_the_host([1, 2], how, 12) != dense_greedy([1, 2], 12)
     assert greedy.new == dense_greedy([3], 12)
-    assert device.followed == 5  # of the last six, alone and greedy
+    assert (device.given, device.followed) == (12, 11)
+
+
+def test_what_depends_on_more_than_logits_is_read_before_the_next_step() -> None:
+    one, device = engine()
+    how = Sampling(temperature=0.8, repetition_penalty=1.3, seed=1)
+    punished = one.submit([1, 2], how, max_new_tokens=6)
+    drawn = one.submit([3], Sampling(temperature=0.7, seed=2), max_new_tokens=12)
+    finish(one)
+    assert punished.new == on_the_host([1, 2], how, 6)
+    assert drawn.new == on_the_host([3], Sampling(temperature=0.7, seed=2), 12)  # six here, six there
+    assert device.followed == 5  # of the last six
 
 
 def test_pieces_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     one, device = engine(step_tokens=4)
     launch, seen = device.launch, []
 
-    def recorded(batch: Any, sources: Any = ()) -> int:
+    def recorded(batch: Any, sources: Any = (), how: Any = LIKELIEST) -> int:
         seen.append((batch["positions"].tolist(), batch["lengths"].tolist()))
-        return launch(batch, sources)
+        return launch(batch, sources, how)
 
     monkeypatch.setattr(device, "launch", recorded)
     request = one.submit(list(range(10, 20)), max_new_tokens=3)
@@ -181,7 +197,7 @@ def test_whatever_comes_and_goes(moves: list[Any], blocks: int, seed: int, step_
     Each must get what it gets alone, where every token is read before the next step.
     """
     one, device = engine(blocks, seed, step_tokens=step_tokens)
-    alone = Engine(Picking(blocks), max_batch=1, max_sequence=64, vocab=VOCAB)
+    alone = Engine(FakeExecutable(blocks), max_batch=1, max_sequence=64, vocab=VOCAB)
     device.inner.nan_token = alone._executable.nan_token = NAN  # type: ignore[attr-defined]
     generator = np.random.default_rng(seed)
     asked: list[tuple[Request, Request]] = []

@@ -14,6 +14,7 @@ from compiler.api import compile_with, prepare, weights_of
 from compiler.benchmark import Reads, Workload, _Bench
 from compiler.validate.metrics import agreement
 from compiler.validate.reference import outputs, random_rows
+from runtime.executable import LIKELIEST
 from specs.precision import load_recipe
 from tests.precision.models import MODELS, calibration, quantized_graph, served
 
@@ -87,10 +88,10 @@ def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pyt
     executable: Any = model.executable
     launch, launched = executable.launch, []
 
-    def recorded(batch: Any, sources: Any = ()) -> int:
+    def recorded(batch: Any, sources: Any = (), how: Any = LIKELIEST) -> int:
         unknown = [place for place, source in enumerate(sources) if source >= 0]
         batch["tokens"][unknown] = -1  # nobody may read them
-        ticket = int(launch(batch, sources))
+        ticket = int(launch(batch, sources, how))
         launched.append((list(sources), len(executable.device.queue)))
         return ticket
 
@@ -102,6 +103,11 @@ def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pyt
         patch.setattr(model.engine, "_ahead", None)
         assert model.generate(rows, max_new_tokens=4, stop=()) == ahead
         assert not any(sources for sources, _ in launched[4:])
+        count = len(launched)
+        drawn = model.generate(rows, max_new_tokens=3, stop=(), temperature=0.9, top_k=30, top_p=0.9, seed=3)
+        assert len(launched) == count + 3  # no logits come to the host
+        patch.setattr(model.engine, "_picks", None)
+        assert model.generate(rows, max_new_tokens=3, stop=(), temperature=0.9, top_k=30, top_p=0.9, seed=3) == drawn
     bench = _Bench(model, Reads((), 0), None, 1)
     with bench.timed_graphs() as graphs:
         times = bench.once(Workload(5, 4, 2), graphs)
