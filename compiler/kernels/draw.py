@@ -1,7 +1,7 @@
 """A token drawn from a row of logits: temperature, top-k, top-p, then where a random number falls.
 
-Order and meaning are those of runtime/sampling.py. Nothing is sorted: a float's bits, in order, are a number of 32 bits,
-and the least that is kept is found digit by digit, by what lies below each of 16 candidates.
+Order and meaning are those of runtime/sampling.py. Nothing is sorted: a float's bits, in order, are a number of 32
+bits, and the least that is kept is found digit by digit, by what lies below each of 16 candidates.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def choose(vocab: int, dtype: str) -> lib.Launch:
     """The kernel that picks a token of each row of logits, the likeliest or a drawn one."""
     arguments = (("logits", dtype), ("how", "i32"), ("tokens", "i32"))
     unaligned = ("logits",) if vocab * (4 if dtype == "f32" else 2) % 16 else ()
-    return lib.Launch("choose", "choose.choose", arguments, {"vocab": vocab, "tile": 2048, "part": 1024}, 8, 2, unaligned)
+    constants = {"vocab": vocab, "tile": 2048, "part": 1024}
+    return lib.Launch("choose", "choose.choose", arguments, constants, 8, 2, unaligned)
 
 
 def carry() -> lib.Launch:

@@ -82,6 +82,7 @@ class NativeExecutable(OnDevice):
         self._tokens = device.allocate(token_bytes)
         self._picked: Ints = device.pinned(token_bytes).view(np.int32)
         self._how = device.allocate(HOW * token_bytes)
+        device.fill(self._how, 0, 4, HOW * most["N"])  # graphs choose where nobody asks too
         self._wanted: Ints = device.pinned(HOW * token_bytes).view(np.int32)
         self._scratch = device.allocate(engine.memory)
         captured = buckets(self.blocks) if graphs else []

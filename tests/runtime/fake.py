@@ -134,9 +134,7 @@ class Behind:
     def close(self) -> None:
         self.queue.clear()
 
-    def launch(
-        self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = (), how: np.ndarray = LIKELIEST
-    ) -> int:
+    def launch(self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = (), how: np.ndarray = LIKELIEST) -> int:
         self.given += 1
         self.compute(until=self.given - 2)  # its arrays are written again now
         self.batches[self.given % 2] = {name: array.copy() for name, array in batch.items()}
