@@ -233,7 +233,8 @@ class _Rewriting:
                 factors = self.stored(f"{first}.smooth", x.type.dtype, int(str(x.type.shape[-1])))
                 self.inputs[x.name, "smooth"] = self.emit("mul", x, factors, to=beside(x.name, "smooth"))
             smoothed = self.inputs[x.name, "smooth"] if recipe.smooth is not None else x
-            self.inputs[key] = self.rounded(smoothed, first, recipe)
+            own = next(name for _, name, linear in self.products[x.name] if linear.recipe.name == recipe.name)
+            self.inputs[key] = self.rounded(smoothed, own, recipe)
         return self.inputs[key]
 
     def rounded(self, x: Value, first: str, recipe: Recipe) -> Value:

@@ -7,7 +7,7 @@ are in memory at a time; results go to a folder, one file for each input, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,10 @@ def _quantized(
 ) -> dict[str, Tensor]:
     """Everything that is stored of the linears that share an input: `seen`, and `exact` before anything is rounded."""
     found: dict[str, Tensor] = {}
-    first, inputs = linears[0].weight, gather(seen, exact)
+    first = linears[0].weight
+    plain = [linear.recipe for linear in linears if not _meets_rounded(linear)]
+    drifts = any(recipe.weights is not None and recipe.weights.rounding == "gptq" for recipe in plain)
+    inputs = gather(seen, exact if drifts else (), products=drifts or any(_weighs_outputs(recipe) for recipe in plain))
     smoothed = [linear for linear in linears if linear.recipe.smooth is not None]
     factors: Tensor | None = None
     if smoothed:
@@ -233,21 +236,18 @@ def _quantized(
         # under the name of each: a target may have fewer rows for some (in the last layer); they then share no value
         names = dict.fromkeys([first, *(linear.weight for linear in smoothed)])
         found |= {f"{name}.smooth": factors.clone() for name in names}
-    statistics: dict[str, Inputs] = {}
+    by_recipe: dict[str, list[Linear]] = {}
     for linear in linears:
-        recipe, weight = linear.recipe, weights(linear.weight).float()
+        by_recipe.setdefault(linear.recipe.name, []).append(linear)
+    for alike in by_recipe.values():
+        recipe = alike[0].recipe
         own = factors if recipe.smooth is not None else None
         ranged = inputs if own is None else inputs.smoothed(own)
-        for suffix, tensor in static_parts(recipe, ranged).items():
-            shared = found.setdefault(f"{first}.{suffix}", tensor)
-            if linear.weight != first:
-                found[f"{linear.weight}.{suffix}"] = shared.clone()
-        if recipe.name not in statistics:
-            met = _compensates(linear) and recipe.activations is not None
-            statistics[recipe.name] = _met(recipe, seen, exact, own, static_parts(recipe, ranged)) if met else ranged
-        moved = weight if own is None else weight / own
-        for suffix, tensor in _round(moved, linear, statistics[recipe.name]).parts().items():
-            found[f"{linear.weight}.{suffix}"] = tensor.contiguous()
+        static = static_parts(recipe, ranged)
+        found |= {f"{linear.weight}.{suffix}": static[suffix].clone() for linear in alike for suffix in static}
+        met = _met(recipe, seen, exact, own, static) if _meets_rounded(alike[0]) else ranged
+        for linear, made in zip(alike, _round(alike, weights, own, met), strict=True):
+            found |= {f"{linear.weight}.{suffix}": tensor.contiguous() for suffix, tensor in made.parts().items()}
     return found
 
 
@@ -262,14 +262,30 @@ def _met(
     )
 
 
-def _round(weight: Tensor, linear: Linear, inputs: Inputs) -> Quantized:
-    how, smooth = linear.recipe.weights, linear.recipe.smooth
+def _round(alike: Sequence[Linear], weights: Weights, factors: Tensor | None, inputs: Inputs) -> Iterator[Quantized]:
+    """The weights of linears of one recipe, rounded as it says."""
+    how, smooth = alike[0].recipe.weights, alike[0].recipe.smooth
     assert how is not None
+    loaded = ((weights(linear.weight).float(), linear.storage) for linear in alike)
+    moved = ((weight if factors is None else weight / factors, storage) for weight, storage in loaded)
     if how.rounding == "gptq":
-        return round_second_order(weight, linear.storage, inputs)
-    if smooth is not None and smooth.clip and weight.ndim == 2:
-        return clipped(weight, linear.storage, inputs).codes(weight, linear.storage)
-    return round_weight(weight, linear.storage, how.range)
+        yield from round_second_order(list(moved), inputs)
+        return
+    for weight, storage in moved:
+        if smooth is not None and smooth.clip:
+            yield clipped(weight, storage, inputs).codes(weight, storage)
+        else:
+            yield round_weight(weight, storage, how.range)
+
+
+def _weighs_outputs(recipe: Recipe) -> bool:
+    """Whether a method weighs errors of weights by the outputs' error, for which it needs second moments."""
+    return recipe.smooth is not None and (recipe.smooth.method == "awq" or recipe.smooth.clip)
+
+
+def _meets_rounded(linear: Linear) -> bool:
+    """Whether rounding makes up for errors, and that against inputs which are rounded themselves."""
+    return _compensates(linear) and linear.recipe.activations is not None
 
 
 def _compensates(linear: Linear) -> bool:

@@ -57,7 +57,7 @@ def _weight_cost(inputs: Inputs, weights: Sequence[Weighted], factors: Tensor) -
     total = 0.0
     for weight, storage in weights:
         error = round_weight(weight / factors, storage).dequantized() * factors - weight
-        total += float(((error @ inputs.moment) * error).sum())
+        total += float(((error @ inputs.products) * error).sum())
     return total
 
 
@@ -89,7 +89,7 @@ def clipped(weight: Tensor, storage: Storage, inputs: Inputs) -> Scales:
     count = weight.shape[-1] // width
     # the part of x'x that lies within a group: [groups, width, width]
     within = torch.stack(
-        [inputs.moment[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(count)]
+        [inputs.products[i * width : (i + 1) * width, i * width : (i + 1) * width] for i in range(count)]
     )
 
     def cost(error: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def stored(recipe: str) -> Storage:
 
 def output_error(found: torch.Tensor, weight: torch.Tensor, inputs: Inputs) -> float:
     error = found - weight
-    return float(((error @ inputs.moment) * error).sum())
+    return float(((error @ inputs.products) * error).sum())
 
 
 WEIGHTED = [name for name in recipe_names() if load_recipe(name).weights is not None]
@@ -72,7 +72,7 @@ def test_second_order_rounding_beats_rounding_to_nearest() -> None:
     storage = stored("w4a16_gptq")
     plain = output_error(round_weight(weight, storage).dequantized(), weight, inputs)
     searched = output_error(round_weight(weight, storage, "mse").dequantized(), weight, inputs)
-    found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
+    found = output_error(round_second_order([(weight, storage)], inputs)[0].dequantized(), weight, inputs)
     assert found < 0.8 * min(plain, searched), (found, plain, searched)
 
 
@@ -80,7 +80,7 @@ def test_second_order_rounding_beats_rounding_to_nearest() -> None:
 def test_second_order_rounding_of_every_kind_of_grid(name: str) -> None:
     weight, inputs = layer()
     storage = stored(name)
-    found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
+    found = output_error(round_second_order([(weight, storage)], inputs)[0].dequantized(), weight, inputs)
     plain = output_error(round_weight(weight, storage, "mse").dequantized(), weight, inputs)
     assert found < 0.7 * plain, found / plain
 
@@ -90,7 +90,7 @@ def test_each_pass_over_the_codes_leaves_less_error(monkeypatch: pytest.MonkeyPa
     errors = []
     for passes in (0, 1, 4):
         monkeypatch.setattr(second_order, "PASSES", passes)
-        found = round_second_order(weight, stored("w4a16_gptq"), inputs).dequantized()
+        found = round_second_order([(weight, stored("w4a16_gptq"))], inputs)[0].dequantized()
         errors.append(output_error(found, weight, inputs))
     assert errors[2] < errors[1] < 0.98 * errors[0], errors
 
@@ -104,7 +104,7 @@ def test_second_order_rounding_aims_at_outputs_before_any_rounding() -> None:
     storage = stored("w4a16_gptq")
 
     def error(inputs: Inputs) -> float:
-        found = round_second_order(weight, storage, inputs).dequantized()
+        found = round_second_order([(weight, storage)], inputs)[0].dequantized()
         return float((x @ found.T - exact @ weight.T).square().mean())
 
     assert error(gather([x[:300], x[300:]], [exact[:300], exact[300:]])) < 0.5 * error(gather([x]))
@@ -119,17 +119,37 @@ def test_second_order_rounding_in_groups(group: int) -> None:
     storage = storage_of(recipe.model_copy(update={"weights": kind}), (OUT, WIDTH))
     assert isinstance(storage, Storage)
     assert storage.scale_shape == (OUT, WIDTH // group if group > 0 else 1)
-    found = output_error(round_second_order(weight, storage, inputs).dequantized(), weight, inputs)
+    found = output_error(round_second_order([(weight, storage)], inputs)[0].dequantized(), weight, inputs)
     assert found < output_error(round_weight(weight, storage).dequantized(), weight, inputs)
 
 
-def test_second_order_rounding_of_several_weights() -> None:
+def test_second_order_rounding_of_weights_that_share_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows go together, in pieces that end within a weight; each gets what it gets alone."""
+    monkeypatch.setattr(second_order, "ROWS", 40)
     weight, inputs = layer()
     storage = stored("w4a16_gptq")
-    both = replace(storage, shape=(2, OUT, WIDTH), scale_shape=(2, *storage.scale_shape))
-    found = round_second_order(torch.stack((weight, -weight)), both, inputs)
-    assert torch.equal(found.codes[0], round_second_order(weight, storage, inputs).codes)
-    assert found.dequantized().shape == (2, OUT, WIDTH)
+    both = round_second_order([(weight, storage), (-2 * weight, storage)], inputs)
+    for found, given in zip(both, (weight, -2 * weight), strict=True):
+        alone = round_second_order([(given, storage)], inputs)[0]
+        assert (found.codes != alone.codes).float().mean() < 0.01  # sums in another order
+        assert torch.equal(found.scale, alone.scale)
+
+
+@pytest.mark.parametrize("stale", [0, 5])
+def test_inputs_of_any_condition(stale: int) -> None:
+    """The factor of the inverse moments, also where inputs depend on each other or are always zero."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, WIDTH, generator=generator) * torch.logspace(-2, 2, WIDTH)
+    x[:, :stale] = 0
+    shared = second_order._Shared.of(gather([x]))
+    product = shared.inverse.T @ shared.inverse @ shared.moment
+    assert (product - torch.eye(WIDTH)).abs().max() < 0.05
+
+
+def test_second_moments_of_many_inputs() -> None:
+    """The half that is computed and the half that is mirrored."""
+    x = torch.randn(50, 600, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(gather([x[:20], x[20:]]).products, x.T @ x / 50, rtol=1e-4, atol=1e-5)
 
 
 def test_awq_protects_the_weights_that_meet_large_inputs() -> None:
@@ -176,5 +196,5 @@ def test_static_ranges() -> None:
 
 def test_inputs_that_are_not_finite() -> None:
     weight, inputs = layer()
-    broken = replace(inputs, moment=torch.full_like(inputs.moment, float("nan")))
-    check_raises("PREC-014", round_second_order, weight, stored("w4a16_gptq"), broken)
+    broken = replace(inputs, moment=torch.full_like(inputs.products, float("nan")))
+    check_raises("PREC-014", round_second_order, [(weight, stored("w4a16_gptq"))], broken)

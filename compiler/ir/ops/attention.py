@@ -99,7 +99,7 @@ def attend(
     groups = k.shape[2]
     q = q.float().reshape(batch, length, groups, heads // groups, dim).permute(0, 2, 3, 1, 4)
     k = k.float().permute(0, 2, 3, 1)[:, :, None]
-    scores = (q @ k) * scale
+    scores = (q @ k).mul_(scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     at, keys = query_at[:, None, None, :, None], key_at[:, None, None, None, :]
@@ -117,7 +117,7 @@ def attend(
         mask = mask & seen
     if window is not None:
         mask = mask & (at - keys < window)
-    scores = torch.where(mask, scores, torch.finfo(torch.float32).min)
+    scores = scores.masked_fill_(~mask, torch.finfo(torch.float32).min)
     if sinks is not None:
         column = sinks.float().reshape(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
         weights = torch.softmax(torch.cat((scores, column), -1), -1)[..., :-1]
