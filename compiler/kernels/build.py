@@ -1,7 +1,8 @@
 """Compiles kernels ahead of time, to cubins that a runtime loads without Triton; needs no GPU.
 
-Runs in processes of its own (`python -m compiler.kernels.build`, a job a line): compiling takes a second or two each,
-and kernels that this process has in Triton's interpreter can be compiled nevertheless.
+Runs in processes of its own (`python -m compiler.kernels.build`, a job a line, answered by a line), as many as there
+are processors: compiling takes half a second each, and kernels that this process has in Triton's interpreter can be
+compiled nevertheless.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,38 +60,52 @@ class Compiled:
                 "overlap": self.overlap}  # fmt: skip
 
 
-def build(launches: Sequence[Launch], architecture: int, processes: int | None = None) -> list[Compiled]:
-    """Compile kernels for one GPU architecture (90 is sm_90). Raises SpecRTError LOWER-020 where Triton is missing."""
+def build(
+    launches: Sequence[Launch], architecture: int, done: Callable[[int, int], None] | None = None
+) -> list[Compiled]:
+    """Compile kernels for one GPU architecture (90 is sm_90); `done` hears how many of all there are.
+
+    Raises SpecRTError LOWER-020 where Triton is missing.
+    """
     if importlib.util.find_spec("triton") is None:
         hint = "`pip install specrt[gpu]`"
         raise SpecRTError("LOWER-020", "GPU kernels are compiled with Triton, which is not installed", hint=hint)
-    jobs = [{"number": number, "launch": vars(launch), "architecture": architecture}
-            for number, launch in enumerate(launches)]  # fmt: skip
-    count = min(len(jobs), processes or os.cpu_count() or 1)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_DEFAULT_FP_FUSION"] = (
         "1"  # Triton 3.9 warns where it is not said; products are sums of many terms
     )
-    workers = [
-        subprocess.Popen([sys.executable, "-m", "compiler.kernels.build"], stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(count)
-    ]  # fmt: skip
-    for index, worker in enumerate(workers):
-        assert worker.stdin is not None
-        worker.stdin.write(json.dumps(jobs[index::count]))
-        worker.stdin.close()
     found: dict[int, Compiled] = {}
-    for worker in workers:
-        assert worker.stdout is not None
-        text = worker.stdout.read()
-        if worker.wait():
-            raise AssertionError("a kernel does not compile; the messages above say where")
-        for made in json.loads(text):
+    # who is ready takes the next: some kernels take ten times as long as others
+    waiting = iter([{"number": number, "launch": vars(launch), "architecture": architecture}
+                    for number, launch in enumerate(launches)])  # fmt: skip
+
+    def work(_: int) -> None:
+        for made in _compiled(waiting, environment):
             number = made.pop("number")
             made["cubin"] = base64.b64decode(made["cubin"])
             found[number] = Compiled(launches[number], architecture, **made)
-    return [found[number] for number in range(len(jobs))]
+            if done is not None:
+                done(len(found), len(launches))
+
+    count = min(len(launches), len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(max(count, 1)) as threads:
+        list(threads.map(work, range(count)))
+    return [found[number] for number in range(len(launches))]
+
+
+def _compiled(waiting: Iterator[dict[str, Any]], environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Answers of one process, which is given jobs until none is left."""
+    command = [sys.executable, "-m", "compiler.kernels.build"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        for job in waiting:  # a list's iterator: safe between threads
+            worker.stdin.write(json.dumps(job) + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+            if not answer:
+                raise AssertionError("a kernel does not compile; the messages above say where")
+            yield json.loads(answer)
 
 
 def load(launch: Launch) -> Any:
@@ -155,4 +171,5 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([_compile(job) for job in json.load(sys.stdin)]))
+    for line in sys.stdin:
+        print(json.dumps(_compile(json.loads(line))), flush=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from compiler.kernels.row_source import RefusedError
 from compiler.kernels.rows import SIZES, Program, as_dict, program_of
 
 FOLDER = "kernels"
+PROMPT = 64  # rows: a prompt is padded to these, or to more (runtime/cuda/batch.py)
 _LOG = logging.getLogger("compiler.kernels")
 FLOATS = ("f32", "f16", "bf16")
 
@@ -86,9 +87,22 @@ def _word(byte: int) -> int:
     return int.from_bytes(bytes([byte] * 4), "little", signed=True)
 
 
+def sizes_of(plan: Mapping[str, Any]) -> list[int]:
+    """The numbers of rows of programs that a plan can have.
+
+    Below PROMPT rows only sequences that decode come, one row each; and no call has more rows than tokens.
+    """
+    most = {name: high for name, (_, _, high) in plan["dims"].items()}
+    tokens = most.get("T") or most["B"] * most["S"]
+    batch = most["B"] if "T" in most else tokens
+    kept = [size for before, size in zip((0, *SIZES), SIZES, strict=False) if size >= PROMPT or before < batch]
+    return [size for before, size in zip((0, *kept), kept, strict=False) if before < tokens]
+
+
 def segment_programs(plan: Mapping[str, Any], out: Path, architecture: int) -> dict[str, dict[int, Program]]:
     """The kernels of programs, and of those engines that have only what compiler/kernels/rows.py knows."""
     found: dict[str, dict[int, Program]] = {}
+    wanted = sizes_of(plan)
     programs = {step["file"] for step in plan["steps"] if step["kind"] == "program"}
     engines = {step["file"] for step in plan["steps"] if step["kind"] == "engine"}
     for file in sorted(programs | engines):
@@ -96,7 +110,7 @@ def segment_programs(plan: Mapping[str, Any], out: Path, architecture: int) -> d
         try:
             if file in engines and any(equation.attr.get("block") for equation in graph.equations):
                 raise RefusedError("an engine's scales of blocks lie otherwise than a kernel reads them")
-            sizes = {size: program_of(graph, size, architecture) for size in SIZES}
+            sizes = {size: program_of(graph, size, architecture) for size in wanted}
             launches = [call.launch for program in sizes.values() for call in program.calls]
             if file in engines and any(launch.name in IN_WORDS for launch in launches):
                 raise RefusedError("an engine's codes lie otherwise than a kernel reads them")
@@ -108,8 +122,19 @@ def segment_programs(plan: Mapping[str, Any], out: Path, architecture: int) -> d
     return found
 
 
-def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[int]) -> None:
-    """Compile what the kernel steps of a plan need for GPUs (90 is sm_90) into OUT/kernels.
+def reachable(plan: Mapping[str, Any], asked: lib.Attention) -> list[lib.Launch]:
+    """The kernels of an attention, without splits of more parts than the longest sequence has tiles of keys."""
+    _, _, places = plan["dims"]["P"]
+    tiles = -(-places // plan["dims"]["B"][2] * asked.block // lib.key_tile(asked, 64))  # as runtime/cuda counts them
+    return [
+        launch for launch in lib.launches(asked) if launch.constants.get("splits", 1) in range(1, max(tiles, 1) + 1)
+    ]
+
+
+def write_kernels(
+    plan: Mapping[str, Any], out: Path, architectures: Sequence[int], done: Callable[[int, int], None] | None = None
+) -> None:
+    """Compile what the kernel steps of a plan need for GPUs (90 is sm_90) into OUT/kernels; `done` as in `build`.
 
     Raises SpecRTError LOWER-020 where Triton is not installed.
     """
@@ -124,7 +149,7 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
                 sets.append(asked)
             steps[str(index)] = sets.index(asked)
     others = other_launches(plan)
-    always = [*(launch for asked in sets for launch in lib.launches(asked)), *others.values()]
+    always = [*(launch for asked in sets for launch in reachable(plan, asked)), *others.values()]
     made: dict[str, dict[str, Any]] = {}
     programs: dict[str, Any] = {}
     for architecture in architectures:
@@ -134,14 +159,14 @@ def write_kernels(plan: Mapping[str, Any], out: Path, architectures: Sequence[in
         programs[f"sm{architecture}"] = {
             file: {str(size): as_dict(program, _key) for size, program in sizes.items()} for file, sizes in own.items()
         }
-        for key, compiled in zip(unique, build(list(unique.values()), architecture), strict=True):
+        for key, compiled in zip(unique, build(list(unique.values()), architecture, done), strict=True):
             file = f"{key}.sm{architecture}.cubin"
             (folder / file).write_bytes(compiled.cubin)
             entry = made.setdefault(key, {"arguments": compiled.arguments, "constants": compiled.launch.constants})
             entry[f"sm{architecture}"] = compiled.as_dict(f"{FOLDER}/{file}")
     document = {
         "architectures": list(architectures),
-        "sets": [{launch.name: _key(launch) for launch in lib.launches(asked)} for asked in sets],
+        "sets": [{launch.name: _key(launch) for launch in reachable(plan, asked)} for asked in sets],
         "attention": steps,
         "kernels": made,
         "programs": programs,

@@ -38,6 +38,7 @@ def plan() -> dict[str, Any]:
     other = step | {"attrs": ATTRS | {"k_cache": "1.k", "v_cache": "1.v"}}
     layers = [{"k": f"{i}.k", "v": f"{i}.v", "heads": 2, "dim": 16, "value_dim": 16, "dtype": "f16"} for i in (0, 1)]
     return {
+        "dims": {"T": [1, 8, 128], "B": [1, 1, 4], "N": [1, 1, 128], "P": [1, 4, 64]},
         "steps": [engine, step, engine, other],
         "values": {"qkv": {"dtype": "f16", "shape": ["T", 128]}},
         "cache": {"block_size": 16, "layers": layers},
@@ -52,7 +53,7 @@ def plan() -> dict[str, Any]:
 
 
 def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lib, "SPLITS", (1, 2))
+    monkeypatch.setattr(lib, "SPLITS", (1, 2, 8))  # of 8 parts some would have no tile of keys
     (tmp_path / "segments").mkdir()
     (tmp_path / "segments" / "a.ir").write_text(SEGMENT)
     library.write_kernels(plan(), tmp_path, [90])
@@ -60,6 +61,7 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
     (kernels,) = written["sets"]
     assert {len(program["calls"]) for program in written["programs"]["sm90"]["segments/a.ir"].values()} == {3}
+    assert set(written["programs"]["sm90"]["segments/a.ir"]) == {"1", "16", "64", "128"}
     assert set(written["others"]) == {"choose", "carry", "normal.f16.1", "codes.255.0"}
     assert set(kernels) == {"append", "prefill", "decode1", "decode2"}
     for entry in written["kernels"].values():
@@ -76,6 +78,23 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
         "v_cache",
         "first",
     ]
+
+
+@pytest.mark.parametrize(
+    ("dims", "sizes"),
+    [
+        ({"T": 8192, "B": 1}, [1, 64, 128, 256, 512, 1024, MANY]),
+        ({"T": 8192, "B": 8}, [1, 16, 64, 128, 256, 512, 1024, MANY]),
+        ({"T": 8192, "B": 64}, [1, 16, 32, 64, 128, 256, 512, 1024, MANY]),
+        ({"T": 100, "B": 2}, [1, 16, 64, 128]),
+        ({"T": 16, "B": 4}, [1, 16]),
+        ({"B": 2, "S": 40}, [1, 16, 32, 64, 128]),
+        ({"B": 1, "S": 20}, [1, 16, 32]),
+    ],
+)
+def test_a_plan_gets_the_sizes_that_it_can_have(dims: dict[str, int], sizes: list[int]) -> None:
+    """Few rows are sequences that decode, or an encoder's."""
+    assert library.sizes_of({"dims": {name: [1, 1, most] for name, most in dims.items()}}) == sizes
 
 
 @pytest.mark.parametrize("architecture", set(ARCHITECTURES) - {87, 103, 110, 121})  # of the others' instructions

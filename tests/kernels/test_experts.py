@@ -180,7 +180,7 @@ def test_kernels_compile_for_every_architecture() -> None:
     parts = parts_of(tiny(ROOT / "specs" / "models" / "gpt_oss.yaml", "fp16").graph)
     launches = [call.launch for rows in (16,) for call in expert_program(parts[0], rows).calls]
     for architecture in (86,):  # the least shared memory
-        for made in build(launches, architecture, processes=2):
+        for made in build(launches, architecture):
             assert made.shared <= SHARED[architecture]
 
 
@@ -194,7 +194,7 @@ def test_codes_compile(architecture: int) -> None:
         for call in expert_program(coded(CODES[how]), rows, architecture).calls
         if call.launch.name == "experts"
     }
-    for made in build(list(launches.values()), architecture, processes=2):
+    for made in build(list(launches.values()), architecture):
         assert made.shared <= SHARED[architecture]
 
 

@@ -153,8 +153,11 @@ def write(
     if any(step.kind != "engine" for step in plan.steps) or served or weights is None:
         from compiler.kernels.library import write_kernels
 
-        if progress is not None:
-            progress("kernels", 0, 1)
-        write_kernels(json.loads(json.dumps(plan.as_dict())), out, (architecture,))
+        def done(compiled: int, number: int) -> None:
+            if progress is not None:
+                progress("kernels", compiled, number)
+
+        done(0, 1)
+        write_kernels(json.loads(json.dumps(plan.as_dict())), out, (architecture,), done)
     plan.write(out / "plan.json")
     return plan, {"tensorrt": dialect(options.toolchain).version}
