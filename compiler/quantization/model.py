@@ -43,12 +43,13 @@ def low_bit_weights(prepared: Prepared, base: Weights, progress: Progress | None
 def _calibrated(
     prepared: Prepared, base: Weights, needing: str, plan: QuantizationPlan, progress: Progress | None
 ) -> Weights:
-    from compiler.manifest import derive_of
+    import numpy as np
+
     from compiler.passes import pipelines
     from compiler.passes.runner import run_passes
     from compiler.quantization.calibrate import calibrate
     from compiler.quantization.tokens import digest, windows
-    from runtime.derive import read_rules
+    from compiler.validate.expect import marked, rules_of
 
     asked = prepared.request
     if asked.calibration is None:
@@ -61,10 +62,10 @@ def _calibrated(
     vocab, folder = prepared.source.config.get("vocab"), prepared.source.checkpoint
     tokenizer = None if folder is None else Path(folder.dir) / "tokenizer.json"
     tokens = windows(asked.calibration, max(count.windows for count in counts), length, vocab, tokenizer, asked.seed)
+    tokens = np.array([marked(row, prepared) for row in tokens.tolist()])
     graph, _ = run_passes(prepared.built.graph, pipelines.FUSION)
     told = f"{graph}{plan.recipe.model_dump()}{plan.linears}{digest(tokens)}{_identity(prepared)}"
-    rules = read_rules(derive_of(prepared))
-    return calibrate(graph, plan, base, tokens, _folder(prepared, told), progress, rules)
+    return calibrate(graph, plan, base, tokens, _folder(prepared, told), progress, rules_of(prepared))
 
 
 def _identity(prepared: Prepared) -> str:

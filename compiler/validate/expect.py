@@ -66,6 +66,14 @@ def mark(row: list[int], prepared: Prepared) -> None:
     row[len(row) // 2 : len(row) // 2 + len(marks)] = marks
 
 
+def marked(row: list[int], prepared: Prepared) -> list[int]:
+    """A row of text as it is, or, where it lacks an id that a rule looks for, with all of them in its middle."""
+    if any(rule.first and not set(rule.first) & set(row) for rule in rules_of(prepared).values()):
+        row = list(row)
+        mark(row, prepared)
+    return row
+
+
 def rules_of(prepared: Prepared) -> Mapping[str, Any]:
     """How inputs follow from the tokens of a prompt, as the runtime reads it from a manifest."""
     from runtime.derive import read_rules

@@ -19,7 +19,8 @@ from compiler.passes.insert_kv_cache import BLOCK
 from compiler.passes.quantize import quantize
 from compiler.passes.runner import run_passes
 from compiler.sizes import counted
-from compiler.validate.reference import outputs, random_rows
+from compiler.validate.expect import expect, mark
+from compiler.validate.reference import random_rows
 from compiler.validate.trace import prompt_inputs
 from specs.precision import load_recipe
 
@@ -68,12 +69,13 @@ def served(prepared: Prepared, weights: Any, rows: list[list[int]]) -> list[Any]
 
 
 def computed(spec: str, folder: Path, precision: str, **more: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Logits of the bundle, of the interpreter with the same precision, and of the interpreter in float32."""
+    """Logits (or hidden states) of the bundle, of the interpreter in its precision, and of that in float32."""
     path, asked = MODELS / f"{spec}.yaml", options(folder, precision, **more)
     prepared = prepare(path, out=folder / "bundle", **asked)
     rows = random_rows(prepared.source.config["vocab"], LENGTHS)
-    exact = [row["logits"] for row in outputs(prepared.built.graph, float_weights(prepared), rows)]
-    weights = weights_of(prepared)
-    emulated = [row["logits"] for row in outputs(quantized_graph(prepared), weights, rows)]
+    for row in rows:
+        mark(row, prepared)
+    exact = expect(prepared, float_weights(prepared), rows)
+    emulated = expect(prepared, weights_of(prepared), rows, graph=quantized_graph(prepared))
     model = runtime.load(compiler.compile(path, out=folder / "bundle", **asked))
-    return model.logits(rows), emulated, exact
+    return [found[exact.name] for found in model.forward(rows)], emulated.judged, exact.judged

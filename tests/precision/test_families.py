@@ -32,13 +32,8 @@ EMULATED = {
     "w8a8": 2e-2, "w8a8_sq": 2e-2, "fp8": 4e-2, "fp8_rowwise": 4e-2, "fp8_block": 4e-2, "mxfp8": 4e-2, "nvfp4": 1.5e-1,
 }  # fmt: skip
 
-# Inputs that follow from tokens which random ids lack, and models without logits: not here.
-LEFT_OUT = frozenset({"chatglm", "bert", "roberta"})
-FAMILIES = sorted(
-    path.stem
-    for path in MODELS.glob("*.yaml")
-    if "  tiny:" in path.read_text(encoding="utf-8") and path.stem not in LEFT_OUT
-)
+ENCODERS = frozenset({"bert", "roberta"})  # judged by their hidden states, which are no distribution
+FAMILIES = sorted(path.stem for path in MODELS.glob("*.yaml") if "  tiny:" in path.read_text(encoding="utf-8"))
 # How much further than the recipe's bound an untrained model may be: it has no redundancy, and a router that chooses
 # between equals sends tokens elsewhere. Largest seen in all pairs: 1.9 of the bound (KL of w4a16), and of these as
 # listed; the last three have the largest logits (2.2 in KL of fp8 for nemotron, 3.7 for gemma).
@@ -50,6 +45,7 @@ RECIPES = [name for name in recipe_names() if name not in ("tf32", "fp32", "fp8_
 COUNT = max(len(FAMILIES), len(RECIPES))
 EVERY = {(family, recipe) for family in FAMILIES for recipe in RECIPES}
 COVERING = {(FAMILIES[index % len(FAMILIES)], RECIPES[index % len(RECIPES)]) for index in range(COUNT)}
+COVERING |= {("chatglm", "w4a16_gptq")}  # the data that it is calibrated on lacks the ids that its inputs follow from
 COVERING |= {("llama", recipe) for recipe in ("w8a16", "w4a16_gptq", "w8a8_sq", "nvfp4")}
 PAIRS = sorted(EVERY if os.environ.get("SPECRT_ALL_PAIRS") else COVERING)
 
@@ -73,7 +69,7 @@ def check(family: str, recipe: str, asked: str, tmp_path: Path) -> None:
     assert against_own.relative <= OWN_ROUNDING.get(recipe, EMULATED.get(recipe, 1e-4)), against_own
     bound, factor = load_recipe(recipe).bound, SENSITIVE.get(family, UNTRAINED)
     against_float = agreement(found, exact)
-    assert against_float.mean_kl <= factor * bound.mean_kl, against_float
+    assert family in ENCODERS or against_float.mean_kl <= factor * bound.mean_kl, against_float
     assert against_float.relative <= factor * bound.relative, against_float
     if recipe not in ("bf16", "fp16"):  # it did something
         assert against_float.relative > 1e-4
