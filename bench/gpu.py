@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gpu_build import build
-from gpu_serving import COUNT, arrivals, memcheck, soak
+from gpu_serving import COUNT, arrivals, drawn, memcheck, soak
 from gpu_steps import steps
 
 PROMPTS = (1, 7, 40, 130, 300)  # tokens
@@ -177,6 +177,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": lambda bundle, out, *sizes: profile(Path(bundle), Path(out), sizes),
     "steps": lambda bundle, out, *sizes: steps(Path(bundle), Path(out), [int(size) for size in sizes]),
     "arrivals": lambda bundle, out, count=COUNT: arrivals(Path(bundle), Path(out), int(count)),
+    "drawn": lambda bundle, out: drawn(Path(bundle), Path(out)),
     "soak": lambda bundle, out, seconds: soak(Path(bundle), Path(out), float(seconds)),
     "memcheck": lambda bundle, out: memcheck(Path(bundle), Path(out)),
     "build": lambda bundle, out: build(Path(bundle), Path(out)),

@@ -122,6 +122,33 @@ def arrivals(bundle: Path, out: Path, count: int = COUNT) -> None:
         save("arriving over time", ids, seconds, **more)
 
 
+def drawn(bundle: Path, out: Path) -> None:
+    """Tokens/s of greedy ids, of ids drawn on the device and of ids drawn by the host, and how many of these agree."""
+    import runtime
+    from compiler.benchmark import about, built
+
+    how: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "seed": 1}
+    build = built(bundle)
+    with runtime.load(bundle) as model:
+        result: dict[str, Any] = {**about(model.bundle), "build": build, "sampling": how}
+        prompts = np.random.default_rng(1).integers(0, model.vocab, (model.limits.max_batch, 128)).tolist()
+        picks = model.engine._picks
+        for count in (1, len(prompts)):
+            found: dict[str, Any] = {}
+            ids: dict[str, list[list[int]]] = {}
+            for name, options, chosen in (("greedy", {}, picks), ("device", how, picks), ("host", how, None)):
+                model.engine._picks = chosen
+                for _ in range(2):  # the second is timed
+                    start = time.perf_counter()
+                    ids[name] = model.generate(prompts[:count], max_new_tokens=64, stop=(), **options)
+                    found[name] = count * 64 / (time.perf_counter() - start)
+            pairs = zip(ids["device"], ids["host"], strict=True)
+            found["equal to the host's"] = sum(one == other for one, other in pairs)
+            result[f"{count} sequences"] = found
+            print(count, found, flush=True)
+            out.write_text(json.dumps(result, indent=1))
+
+
 def soak(bundle: Path, out: Path, seconds: float) -> None:
     """Keep the engine busy with mixed requests; memory and counts every few seconds, ids of some compared."""
     import runtime

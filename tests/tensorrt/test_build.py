@@ -20,7 +20,7 @@ from compiler.ir.types import Sym
 from compiler.kernels import library
 from compiler.lower.segments import digest
 from compiler.lower.tensorrt import dialects, plans
-from compiler.lower.tensorrt.build import build_segment, configure, import_tensorrt
+from compiler.lower.tensorrt.build import build_segment, configure, import_tensorrt, make_logger
 from compiler.lower.tensorrt.dialects import dialect
 from compiler.lower.tensorrt.options import BuildOptions, read_options
 from compiler.lower.tensorrt.stored import stored_arrays
@@ -161,6 +161,22 @@ def test_timings_that_tensorrt_cannot_read_are_given_up(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(recorder.Builder, "build_serialized_network", build)
     assert build_segment(trt, SEGMENT, PROFILES, options, timing=b"broken") == (b"plan of out", b"")
+
+
+def test_timings_that_cannot_be_read_back_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen on a GPU: 8.6 wrote caches, after ordinary builds, that it refused when it read them."""
+    trt, _ = recorded("8.6.0", monkeypatch)
+    logger = make_logger(trt)
+
+    def create(config: Config, data: bytes) -> bytes:
+        if data == b"timing cache":
+            logger.log("Severity.ERROR", "1: [myelinCache.h::deserializeFromBuffer::52] Error Code 1")
+        return data
+
+    monkeypatch.setattr("compiler.lower.tensorrt.build.make_logger", lambda trt: logger)
+    monkeypatch.setattr(Config, "create_timing_cache", create)
+    options = read_options({"toolchain": "tensorrt-8.6"})
+    assert build_segment(trt, SEGMENT, PROFILES, options, timing=b"before") == (b"plan of out", b"before")
 
 
 def test_timings_of_another_tensorrt_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

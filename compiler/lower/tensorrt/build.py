@@ -59,7 +59,7 @@ def build_segment(
     timing: bytes = b"",
     baked: Baked | None = None,
 ) -> tuple[bytes, bytes]:
-    """The serialized engine of a segment, and the timing cache grown by it.
+    """The serialized engine of a segment, and the timing cache grown by it, as far as TensorRT can read it again.
 
     Raises SpecRTError LOWER-035 with TensorRT's reason, and the line of the spec where a layer of it is named.
     """
@@ -79,7 +79,10 @@ def build_segment(
         LOG.warning("TensorRT can't read its timing cache and did not use it; the next build starts a new one")
         return bytes(plan), b""
     grown = config.get_timing_cache()
-    return bytes(plan), timing if grown is None else bytes(grown.serialize())
+    found = b"" if grown is None else bytes(grown.serialize())
+    said = len(logger.errors)
+    readable = config.create_timing_cache(found) is not None and len(logger.errors) == said
+    return bytes(plan), found if readable else timing  # 8.6 writes what it can't read; then those of before stay
 
 
 def _use_timings(config: Any, known: bytes) -> None:
