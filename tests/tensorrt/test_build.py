@@ -168,12 +168,12 @@ def test_timings_that_cannot_be_read_back_are_not_kept(monkeypatch: pytest.Monke
     trt, _ = recorded("8.6.0", monkeypatch)
     logger = make_logger(trt)
 
-    def create(config: Config, data: bytes) -> bytes:
+    def create(_: Config, data: bytes) -> bytes:
         if data == b"timing cache":
             logger.log("Severity.ERROR", "1: [myelinCache.h::deserializeFromBuffer::52] Error Code 1")
         return data
 
-    monkeypatch.setattr("compiler.lower.tensorrt.build.make_logger", lambda trt: logger)
+    monkeypatch.setattr("compiler.lower.tensorrt.build.make_logger", lambda _: logger)
     monkeypatch.setattr(Config, "create_timing_cache", create)
     options = read_options({"toolchain": "tensorrt-8.6"})
     assert build_segment(trt, SEGMENT, PROFILES, options, timing=b"before") == (b"plan of out", b"before")
