@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from compiler.ir.core import Equation, Graph, Value, used_values, walk
 from compiler.ir.names import expand, is_template
 from specs.errors import SpecRTError, Where
-from specs.precision import Recipe
+from specs.precision import Recipe, Smooth
 
 _LAYER = re.compile(r"^\w+\.(?:\d+|\{[^}]*\})\.")
 
@@ -32,6 +32,10 @@ class Storage:
     outer: bool
     permuted: bool = False  # inputs are put in the order of their groups first
 
+    def of_one(self) -> Storage:
+        """That of one matrix of several."""
+        return replace(self, shape=self.shape[1:], scale_shape=self.scale_shape[1:])
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -40,6 +44,16 @@ class Linear:
     weight: str
     storage: Storage
     recipe: Recipe
+
+    @property
+    def experts(self) -> bool:
+        """Whether it is the matrices of experts, [experts, out, in]."""
+        return len(self.storage.shape) > 2
+
+    @property
+    def smooth(self) -> Smooth | None:
+        """How its input is smoothed: that of experts is not, factors that suit one would meet all of them."""
+        return None if self.experts else self.recipe.smooth
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,16 @@ Experts = Callable[[Storage], "str | None"]
 
 @dataclass
 class QuantizationPlan:
-    """What `quantize` does: linears by the full name of their weight, and why others stay as they are."""
+    """What `quantize` does: linears by the full name of their weight, and why others stay as they are.
+
+    `seldom` is told by calibration: experts of a weight that got too few tokens for its recipe's method.
+    """
 
     recipe: Recipe
     overrides: tuple[Override, ...] = ()
     linears: dict[str, Linear] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    seldom: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def plan_quantization(
@@ -114,8 +132,8 @@ def experts_kept(recipe: Recipe) -> str | None:
     """Why a recipe leaves matrices of experts as they are, or None."""
     if recipe.activations is not None:
         return "inputs of experts are not rounded"
-    if recipe.calibration is not None:
-        return "calibration does not see what each expert gets"
+    if recipe.calibration is not None and recipe.weights is not None and recipe.weights.outer:
+        return "calibration has no scale for all experts"
     return None
 
 

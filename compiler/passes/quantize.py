@@ -208,7 +208,7 @@ class _Rewriting:
         outer = self.stored(f"{name}.outer", "f32", 1) if store.outer else None
         attrs: dict[str, AttrValue] = {"dtype": weight.type.dtype, **({"block": store.block} if store.block else {})}
         wide = self.emit("dequantize", codes, scale, zero, outer, to=weight.name, attrs=attrs)
-        rows = self.input(x, linear.recipe)
+        rows = self.input(x, linear)
         if store.permuted:
             rows = self.permuted(rows, name)
         self.out.append(replace(equation, args=(rows, wide, *chosen)))
@@ -224,17 +224,17 @@ class _Rewriting:
         ordered = self.emit("gather", columns, order, to=beside(x.name, "ordered"))
         return self.emit("transpose", ordered, to=beside(x.name, "rows"), attrs=back)
 
-    def input(self, x: Value, recipe: Recipe) -> Value:
+    def input(self, x: Value, linear: Linear) -> Value:
         """The input of a product, smoothed and rounded as its recipe says, once for all products that share it."""
+        recipe, items = linear.recipe, self.products[x.name]
         key = (x.name, recipe.name)
         if key not in self.inputs:
-            first = self.products[x.name][0][1]
-            if recipe.smooth is not None and (x.name, "smooth") not in self.inputs:
-                factors = self.stored(f"{first}.smooth", x.type.dtype, int(str(x.type.shape[-1])))
+            if linear.smooth is not None and (x.name, "smooth") not in self.inputs:
+                factors = self.stored(f"{items[0][1]}.smooth", x.type.dtype, int(str(x.type.shape[-1])))
                 self.inputs[x.name, "smooth"] = self.emit("mul", x, factors, to=beside(x.name, "smooth"))
-            smoothed = self.inputs[x.name, "smooth"] if recipe.smooth is not None else x
-            own = next(name for _, name, linear in self.products[x.name] if linear.recipe.name == recipe.name)
-            self.inputs[key] = self.rounded(smoothed, own, recipe)
+            smoothed = self.inputs[x.name, "smooth"] if linear.smooth is not None else x
+            first = next(name for _, name, other in items if other.recipe.name == recipe.name)
+            self.inputs[key] = self.rounded(smoothed, first, recipe)
         return self.inputs[key]
 
     def rounded(self, x: Value, first: str, recipe: Recipe) -> Value:
@@ -266,7 +266,7 @@ class _Rewriting:
         items = self.products.get(value.name, ())
         if equation.op not in ("rms_norm", "layer_norm") or not items or len(items) != self.readers[value.name]:
             return None
-        if any(linear.recipe.smooth is None for _, _, linear in items) or equation.args[1:] == ():
+        if any(linear.smooth is None for _, _, linear in items) or equation.args[1:] == ():
             return None
         gains = [arg for arg in equation.args[1:] if isinstance(arg, Value)]
         if len({gain.type for gain in gains}) != 1 or len(gains) != len(equation.args) - 1:

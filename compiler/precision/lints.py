@@ -15,7 +15,7 @@ _BRAIN = "bfloat16"
 
 def lints(prepared: Prepared) -> tuple[Reason, ...]:
     """Warnings about a prepared model's precision: hazards of the chip, then what model and recipe make together."""
-    return (*prepared.precision.decision.lints, *_groups(prepared), *_overflow(prepared))
+    return (*prepared.precision.decision.lints, *_groups(prepared), *_overflow(prepared), *_seldom(prepared))
 
 
 def _groups(prepared: Prepared) -> tuple[Reason, ...]:
@@ -50,3 +50,12 @@ def _overflow(prepared: Prepared) -> tuple[Reason, ...]:
     other = "bf16 or fp32" if prepared.request.target == "cpu" or int(prepared.request.target[2:]) >= 80 else "fp32"
     text = f"trained in {_BRAIN}, which has the range of float32; float16 ends at 65,504: {what} may overflow"
     return (Reason("range", f"{text}; take {other}"),)
+
+
+def _seldom(prepared: Prepared) -> tuple[Reason, ...]:
+    """Experts that calibration saw too few tokens of; known once a model is compiled."""
+    plan = prepared.precision.plan
+    told = {} if plan is None else plan.seldom
+    names = [f"{name.removesuffix('.weight')}[{', '.join(map(str, few))}]" for name, few in told.items()]
+    text = "got fewer tokens in calibration than an eighth of their inputs: rounded to nearest"
+    return (Reason("experts", f"{', '.join(names)} {text}"),) if names else ()

@@ -7,7 +7,7 @@ are in memory at a time; results go to a folder, one file for each input, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from compiler.ir.interpreter import Runner
 from compiler.ir.names import expand
 from compiler.ir.ops import REGISTRY
 from compiler.passes.quantization_plan import Linear, QuantizationPlan
-from compiler.quantization.activations import rounded, static_parts
-from compiler.quantization.rounding import Quantized, round_weight
-from compiler.quantization.second_order import round_second_order
-from compiler.quantization.smoothing import clipped, smoothing
-from compiler.quantization.statistics import Inputs, gather
+from compiler.quantization.activations import rounded
+from compiler.quantization.experts import Routed, quantized_experts, seldom
+from compiler.quantization.experts import product as multiplied
+from compiler.quantization.rounding import Quantized
+from compiler.quantization.shared_input import compensates, quantized
 from runtime.derive import Rules
 from specs.errors import SpecRTError
-from specs.precision import Recipe
 
 Weights = Callable[[str], Tensor]
 Progress = Callable[[str, int, int], None]
@@ -100,7 +99,7 @@ class _Lockstep:
             self.runners.append(runner)
             scopes.append(_inputs(self.graph, runner, windows[start : start + BATCH], self.rules))
         self.rounded = len(scopes)
-        if any(_compensates(linear) for linear in self.plan.linears.values()):
+        if any(compensates(linear) for linear in self.plan.linears.values()):
             self.runners += self.runners
             scopes += [dict(scope) for scope in scopes]
         self.block(self.graph.equations, scopes, None, ())
@@ -133,7 +132,7 @@ class _Lockstep:
 
     def planned(self, equation: Equation, templates: Mapping[str, str], index: int | None) -> str | None:
         """The full name of the weight of a product that the plan quantizes."""
-        weight = equation.args[1] if equation.op == "matmul" else None
+        weight = equation.args[1] if equation.op in ("matmul", "gather_matmul") else None
         if not isinstance(weight, Value) or weight.name not in templates:
             return None
         full = _full(templates[weight.name], index)
@@ -151,11 +150,23 @@ class _Lockstep:
         assert isinstance(x, Value)
         own, exact = scopes[: self.rounded], scopes[self.rounded :]
         product = self.effective.pop(full)
-        for scope in own:
-            scope[equation.result.name] = product(scope[x.name])
-        weight = self.weights(full).float() if exact else None
-        for scope in exact:
-            scope[equation.result.name] = REGISTRY["matmul"].body(scope[x.name], weight, transpose_b=True)
+        weight = self.weights(full) if exact else None
+        if product.linear.experts:
+            (experts, out, _), seen = product.linear.storage.shape, self.routed(equation, scopes)
+            results = multiplied(seen[: len(own)], product.of_expert, experts, out)
+            if weight is not None:
+                results += multiplied(seen[len(own) :], lambda expert: weight[expert].float(), experts, out)
+        else:
+            results = [product(scope[x.name]) for scope in own]
+            if weight is not None:
+                wide = weight.float()
+                results += [REGISTRY["matmul"].body(scope[x.name], wide, transpose_b=True) for scope in exact]
+        for scope, result in zip(scopes, results, strict=True):
+            scope[equation.result.name] = result
+
+    def routed(self, equation: Equation, scopes: list[Scope]) -> list[Routed]:
+        x, _, chosen = equation.values
+        return [Routed(scope[x.name], scope[chosen.name]) for scope in scopes]
 
     def repeat(self, equation: Equation, scopes: list[Scope]) -> None:
         body, count = equation.body, equation.attr["count"]
@@ -183,18 +194,28 @@ class _Lockstep:
     ) -> None:
         x = first.args[0]
         assert isinstance(x, Value)
-        sharing = [self.planned(equation, templates, index) for equation in equations if equation.args[:1] == (x,)]
+        sharing = [
+            self.planned(equation, templates, index)
+            for equation in equations
+            if equation.op == first.op and (equation.args[0], *equation.args[2:]) == (x, *first.args[2:])
+        ]
         linears = [self.plan.linears[name] for name in sharing if name is not None]
         path = self.folder / f"{linears[0].weight}.safetensors"
         if not path.is_file():
-            seen = [scope[x.name] for scope in scopes]
-            found = _quantized(linears, seen[: self.rounded], seen[self.rounded :], self.weights)
+            if linears[0].experts:
+                found = quantized_experts(linears, self.routed(first, scopes[: self.rounded]), self.weights)
+            else:
+                seen = [scope[x.name] for scope in scopes]
+                found = quantized(linears, seen[: self.rounded], seen[self.rounded :], self.weights)
             save_file(found, f"{path}.partial")
             Path(f"{path}.partial").replace(path)
         with safe_open(path, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         for linear in linears:
             self.effective[linear.weight] = _Product(linear, stored)
+            tokens = stored.get(f"{linear.weight}.tokens")
+            if tokens is not None and (few := seldom(linear, tokens)):
+                self.plan.seldom[linear.weight] = few
         self.done += len(linears)
         if self.progress is not None:
             self.progress("calibrate", self.done, len(self.plan.linears))
@@ -204,92 +225,24 @@ class _Product:
     """A linear as the quantized graph computes it, but for the base precision."""
 
     def __init__(self, linear: Linear, stored: Mapping[str, Tensor]) -> None:
-        self.recipe = linear.recipe
+        self.linear = linear
         self.parts = {part: stored[f"{linear.weight}.{part}"] for part in PARTS if f"{linear.weight}.{part}" in stored}
         codes, scale, zero, outer = (self.parts.get(part) for part in PARTS[:4])
         assert codes is not None
         assert scale is not None
-        self.weight = Quantized(codes, scale, zero, outer, linear.storage.block).dequantized()
+        self.codes = Quantized(codes, scale, zero, outer, linear.storage.block)
+        self.weight = None if linear.experts else self.codes.dequantized()
+
+    def of_expert(self, expert: int) -> Tensor:
+        """The matrix of one expert."""
+        return self.codes.of_one(expert).dequantized()
 
     def __call__(self, x: Tensor) -> Tensor:
         if "smooth" in self.parts:
             x = x * self.parts["smooth"]
-        seen = rounded(self.recipe, x.reshape(-1, x.shape[-1]).float(), self.parts).reshape(x.shape)
+        seen = rounded(self.linear.recipe, x.reshape(-1, x.shape[-1]).float(), self.parts).reshape(x.shape)
         result: Tensor = REGISTRY["matmul"].body(seen, self.weight, transpose_b=True)
         return result
-
-
-def _quantized(
-    linears: Sequence[Linear], seen: Sequence[Tensor], exact: Sequence[Tensor], weights: Weights
-) -> dict[str, Tensor]:
-    """Everything that is stored of the linears that share an input: `seen`, and `exact` before anything is rounded."""
-    found: dict[str, Tensor] = {}
-    first = linears[0].weight
-    plain = [linear.recipe for linear in linears if not _meets_rounded(linear)]
-    drifts = any(recipe.weights is not None and recipe.weights.rounding == "gptq" for recipe in plain)
-    inputs = gather(seen, exact if drifts else (), products=drifts or any(_weighs_outputs(recipe) for recipe in plain))
-    smoothed = [linear for linear in linears if linear.recipe.smooth is not None]
-    factors: Tensor | None = None
-    if smoothed:
-        loaded = [(weights(linear.weight).float(), linear.storage) for linear in smoothed]
-        factors = smoothing(smoothed[0].recipe, inputs, loaded)
-        # under the name of each: a target may have fewer rows for some (in the last layer); they then share no value
-        names = dict.fromkeys([first, *(linear.weight for linear in smoothed)])
-        found |= {f"{name}.smooth": factors.clone() for name in names}
-    by_recipe: dict[str, list[Linear]] = {}
-    for linear in linears:
-        by_recipe.setdefault(linear.recipe.name, []).append(linear)
-    for alike in by_recipe.values():
-        recipe = alike[0].recipe
-        own = factors if recipe.smooth is not None else None
-        ranged = inputs if own is None else inputs.smoothed(own)
-        static = static_parts(recipe, ranged)
-        found |= {f"{linear.weight}.{suffix}": static[suffix].clone() for linear in alike for suffix in static}
-        met = _met(recipe, seen, exact, own, static) if _meets_rounded(alike[0]) else ranged
-        for linear, made in zip(alike, _round(alike, weights, own, met), strict=True):
-            found |= {f"{linear.weight}.{suffix}": tensor.contiguous() for suffix, tensor in made.parts().items()}
-    return found
-
-
-def _met(
-    recipe: Recipe, seen: Sequence[Tensor], exact: Sequence[Tensor], factors: Tensor | None, parts: Mapping[str, Tensor]
-) -> Inputs:
-    """What the weights of a recipe with rounded inputs meet, for rounding that makes up for errors."""
-    factor = 1.0 if factors is None else factors
-    return gather(
-        (rounded(recipe, (x * factor).reshape(-1, x.shape[-1]).float(), parts) for x in seen),
-        (x * factor for x in exact),
-    )
-
-
-def _round(alike: Sequence[Linear], weights: Weights, factors: Tensor | None, inputs: Inputs) -> Iterator[Quantized]:
-    """The weights of linears of one recipe, rounded as it says."""
-    how, smooth = alike[0].recipe.weights, alike[0].recipe.smooth
-    assert how is not None
-    loaded = ((weights(linear.weight).float(), linear.storage) for linear in alike)
-    moved = ((weight if factors is None else weight / factors, storage) for weight, storage in loaded)
-    if how.rounding == "gptq":
-        yield from round_second_order(list(moved), inputs)
-        return
-    for weight, storage in moved:
-        if smooth is not None and smooth.clip:
-            yield clipped(weight, storage, inputs).codes(weight, storage)
-        else:
-            yield round_weight(weight, storage, how.range)
-
-
-def _weighs_outputs(recipe: Recipe) -> bool:
-    """Whether a method weighs errors of weights by the outputs' error, for which it needs second moments."""
-    return recipe.smooth is not None and (recipe.smooth.method == "awq" or recipe.smooth.clip)
-
-
-def _meets_rounded(linear: Linear) -> bool:
-    """Whether rounding makes up for errors, and that against inputs which are rounded themselves."""
-    return _compensates(linear) and linear.recipe.activations is not None
-
-
-def _compensates(linear: Linear) -> bool:
-    return linear.recipe.weights is not None and linear.recipe.weights.rounding == "gptq"
 
 
 def _full(template: str, index: int | None) -> str:

@@ -32,11 +32,9 @@ def low_bit_weights(prepared: Prepared, base: Weights, progress: Progress | None
     needing, stored = prepared.precision.needing_data(), prepared.precision.stored
     own = {name: linear for name, linear in plan.linears.items() if linear.recipe.name == STORED}
     rounded = {name: linear for name, linear in plan.linears.items() if name not in own}
-    experts = {name: linear for name, linear in rounded.items() if len(linear.storage.shape) > 2}  # need no data
-    rounded = {name: linear for name, linear in rounded.items() if name not in experts}
     plan = replace(plan, linears=rounded)
     made = _calibrated(prepared, base, needing, plan, progress) if needing else None
-    weights = quantized_weights(quantized_weights(base, experts), rounded, made)
+    weights = quantized_weights(base, rounded, made)
     return stored_codes(weights, own, stored.sources if stored else {})
 
 

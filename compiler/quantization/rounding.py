@@ -33,6 +33,11 @@ class Quantized:
         result: Tensor = body(self.codes, self.scale, self.zero, self.outer, dtype="f32", block=self.block)
         return result
 
+    def of_one(self, number: int) -> Quantized:
+        """One weight of several."""
+        zero = None if self.zero is None else self.zero[number]
+        return Quantized(self.codes[number], self.scale[number], zero, self.outer, self.block)
+
     def parts(self) -> dict[str, Tensor]:
         """The stored tensors by the suffix that `quantize` names them with."""
         found = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "outer": self.outer}

@@ -17,7 +17,7 @@ from compiler.passes import pipelines
 from compiler.passes.quantize import quantize
 from compiler.passes.runner import run_passes
 from compiler.passes.unroll import unroll
-from compiler.quantization import calibrate as module
+from compiler.quantization import shared_input as module
 from compiler.quantization.statistics import Inputs, gather
 from specs.precision import FOLDER, load_recipe
 from tests.precision.models import MODELS, calibration, options

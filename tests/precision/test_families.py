@@ -76,12 +76,14 @@ def check(family: str, recipe: str, asked: str, tmp_path: Path) -> None:
         assert all(np.isfinite(row).all() for row in found)
 
 
-@pytest.mark.parametrize(("family", "recipe"), [("mixtral", "w4a16_asym"), ("gpt_oss", "mxfp4")])
+@pytest.mark.parametrize(
+    ("family", "recipe"), [("mixtral", "w4a16_gptq"), ("qwen3_moe", "w4a16_awq"), ("gpt_oss", "mxfp4")]
+)
 def test_experts_keep_codes(family: str, recipe: str, tmp_path: Path) -> None:
-    """Recipes that need no data and round no inputs take the matrices of experts too; others say why not."""
+    """Recipes that round no inputs take the matrices of experts too; others say why not."""
     check(family, recipe, recipe, tmp_path)
     asked = {"size": "tiny", "weights": "random", "max_sequence": 64}
-    for name, told in ((recipe, None), ("w8a8", "inputs of experts"), ("w4a16_gptq", "calibration does not see")):
+    for name, told in ((recipe, None), ("w8a8", "inputs of experts"), ("fp8", "inputs of experts")):
         plan = prepare(MODELS / f"{family}.yaml", precision=name, **asked).precision.plan
         assert plan is not None
         linears, kept = (sorted(weight for weight in names if ".moe." in weight and "router" not in weight)
