@@ -66,13 +66,13 @@ def _over_time(model: Model, asked: Sequence[Asked], arrivals: Sequence[float]) 
         now = time.perf_counter() - start
         while len(requests) < len(asked) and arrivals[len(requests)] <= now:
             requests.append(_submit(model, asked[len(requests)]))
-            number[requests[-1].serial] = len(requests) - 1
+            number[id(requests[-1])] = len(requests) - 1
         if not engine.busy:
             time.sleep(max(0.0, arrivals[len(requests)] - now))
             continue
         for request in engine.step():
             if request.finish is not None:
-                done[number[request.serial]] = time.perf_counter() - start - arrivals[number[request.serial]]
+                done[number[id(request)]] = time.perf_counter() - start - arrivals[number[id(request)]]
     return [request.new for request in requests], done
 
 
@@ -172,15 +172,15 @@ def soak(bundle: Path, out: Path, seconds: float) -> None:
                 which = int(generator.integers(0, 2 * KNOWN))  # every second one is known
                 one = known[which] if which < KNOWN else mixed(model.vocab, 1, int(generator.integers(1 << 31)))[0]
                 request = _submit(model, one)
-                flight[request.serial] = (request, which if which < KNOWN else None)
+                flight[id(request)] = (request, which if which < KNOWN else None)
                 submitted += 1
-            for request in engine.step():
+            for moved in engine.step():
                 tokens += 1
-                if request.finish is not None:
-                    _, place = flight.pop(request.serial)
+                if moved.finish is not None:
+                    _, place = flight.pop(id(moved))
                     finished += 1
                     result["compared"] += place is not None
-                    result["wrong"] += place is not None and request.new != expected[place]
+                    result["wrong"] += place is not None and moved.new != expected[place]
             if now >= following or not flight:
                 following = now + SAMPLE
                 used = [memory(model), own_memory()]

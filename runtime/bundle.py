@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from runtime.beam_search import Beams
 from runtime.derive import Rules, read_rules
 from runtime.program import Program, read_program
 from specs.errors import SpecRTError, Where
@@ -43,6 +44,7 @@ class Bundle:
     tokenizer: Path | None
     derive: Rules = field(default_factory=dict)
     bounds: Mapping[str, int] = field(default_factory=dict)
+    beams: Beams = field(default_factory=Beams)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -76,6 +78,7 @@ class Bundle:
                 toolchain={str(key): str(value) for key, value in manifest["toolchain"].items()},
                 tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
                 derive=read_rules(manifest.get("derive", {})),
+                beams=_beams(manifest["generation"]),
                 bounds={str(name): _count(rows) for name, rows in manifest.get("bounds", {}).items()},
             )
         except KeyError as error:
@@ -174,6 +177,14 @@ def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected a count, found {value!r}")
     return value
+
+
+def _beams(generation: Mapping[str, Any]) -> Beams:
+    """How the bundle's checkpoint searches, where it says so."""
+    try:
+        return Beams(**{name: value for name, value in generation.items() if name != "stop"})
+    except SpecRTError as error:
+        raise ValueError(error.message) from error
 
 
 def _tokenizer(folder: Path, name: object, files: Mapping[str, object]) -> Path | None:

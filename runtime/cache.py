@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,27 +16,82 @@ SHARE = 0.5  # of the free memory that a cache takes where its size is not state
 
 
 class BlockAllocator:
-    """Hands out the lowest free cache blocks: a block that is a row of a sequence lies near the others."""
+    """Hands out the lowest free cache blocks: a block that is a row of a sequence lies near the others.
+
+    A block may have several users, who only read it. Blocks can be promised before somebody takes them.
+    """
 
     def __init__(self, blocks: int) -> None:
         self.total = blocks
         self._free = list(range(blocks))  # a heap
+        self._users = [0] * blocks
+        self._promised = 0
 
     @property
     def free(self) -> int:
-        """Blocks that nobody has."""
-        return len(self._free)
+        """Blocks that nobody has and that are promised to nobody."""
+        return len(self._free) - self._promised
 
     def take(self, count: int) -> list[int] | None:
         """`count` blocks, or None, and nothing taken, where there are fewer."""
-        if count > len(self._free):
+        if count > self.free:
             return None
-        return [heapq.heappop(self._free) for _ in range(count)]
+        taken = [heapq.heappop(self._free) for _ in range(count)]
+        for block in taken:
+            self._users[block] = 1
+        return taken
 
-    def give(self, blocks: list[int]) -> None:
-        """Give blocks back."""
+    def share(self, blocks: Sequence[int]) -> None:
+        """One more user for each of some blocks that somebody has."""
         for block in blocks:
-            heapq.heappush(self._free, block)
+            self._users[block] += 1
+
+    def give(self, blocks: Sequence[int]) -> int:
+        """Give blocks back; those that nobody else uses are free then: how many."""
+        before = len(self._free)
+        for block in blocks:
+            self._users[block] -= 1
+            if not self._users[block]:
+                heapq.heappush(self._free, block)
+        return len(self._free) - before
+
+    def promise(self, count: int) -> None:
+        """Keep so many of the free blocks for somebody; below 0, fewer than before."""
+        self._promised += count
+
+
+class Reserve:
+    """Blocks set aside for sequences that share some, so that they never wait: `count`, each counted once."""
+
+    def __init__(self, allocator: BlockAllocator, count: int) -> None:
+        """Of the free blocks, of which there must be as many."""
+        assert count <= allocator.free
+        self._allocator, self.left = allocator, count
+        allocator.promise(count)
+
+    def take(self, count: int) -> list[int]:
+        """Blocks of those that are left."""
+        assert count <= self.left
+        self._keep(-count)
+        taken = self._allocator.take(count)
+        assert taken is not None  # they were promised
+        return taken
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """One more user for each of some blocks."""
+        self._allocator.share(blocks)
+
+    def give(self, blocks: Sequence[int]) -> None:
+        """Put back what a sequence has; what no other uses can be taken again."""
+        self._keep(self._allocator.give(blocks))
+
+    def close(self) -> None:
+        """Set nothing aside any more; blocks must be put back before."""
+        self._keep(-self.left)
+
+    def _keep(self, count: int) -> None:
+        self.left += count
+        self._allocator.promise(count)
 
 
 @dataclass(frozen=True)

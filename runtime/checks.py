@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,3 +48,12 @@ def check_inputs(given: Mapping[str, object], expected: Sequence[str], derived: 
             raise SpecRTError(
                 "RUN-008", f"input `{name}` is not given", hint=f"pass `{name}=`, a value for each sequence"
             )
+
+
+def check_value(name: str, value: object, expected: str, accept: Callable[[Any], bool], *, whole: bool = False) -> None:
+    """Raises SpecRTError RUN-020 for an option that is no number, or not an accepted one; None is no value."""
+    if value is None:
+        return
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not accept(value):
+        raise SpecRTError("RUN-020", f"`{name}` is {value!r}, expected {expected}")

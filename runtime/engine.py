@@ -1,9 +1,6 @@
 """In-flight batching: sequences join, run and leave while others run; prefill and decode share each step.
 
-Order is by arrival. A sequence is admitted when the blocks of all its tokens are free, and one more for each running
-sequence; it takes further blocks as it grows. Where none is left, the youngest running sequence gives up its blocks and
-is computed again later, from its tokens: the oldest always gets on, and nobody's result depends on it. A request that
-the whole cache could not hold is refused.
+Who is in a step, and which cache blocks are whose, is in runtime/schedule.py.
 
 Where the executable can, a step is started before the tokens of the one before are read: the host prepares it while the
 device computes, and the device hands the tokens on by itself. For that time the engine takes for granted that every
@@ -12,20 +9,21 @@ sequence goes on: what ends by a stop token has then computed one token too many
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
 
-from runtime.cache import BlockAllocator
+from runtime.beam_request import BeamRequest
+from runtime.beam_search import Beams, BeamSearch
 from runtime.checks import check_inputs, check_prompt
 from runtime.derive import Rules
 from runtime.executable import LIKELIEST, PACKED, Ahead, Executable, Floats, Ints, Picks
 from runtime.packing import Packer
 from runtime.request import Request
 from runtime.sampling import Sampler, Sampling, how_words
+from runtime.schedule import Scheduler
 from specs.errors import SpecRTError
 
 STEP_TOKENS = 512  # in one call: long enough to use the machine fully, short enough for those that wait to decode
@@ -61,18 +59,17 @@ class Engine:
         self.step_tokens = step_tokens or max(STEP_TOKENS, max_batch)
         self.derive = derive or {}
         self.extra_inputs = tuple(name for name in inputs if name not in PACKED)
-        self.preemptions = 0
         self._executable = executable
         self._picks = executable if isinstance(executable, Picks) else None
         self._ahead = executable if isinstance(executable, Ahead) else None
         self._next: _Started | None = None  # a step behind the last one that was read
         self._assumed: list[tuple[Request, int, int]] = []  # sequences, and how many tokens they had before and in all
-        self._allocator = BlockAllocator(executable.blocks)
+        size = executable.block_size
+        self._schedule = Scheduler(executable.blocks, size, max_batch, max_sequence, self.step_tokens)
         # a prompt with inputs of its own is never cut (see _prefill): room for one more prompt in a step
         room = self.step_tokens + (max_sequence if self.extra_inputs else 0)
-        self._packer = Packer(max_batch, room, executable.blocks, self.extra_inputs)
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # by arrival
+        most = max_batch * self._schedule.blocks_for(max_sequence)  # more than there are, where sequences share some
+        self._packer = Packer(max_batch, room, most, self.extra_inputs)
         self._serial = 0
         self._lock = RLock()
 
@@ -89,25 +86,48 @@ class Engine:
     ) -> Request:
         """Queue a prompt, to generate from. Raises SpecRTError RUN-001 to RUN-008, RUN-017 for what can't be run."""
         inputs = self._check(prompt, inputs or {})
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 1:
-            raise SpecRTError("RUN-005", f"`max_new_tokens` is {max_new_tokens!r}, expected a whole number from 1 up")
-        total = len(prompt) + max_new_tokens
-        if total > self.max_sequence:
-            left = self.max_sequence - len(prompt)
-            message = (
-                f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the limit of {self.max_sequence}"
-            )
-            lower = f"lower `max_new_tokens` to {left}" if left else "shorten the prompt"
-            raise SpecRTError("RUN-006", message, hint=f"{lower}, or compile with a higher `max_sequence`")
+        total = self._check_length(len(prompt), max_new_tokens)
         sampler = Sampler(sampling or Sampling(), prompt, self.vocab)
         return self._submit(prompt, sampler, max_new_tokens, frozenset(stop), inputs, total - 1)
+
+    def submit_beams(
+        self,
+        prompt: Sequence[int],
+        beams: Beams,
+        *,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int = 128,
+        stop: Collection[int] = (),
+        inputs: Mapping[str, int] | None = None,
+    ) -> BeamRequest:
+        """Queue a prompt, to search what goes on from it. Raises SpecRTError as `submit`, RUN-020, RUN-022."""
+        inputs = self._check(prompt, inputs or {})
+        self._check_length(len(prompt), max_new_tokens)
+        if beams.num_beams > self.max_batch:
+            message = f"`num_beams` is {beams.num_beams}, the model serves {self.max_batch} sequences at once"
+            raise SpecRTError("RUN-022", message, hint="lower it, or compile with a higher `max_batch`")
+        search = BeamSearch(
+            beams, prompt, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty
+        )
+        group = BeamRequest(prompt, search, inputs, block_size=self._executable.block_size, most=max_new_tokens)
+        if group.most_blocks > self._schedule.allocator.total:
+            size = self._executable.block_size
+            message = (
+                f"{beams.num_beams} beams of up to {len(prompt) + max_new_tokens - 1} tokens may fill "
+                f"{group.most_blocks * size} tokens of the KV cache, it holds {self._schedule.allocator.total * size}"
+            )
+            hint = f"load with `cache_tokens` of {group.most_blocks * size} or more, or lower `num_beams`"
+            raise SpecRTError("RUN-007", message, hint=hint)
+        with self._lock:
+            self._schedule.waiting.append(group.first)
+        return group
 
     def submit_logits(self, prompt: Sequence[int], *, inputs: Mapping[str, int] | None = None) -> Request:
         """Queue a prompt, for the logits of all its tokens. Raises SpecRTError RUN-001 to RUN-008, RUN-017."""
         inputs = self._check(prompt, inputs or {})
         return self._submit(prompt, None, 0, frozenset(), inputs, len(prompt))
 
-    def step(self) -> list[Request]:
+    def step(self) -> list[Request | BeamRequest]:
         """Finish one run of the executable; gives the requests that got a token or ended; none where nothing waits."""
         with self._lock:
             # Until it is taken in full a step is not kept: one that an error or an interrupt cuts off is forgotten, and
@@ -115,7 +135,7 @@ class Engine:
             self._revert()
             started, self._next = self._next, None
             if started is None or all(request.finish is not None for request, _ in started.work):
-                work = self._schedule()
+                work = self._schedule.next()
                 if not work:
                     return []
                 started = self._start(work)
@@ -124,26 +144,31 @@ class Engine:
             self._next = following
             return moved
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: Request | BeamRequest) -> None:
         """Take a request out, wherever it is; one that has ended stays as it is."""
         with self._lock:
             if request.finish is not None:
                 return
             request.finish = "cancelled"
-            if request in self._running:
-                self._leave(request)
+            if isinstance(request, BeamRequest):
+                self._schedule.close(request)
             else:
-                self._waiting.remove(request)
+                self._schedule.drop(request)
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._running or self._waiting)
+        return self._schedule.busy
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence gave its blocks up."""
+        return self._schedule.preemptions
 
     @property
     def free_blocks(self) -> int:
         """Cache blocks that nobody has."""
-        return self._allocator.free
+        return self._schedule.allocator.free
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -165,7 +190,7 @@ class Engine:
         assert self._ahead is not None  # it gave the ticket
         try:
             chosen = self._assume(started)
-            work = self._schedule(preempt=False)
+            work = self._schedule.next(preempt=False)
             if not work or not _plain(work):
                 return None
             rows = _rows(work)
@@ -199,24 +224,41 @@ class Engine:
             del request.tokens[length:]
         self._assumed.clear()
 
-    def _take(self, started: _Started) -> list[Request]:
+    def _take(self, started: _Started) -> list[Request | BeamRequest]:
         """Give each sequence its results."""
         found = started.results
         if found is None:
             assert self._ahead is not None  # it gave the ticket
             found = self._ahead.wait(started.ticket).tolist()
-        moved: list[Request] = []
+        moved: list[Request | BeamRequest] = []
+        searches: dict[BeamRequest, dict[Request, Floats]] = {}
         row = 0
         for (request, count), rows in zip(started.work, started.rows):  # noqa: B905 - lengths are equal, and this is hot
+            if request.group is not None and rows:  # its beams move together, once all have their logits
+                assert not isinstance(found, list)  # nobody else's tokens were chosen for it
+                searches.setdefault(request.group, {})[request] = found[row]
             # one that ended after this step was started has a token too many
-            if request.finish is None and request.take(found[row : row + rows], count):
+            elif request.finish is None and request.take(found[row : row + rows], count):
                 moved.append(request)
                 if request.finish is not None:
-                    self._leave(request)
+                    self._schedule.leave(request)
             row += rows
+        moved += [group for group, each in searches.items() if self._search(group, each)]
         return moved
 
-    # -- admission and scheduling ---------------------------------------------------------------------------------
+    def _search(self, group: BeamRequest, logits: Mapping[Request, Floats]) -> bool:
+        """Put the beams of a prompt where they go on; whether it ended."""
+        before = list(group.seats)
+        copies = group.advance(logits)
+        if group.finish is not None:
+            self._schedule.close(group)
+            return True
+        self._schedule.replace(before, group.seats)
+        if copies:
+            self._executable.copy_blocks(copies)
+        return False
+
+    # -- what can be run ----------------------------------------------------------------------------------------
 
     def _check(self, prompt: Sequence[int], inputs: Mapping[str, int]) -> dict[str, int]:
         """All inputs of a sequence: what is not given follows from its tokens."""
@@ -224,6 +266,18 @@ class Engine:
         check_inputs(inputs, self.extra_inputs, self.derive)
         missing = [name for name in self.extra_inputs if name not in inputs]
         return {**inputs, **{name: self.derive[name].apply(name, prompt) for name in missing}}
+
+    def _check_length(self, prompt: int, new: int) -> int:
+        """The tokens of a sequence in all."""
+        if isinstance(new, bool) or not isinstance(new, (int, np.integer)) or new < 1:
+            raise SpecRTError("RUN-005", f"`max_new_tokens` is {new!r}, expected a whole number from 1 up")
+        total = prompt + int(new)
+        if total > self.max_sequence:
+            left = self.max_sequence - prompt
+            message = f"{prompt} tokens of prompt and {new} new ones exceed the limit of {self.max_sequence}"
+            lower = f"lower `max_new_tokens` to {left}" if left else "shorten the prompt"
+            raise SpecRTError("RUN-006", message, hint=f"{lower}, or compile with a higher `max_sequence`")
+        return total
 
     def _submit(
         self,
@@ -234,8 +288,8 @@ class Engine:
         inputs: Mapping[str, int],
         most: int,
     ) -> Request:
-        size, blocks = self._executable.block_size, self._allocator.total
-        if self._blocks_for(most) > blocks:
+        size, blocks = self._executable.block_size, self._schedule.allocator.total
+        if self._schedule.blocks_for(most) > blocks:
             message = f"the sequence may grow to {most} tokens, the KV cache holds {blocks * size}"
             raise SpecRTError(
                 "RUN-007", message, hint=f"load with `cache_tokens` of {most} or more, or lower `max_new_tokens`"
@@ -245,84 +299,8 @@ class Engine:
             request = Request(
                 self._serial, prompt, sampler=sampler, max_new_tokens=new, stop=stop, inputs=inputs, vocab=self.vocab
             )
-            self._waiting.append(request)
+            self._schedule.waiting.append(request)
         return request
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._executable.block_size)
-
-    def _schedule(self, *, preempt: bool = True) -> list[tuple[Request, int]]:
-        """Who runs in this step and how many tokens of each: those that need one first, then prompts.
-
-        Nobody does where somebody would have to be preempted and must not be.
-        """
-        size = self._executable.block_size
-        growing = [request for request in self._running if len(request.tokens) > len(request.blocks) * size]
-        if not preempt and len(growing) > self._allocator.free:
-            return []
-        for request in growing:
-            if request.blocks:  # else it was just preempted
-                self._grow(request)
-        if self._waiting:
-            self._admit()
-        work = [(request, 1) for request in self._running if len(request.tokens) == request.past + 1]
-        if len(work) < len(self._running):
-            self._prefill(work)
-        return work
-
-    def _prefill(self, work: list[tuple[Request, int]]) -> None:
-        """Add pieces of prompts to a step, oldest first, up to `step_tokens` in all."""
-        left = self.step_tokens - len(work)
-        first = True
-        for request in self._running:
-            need = len(request.tokens) - request.past
-            if need <= 1:  # decodes, or will be at its last token
-                continue
-            # inputs of a sequence's own may let its tokens see later ones, which must then be in the same step
-            count = need if request.inputs else min(need, left)
-            if left <= 0 or (count > left and not first):
-                return
-            work.append((request, count))
-            left -= count
-            first = False
-
-    def _grow(self, request: Request) -> None:
-        """One more block for a running sequence, taken from the youngest where none is free."""
-        while (blocks := self._allocator.take(1)) is None:
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is request:
-                return
-        request.blocks += blocks
-
-    def _preempt(self, request: Request) -> None:
-        self.preemptions += 1
-        self._leave(request)
-        request.past = 0
-        self._waiting.appendleft(request)
-
-    def _leave(self, request: Request) -> None:
-        self._running.remove(request)
-        # A step on its way may still write to these blocks: whoever gets them writes, and reads, in a later one, and
-        # steps run in the order in which they were started.
-        self._allocator.give(request.blocks)
-        request.blocks = []
-
-    def _fits(self) -> bool:
-        """Whether somebody waits and can start now."""
-        if not self._waiting or len(self._running) >= self.max_batch:
-            return False
-        # a block for each that runs, to grow into; where one block holds the longest sequence, none grows
-        spare = len(self._running) if self._blocks_for(self.max_sequence) > 1 else 0
-        return self._blocks_for(len(self._waiting[0].tokens)) + spare <= self._allocator.free
-
-    def _admit(self) -> None:
-        while self._fits():
-            request = self._waiting.popleft()
-            blocks = self._allocator.take(self._blocks_for(len(request.tokens)))
-            assert blocks is not None  # it fits
-            request.blocks = blocks
-            self._running.append(request)
 
 
 def _plain(work: Sequence[tuple[Request, int]]) -> bool:
@@ -345,7 +323,4 @@ def _how(work: Sequence[tuple[Request, int]], rows: Sequence[int]) -> Ints:
 
 def _rows(work: Sequence[tuple[Request, int]]) -> list[int]:
     """Selected rows of each: of all its tokens where logits are wanted, else of its last token, if the step has it."""
-    return [
-        count if request.sampler is None else int(request.past + count == len(request.tokens))
-        for request, count in work
-    ]
+    return [count if request.whole else int(request.past + count == len(request.tokens)) for request, count in work]

@@ -42,6 +42,9 @@ class Executable(Protocol):
         The outputs are views that the next call overwrites: copy what is kept.
         """
 
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of the cache, in all layers, each to the other, before the next run."""
+
     def close(self) -> None:
         """Give back everything that is held; nothing can be run afterwards."""
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from runtime.beam_request import BeamRequest
+from runtime.beam_search import Beams, Hypothesis
 from runtime.bundle import Bundle, Limits
 from runtime.checks import as_array, check_inputs
 from runtime.encoder import Encoder
 from runtime.engine import Engine
-from runtime.executable import PACKED, Executable, Floats
+from runtime.executable import Executable, Floats
 from runtime.request import Request
 from runtime.sampling import Sampling
 from runtime.tokenizer import Tokenizer
 from specs.errors import SpecRTError
 
-GPU_STEP_TOKENS = 2048  # in one call on a GPU: its products reach their full rate there (docs/decisions.md)
 NEW_TOKENS = 128  # where the caller does not say how many
 Rows = Sequence[Sequence[int]]
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+_BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,27 @@ class Model:
         repetition_penalty: float | None = None,
         seed: int | Sequence[int] | None = None,
         stop: int | Iterable[int] | None = None,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | Literal["never"] | None = None,
+        num_return_sequences: int | None = None,
         **inputs: Sequence[Any],
     ) -> list[list[int]]:
         """New ids of each row: the likeliest each time, or drawn where temperature, top_k or top_p is given.
 
+        With several beams those that `search` finds: `num_return_sequences` of each row, a row's behind another's.
+
         A row ends after `max_new_tokens` (by default 128, or what the limit leaves) or with a stop token, which belongs
         to the new ids; `stop` None means the bundle's, () means none. A `seed` holds for each row by itself, or there
         is one for each.
-        Raises SpecRTError RUN-001 to RUN-009, RUN-017, RUN-020 for sampling values, RUN-021 for stop, RUN-030 for NaN.
+        Raises SpecRTError RUN-001 to RUN-009, RUN-017, RUN-020 for sampling values, RUN-021 for stop,
+        RUN-022 for beams, RUN-030 for NaN.
         """
+        beams = self._beams(num_beams, length_penalty, early_stopping, num_return_sequences)
+        if beams.num_beams > 1:
+            sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+            found = self._search(token_lists, beams, max_new_tokens, repetition_penalty, stop, inputs, **sampling)
+            return [hypothesis.ids for row in found for hypothesis in row]
         requests = self._submit(
             token_lists, max_new_tokens, stop, seed, inputs,
             temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
@@ -134,12 +147,32 @@ class Model:
             pass
         return [request.new for request in requests]
 
+    def search(self, token_lists: Rows, **options: Any) -> list[list[Hypothesis]]:
+        """Beam search: the `num_return_sequences` best continuations of each row, best first; options as of `generate`.
+
+        Raises SpecRTError as `generate`; RUN-022 also for one beam, and for options that draw tokens.
+        """
+        beams = self._beams(*(options.pop(name, None) for name in _BEAMS))
+        most, penalty, stop = (options.pop(name, None) for name in ("max_new_tokens", "repetition_penalty", "stop"))
+        sampling = {name: options.pop(name, None) for name in ("temperature", "top_k", "top_p")}
+        options.pop("seed", None)  # nothing is drawn
+        return self._search(token_lists, beams, most, penalty, stop, options, **sampling)
+
     def stream(self, token_lists: Rows, **options: Any) -> Iterator[Event]:
-        """`generate`, each id as it comes; what is left is cancelled where the iterator is closed early."""
+        """`generate`, each id as it comes; what is left is cancelled where the iterator is closed early.
+
+        Raises SpecRTError as `generate`, RUN-023 for several beams.
+        """
         yield from self._run(self._submit_options(token_lists, options))  # submitted when first asked for an id
 
     def text(self, prompt: str, **options: Any) -> str:
-        """The text that goes on from a prompt; options as of `generate`. Raises SpecRTError RUN-009."""
+        """The text that goes on from a prompt, the best where there are beams; options as of `generate`.
+
+        Raises SpecRTError as `generate`, RUN-009.
+        """
+        if self._beams(*(options.get(name) for name in _BEAMS)).num_beams > 1:
+            ids = self.encode(prompt)
+            return self.decode(self.search([ids], **options)[0][0].ids, after=ids)
         return "".join(self.text_stream(prompt, **options))
 
     def text_stream(self, prompt: str, **options: Any) -> Iterator[str]:
@@ -170,6 +203,9 @@ class Model:
     # -- how ------------------------------------------------------------------------------------------------------
 
     def _submit_options(self, token_lists: Rows, options: dict[str, Any]) -> list[Request]:
+        if (beams := self._beams(*(options.pop(name, None) for name in _BEAMS)).num_beams) > 1:
+            message = f"{beams} beams give no ids before the end: the best beam may change until then"
+            raise SpecRTError("RUN-023", message, hint="use `generate` or `search`, or stream with `num_beams=1`")
         known = {name: options.pop(name) for name in _SAMPLING if name in options}
         return self._submit(
             token_lists, options.pop("max_new_tokens", None), options.pop("stop", None), options.pop("seed", None),
@@ -198,9 +234,7 @@ class Model:
         try:
             for row, own, given in zip(rows, seeds, each, strict=True):
                 how = Sampling(seed=own, **sampling)
-                most = max_new_tokens
-                if most is None:
-                    most = max(1, min(NEW_TOKENS, engine.max_sequence - len(row)))
+                most = self._most(max_new_tokens, row)
                 requests.append(engine.submit(row, how, max_new_tokens=most, stop=ends, inputs=given))
         except SpecRTError:
             for request in requests:
@@ -208,7 +242,54 @@ class Model:
             raise
         return requests
 
-    def _run(self, requests: list[Request]) -> Iterator[Event]:
+    def _search(
+        self,
+        token_lists: Rows,
+        beams: Beams,
+        max_new_tokens: int | None,
+        repetition_penalty: float | None,
+        stop: Any,
+        inputs: dict[str, Any],
+        **sampling: Any,
+    ) -> list[list[Hypothesis]]:
+        engine = self.engine
+        if beams.num_beams == 1:
+            raise SpecRTError("RUN-022", "`num_beams` is 1: nothing is searched", hint="use `generate`, or more beams")
+        if not Sampling(repetition_penalty=repetition_penalty, **sampling).greedy:
+            message = f"{beams.num_beams} beams take the likeliest tokens: temperature, top_k and top_p draw them"
+            raise SpecRTError("RUN-022", message, hint="leave these out, or pass `num_beams=1`")
+        rows, ends = _rows(token_lists), self._stop(stop)
+        requests: list[BeamRequest] = []
+        try:
+            for row, given in zip(rows, self._each(inputs, len(rows)), strict=True):
+                most = self._most(max_new_tokens, row)
+                requests.append(
+                    engine.submit_beams(
+                        row, beams, repetition_penalty=repetition_penalty, max_new_tokens=most, stop=ends, inputs=given
+                    )
+                )
+            for _ in self._run(requests):
+                pass
+        finally:
+            for request in requests:
+                engine.cancel(request)
+        return [request.found for request in requests]
+
+    def _most(self, max_new_tokens: int | None, row: Sequence[int]) -> int:
+        if max_new_tokens is not None:
+            return max_new_tokens
+        return max(1, min(NEW_TOKENS, self.engine.max_sequence - len(row)))
+
+    def _beams(self, *given: Any) -> Beams:
+        """The bundle's way to search, with what the caller states of it."""
+        stated = {name: value for name, value in zip(_BEAMS, given, strict=True) if value is not None}
+        beams = replace(self.bundle.beams, **stated)
+        if beams.num_beams == 1 and (without := [name for name in _BEAMS[1:] if name in stated]):
+            message = f"`{without[0]}` is given, `num_beams` is 1"
+            raise SpecRTError("RUN-022", message, hint="pass `num_beams` of 2 or more, or leave it out")
+        return beams
+
+    def _run(self, requests: Sequence[Request | BeamRequest]) -> Iterator[Event]:
         """Step until all requests have ended, whoever steps them; each id once."""
         open_rows = list(enumerate(requests))
         seen = [0] * len(requests)
@@ -277,59 +358,3 @@ def _rows(token_lists: Rows) -> list[list[int]]:
 def _no_rows(found: object) -> SpecRTError:
     message = f"expected lists of token ids, one for each sequence; found {repr(found)[:80]}"
     return SpecRTError("RUN-003", message, hint="one prompt is [[1, 2, 3]]; for text there is `text`")
-
-
-def load(
-    path: str | Path,
-    *,
-    cache_tokens: int | None = None,
-    threads: int | None = None,
-    step_tokens: int | None = None,
-    verify: bool = True,
-) -> Model:
-    """Load a bundle: check its files (hashes too, unless `verify` is off), compile its engines, allocate the KV cache.
-
-    `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory
-    (nearly all of a GPU's); `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call.
-    Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016; for a GPU bundle also BUNDLE-020 to
-    BUNDLE-024, RUN-040 to RUN-042.
-    """
-    bundle = Bundle.open(path, verify=verify)
-    if any((step.kind, step.backend) in (("engine", "tensorrt"), ("program", "cuda")) for step in bundle.program.steps):
-        return _on_gpu(bundle, cache_tokens, step_tokens)
-    from runtime.openvino_executable import OpenVINOExecutable
-
-    return Model(
-        bundle, OpenVINOExecutable(bundle, cache_tokens=cache_tokens, threads=threads), step_tokens=step_tokens
-    )
-
-
-def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -> Model:
-    # prompts with inputs of their own are never cut: a step may take its tokens and one such prompt (runtime/engine.py)
-    own = {port.name for port in bundle.program.inputs} - set(PACKED)
-    longest = bundle.limits.max_sequence if own else 0
-    dims, cache = bundle.program.dims, bundle.program.cache
-    linear = cache is not None and cache.kind == "linear"
-    # over a linear cache each prompt is a call of its own, and so are the sequences that decode
-    most = dims["S"][2] if linear else dims["T"][2] - longest if "T" in dims else None
-    if step_tokens is not None and most is not None and step_tokens > most:
-        message = f"`step_tokens` is {step_tokens}, the engines of `{bundle.name}` take {most}"
-        raise SpecRTError("RUN-013", message)
-    tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
-    tokens = tokens if most is None else min(tokens, most)
-    try:
-        from runtime.cuda.executable import CUDAExecutable
-        from runtime.cuda.native import NativeExecutable
-
-        executable: Executable
-        if linear:
-            tokens = max(tokens, bundle.limits.max_batch)
-            executable = NativeExecutable(bundle, tokens=max(tokens, longest), cache_tokens=cache_tokens)
-        else:
-            executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
-    except ImportError as error:
-        hint = "`pip install specrt[tensorrt]` on a machine with an NVIDIA GPU, or compile with `--target cpu`"
-        raise SpecRTError(
-            "RUN-042", f"`{bundle.name}` is compiled for a GPU, and `{error.name}` is not installed", hint=hint
-        ) from error
-    return Model(bundle, executable, step_tokens=tokens if bundle.role == "decoder" else None)

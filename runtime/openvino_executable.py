@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -33,6 +33,7 @@ class OpenVINOExecutable(Cached):
 
         self._openvino = openvino
         self.size = None
+        self._caches: list[Array] = []  # [blocks, ...]
         self._requests = [_compile(openvino, bundle, index, threads) for index in range(len(bundle.program.steps))]
         if bundle.program.cache is not None:
             limits = bundle.limits
@@ -80,9 +81,16 @@ class OpenVINOExecutable(Cached):
                 values |= {name: request.get_tensor(place) for name, place in outputs}
         return {name: request.get_output_tensor(place).data for name, request, place in self._outputs}
 
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of all caches; see runtime.executable.Executable."""
+        sources, targets = (list(each) for each in zip(*pairs, strict=True))
+        for cache in self._caches:
+            cache[targets] = cache[sources]
+
     def close(self) -> None:
         """Give up engines and caches."""
         self._bound.clear()
+        self._caches.clear()
         self._calls, self._outputs, self._requests = [], [], []
 
     def _allocate(self, layout: CacheLayout, blocks: int) -> None:
@@ -92,6 +100,7 @@ class OpenVINOExecutable(Cached):
                 shape = self._openvino.Shape([blocks, layer.heads, layout.block_size, width])
                 kind = getattr(self._openvino.Type, layer.dtype)
                 tensor = self._openvino.Tensor(kind, shape)
+                self._caches.append(tensor.data)
                 for request in self._requests:
                     if any(port in known.get_names() for known in request.model_inputs):
                         request.set_tensor(port, tensor)

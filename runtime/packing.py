@@ -81,7 +81,7 @@ class Packer:
             positions += range(request.past, end)
             # The sequence's length when its token first ran: a prompt counts whole, also where it is cut into pieces.
             lengths += (max(request.prompt, place + 1) for place in range(request.past, end))
-            if request.sampler is None:
+            if request.whole:
                 select += range(len(tokens) - count, len(tokens))
             elif end == len(request.tokens):
                 select.append(len(tokens) - 1)

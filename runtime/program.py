@@ -62,9 +62,11 @@ class CacheLayout:
     @property
     def block_bytes(self) -> int:
         """Bytes of one block in all layers."""
-        return sum(
-            self.block_size * layer.heads * (layer.dim + layer.value_dim) * BYTES[layer.dtype] for layer in self.layers
-        )
+        return sum(self.bytes_of(layer, layer.dim) + self.bytes_of(layer, layer.value_dim) for layer in self.layers)
+
+    def bytes_of(self, layer: CacheLayer, width: int) -> int:
+        """Bytes of one block in one cache of a layer, whose rows have so many elements."""
+        return self.block_size * layer.heads * width * BYTES[layer.dtype]
 
 
 @dataclass(frozen=True)

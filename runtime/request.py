@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -11,18 +11,22 @@ from runtime.executable import Floats
 from runtime.sampling import Sampler
 from specs.errors import SpecRTError
 
-Finish = Literal["stop", "length", "logits", "cancelled", "error"]
+if TYPE_CHECKING:
+    from runtime.beam_request import BeamRequest
+
+Finish = Literal["stop", "length", "logits", "beams", "cancelled", "error"]
 
 
 class Request:
     """A submitted prompt. `new` grows by an id at a time; `finish` says why it ended, and `error` what went wrong.
 
-    Without a sampler no new token is wanted, but `logits` f32[len, V] of the whole prompt.
+    Without a sampler no new token is wanted, but `logits` f32[len, V] of the whole prompt. A sequence of a `group` is
+    one of its beams: the group chooses what it goes on with.
     """
 
     __slots__ = (
-        "blocks", "draws", "error", "finish", "inputs", "logits", "max_new_tokens", "new", "past", "plain", "prompt",
-        "sampler", "serial", "stop", "tokens",
+        "blocks", "draws", "error", "finish", "group", "inputs", "logits", "max_new_tokens", "new", "past", "plain",
+        "prompt", "sampler", "serial", "stop", "tokens", "whole", "width",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +39,7 @@ class Request:
         stop: frozenset[int],
         inputs: Mapping[str, int],
         vocab: int,
+        group: BeamRequest | None = None,
     ) -> None:
         self.serial = serial
         self.tokens = list(prompt)  # prompt and new ids
@@ -42,7 +47,9 @@ class Request:
         self.new: list[int] = []
         self.past = 0  # how many of `tokens` the cache holds
         self.blocks: list[int] = []
-        self.sampler = sampler
+        self.sampler, self.group = sampler, group
+        self.whole = sampler is None and group is None  # logits of all tokens are wanted
+        self.width = 1  # sequences that it may become
         self.plain = sampler is not None and sampler.plain  # a token is all that is wanted, of the logits as they are
         self.draws = sampler is not None and not sampler.greedy
         self.max_new_tokens = max_new_tokens
@@ -50,7 +57,7 @@ class Request:
         self.inputs = inputs
         self.finish: Finish | None = None
         self.error: SpecRTError | None = None
-        self.logits = np.empty((len(self.tokens) if sampler is None else 0, vocab), np.float32)
+        self.logits = np.empty((len(self.tokens) if self.whole else 0, vocab), np.float32)
 
     def take(self, rows: Floats | list[int], count: int) -> bool:
         """Advance by `count` tokens, whose selected logits are `rows`; whether there is something new to see.
@@ -58,13 +65,14 @@ class Request:
         Where the executable chose, `rows` is a list of the token.
         """
         self.past += count
-        if self.sampler is None:
+        if self.whole:
             self.logits[self.past - count : self.past] = rows
             if self.past == len(self.tokens):
                 self.finish = "logits"
             return self.finish is not None
         if self.past < len(self.tokens):
             return False
+        assert self.sampler is not None  # a group's sequences don't come here with logits
         try:
             token = self.sampler.accept(rows[0]) if isinstance(rows, list) else self.sampler(rows[0])
         except SpecRTError as error:  # concerns this sequence only: the others of the batch go on

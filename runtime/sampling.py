@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from runtime.checks import check_value
 from runtime.executable import Floats, Ints
 from specs.errors import SpecRTError
 
@@ -34,11 +36,13 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, "a number from 0 (greedy) up", lambda x: 0 <= x < math.inf)
-        _check("top_k", self.top_k, "a whole number from 1 up", lambda x: x >= 1, whole=True)
-        _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
-        _check("repetition_penalty", self.repetition_penalty, "a number above 0; 1 is none", lambda x: 0 < x < math.inf)
-        _check("seed", self.seed, "a whole number from 0 up", lambda x: x >= 0, whole=True)
+        check_value("temperature", self.temperature, "a number from 0 (greedy) up", lambda x: 0 <= x < math.inf)
+        check_value("top_k", self.top_k, "a whole number from 1 up", lambda x: x >= 1, whole=True)
+        check_value("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
+        check_value(
+            "repetition_penalty", self.repetition_penalty, "a number above 0; 1 is none", lambda x: 0 < x < math.inf
+        )
+        check_value("seed", self.seed, "a whole number from 0 up", lambda x: x >= 0, whole=True)
 
     @property
     def greedy(self) -> bool:
@@ -64,14 +68,6 @@ def how_words(rows: Sequence[tuple[float, int, float, float]]) -> Ints:
         words[place, 1] = min(top_k, 2**31 - 1)
         floats[place, 3] = chance
     return words.reshape(-1)
-
-
-def _check(name: str, value: object, expected: str, accept: object, *, whole: bool = False) -> None:
-    if value is None:
-        return
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not accept(value):  # type: ignore[operator]
-        raise SpecRTError("RUN-020", f"`{name}` is {value!r}, expected {expected}")
 
 
 class Sampler:
@@ -114,7 +110,7 @@ class Sampler:
     def accept(self, token: int) -> int:
         """The next token, which the executable chose. Raises SpecRTError RUN-030 for one below 0: a NaN."""
         if token < 0:
-            raise _not_numbers()
+            raise not_numbers()
         self._taken += 1
         return token
 
@@ -123,16 +119,14 @@ class Sampler:
         if self.greedy:
             token = int(logits.argmax())
             if logits[token] != logits[token]:  # argmax finds a NaN where there is one
-                raise _not_numbers()
+                raise not_numbers()
             return token
         scores = logits.copy()
         if self._seen is not None:
-            penalty = np.float32(self._sampling.repetition_penalty)
-            seen = scores[self._seen]
-            scores[self._seen] = np.where(seen < 0, seen * penalty, seen / penalty)
+            penalize(scores, self._seen, self._sampling.repetition_penalty)
         token = int(scores.argmax())
         if scores[token] != scores[token]:
-            raise _not_numbers()
+            raise not_numbers()
         if self._random is not None:
             ids, weights = candidates(scores, self._sampling)
             edges = np.cumsum(weights, dtype=np.float64)
@@ -144,7 +138,14 @@ class Sampler:
         return token
 
 
-def _not_numbers() -> SpecRTError:
+def penalize(scores: Floats, seen: Any, penalty: float | None) -> None:
+    """Make scores f32[V] of tokens that were seen, by ids or as bool[V], less likely, in place."""
+    chosen, by = scores[seen], np.float32(penalty)
+    scores[seen] = np.where(chosen < 0, chosen * by, chosen / by)
+
+
+def not_numbers() -> SpecRTError:
+    """RUN-030: logits with a NaN."""
     message = "the model's logits are not numbers (NaN)"
     return SpecRTError(
         "RUN-030", message, hint="the weights may overflow in this precision: compile with `--precision fp32`"

@@ -107,6 +107,10 @@ class Device:
         """Copy from the device into a host array, in the order of the stream."""
         check(cu.cuMemcpyDtoHAsync(target.ctypes.data, source, target.nbytes, self.stream))
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy so many bytes from one place of the device to another, in the order of the stream."""
+        check(cu.cuMemcpyDtoDAsync(target, source, size, self.stream))
+
     def wait(self) -> None:
         """Until everything in the stream is done."""
         check(cu.cuStreamSynchronize(self.stream))

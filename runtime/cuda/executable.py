@@ -103,8 +103,9 @@ class CUDAExecutable(OnDevice):
         self._tokens = device.allocate(token_bytes)
         self._turns = Turns(device, block_bytes, token_bytes)
         self._downloads: dict[str, Array] = {}
+        self._places = self._caches()
         memory = steps.Memory(
-            weights={name: base + offset for name, offset in offsets.items()}, caches=self._caches(),
+            weights={name: base + offset for name, offset in offsets.items()}, caches=self._places,
             constants=self._constants(), scratch=device.allocate(scratch),
             parts=room + arena_bytes, tops=room + arena_bytes + parts, ended=room + arena_bytes + parts + tops,
         )  # fmt: skip
@@ -271,8 +272,7 @@ class CUDAExecutable(OnDevice):
         if cache is not None:
             for layer in cache.layers:
                 for name, width in ((layer.k, layer.dim), (layer.v, layer.value_dim)):
-                    size = self.blocks * layer.heads * cache.block_size * width * BYTES[layer.dtype]
-                    found[name] = self._device.allocate(size)
+                    found[name] = self._device.allocate(self.blocks * cache.bytes_of(layer, width))
         return found
 
     def _constants(self) -> dict[str, int]:

@@ -90,6 +90,11 @@ class NativeExecutable(OnDevice):
         self._fixed = {port: base + offsets[name] for port, name in bound.items()}
         self._fixed |= {port: self._logits for port, name in self._step.outputs.items() if name == logits}
         self._caches = self._allocate_caches()
+        self._places = {
+            name.removeprefix(CACHE): self._caches[port][0]
+            for port, name in self._step.inputs.items()
+            if name.startswith(CACHE)
+        }
         device.wait()
         self._graphs: dict[int, Any] = {}
         for size in captured:
@@ -102,7 +107,7 @@ class NativeExecutable(OnDevice):
         for layer in cache.layers:
             for name, width in ((layer.k, layer.dim), (layer.v, layer.value_dim)):
                 row = (layer.heads, cache.block_size, width)
-                size = int(np.prod(row)) * BYTES[layer.dtype]
+                size = cache.bytes_of(layer, width)
                 address = self._device.allocate(self.blocks * size)
                 # zeros: no NaN where nothing is seen, and what the last place must hold
                 self._device.fill(address, 0, 4, self.blocks * size // 4)

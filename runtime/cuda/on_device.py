@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runtime.cache import Cached
+from runtime.program import Program
 
 if TYPE_CHECKING:
     from runtime.cuda.driver import Device
@@ -14,6 +16,19 @@ class OnDevice(Cached):
     """An executable whose memory, kernels and, where it has some, engines are on `_device`."""
 
     _device: Device
+    _program: Program
+    _places: Mapping[str, int]  # addresses of the caches by name
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Put copies of blocks of all caches into the stream; see runtime.executable.Executable."""
+        cache = self._program.cache
+        assert cache is not None  # who has blocks has a cache
+        self._device.use()
+        for layer in cache.layers:
+            for name, width in ((layer.k, layer.dim), (layer.v, layer.value_dim)):
+                size, start = cache.bytes_of(layer, width), self._places[name]
+                for source, target in pairs:
+                    self._device.copy(start + target * size, start + source * size, size)
 
     def close(self) -> None:
         """Give back engines, graphs and memory; nothing can be run afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ class FakeExecutable:
         self.same = 0  # steps whose arrays were those of the step before
         self.nan_at = nan_at
         self._last: Mapping[str, np.ndarray] = {}
+        self.shared = self.copied = 0  # the most that tables had in common at once; blocks in all
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            self.copied += 1
+            self.keys[target], self.values[target] = self.keys[source], self.values[source]
 
     def close(self) -> None:
         self.closed = True
@@ -69,8 +76,8 @@ class FakeExecutable:
         table, table_begins = batch["block_ids"], batch["block_begins"]
         assert len(begins) == len(table_begins) == len(past_lens) + 1
         assert begins[-1] == len(batch["tokens"]) == len(batch["positions"])
-        assert table_begins[-1] == len(table) == len(set(table.tolist()))  # no block belongs to two
-        out, context = [], 0
+        assert table_begins[-1] == len(table)
+        out, context, users, written = [], 0, Counter(table.tolist()), set()
         for row, past in enumerate(past_lens):
             tokens = batch["tokens"][begins[row] : begins[row + 1]]
             total = int(past) + len(tokens)
@@ -82,10 +89,13 @@ class FakeExecutable:
             x = EMBED[tokens] + PLACE[past:total]
             for place in range(past, total):
                 block, slot = mine[place // self.block_size], place % self.block_size
+                written.add(int(block))
                 self.keys[block, slot], self.values[block, slot] = x[place - past] @ K, x[place - past] @ V
             keys = self.keys[mine].reshape(-1, WIDTH)[:total]
             values = self.values[mine].reshape(-1, WIDTH)[:total]
             out.append(attend(x, keys, values, int(past), int(batch["prefix"][row]) if "prefix" in batch else 0))
+        assert all(users[block] == 1 for block in written)  # what several read nobody writes
+        self.shared = max(self.shared, len(table) - len(users))
         assert batch["max_context"] == context
         self.shapes.append((len(past_lens), int(begins[-1])))
         assert len(batch["select"]) >= 1
@@ -168,6 +178,10 @@ class Behind:
         self.compute(until=self.given)
         return self.inner.execute(batch)
 
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.compute(until=self.given)
+        self.inner.copy_blocks(pairs)
+
 
 class FakeEncoder:
     """Full attention over padded rows; `kinds` [B, S] and `shift` [B] are further inputs."""
@@ -176,6 +190,9 @@ class FakeEncoder:
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        raise AssertionError(f"it has no cache, but {pairs}")
 
     def close(self) -> None:
         self.closed = True

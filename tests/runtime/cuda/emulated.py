@@ -100,6 +100,9 @@ class Device:
         data[:] = 0x55
         self.later(lambda: np.copyto(data, self.bytes[source : source + len(data)]))
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        self.later(lambda: self._write(target, self.bytes[source : source + size].copy()))
+
     def event(self) -> list[float]:
         made: list[float] = []
         self.later(lambda: made.append(time.perf_counter()))
