@@ -1,13 +1,15 @@
 """The kernels on a real GPU: right on every feature, and how near to the memory's and the library's speed.
 
-python bench/gpu_kernels.py compile FOLDER    anywhere: cubins, cases and what they must give (triton, torch)
-python bench/gpu_kernels.py run FOLDER OUT    where the GPU is: checks and times into OUT (torch, cuda-bindings)
+python bench/gpu_kernels.py compile FOLDER [decode] [prefill]    anywhere: cubins, cases and what they must give, for
+    what is named or all (triton, torch)
+python bench/gpu_kernels.py run FOLDER OUT [cases] [decode] [prefill]    where the GPU is: checks, and times of what
+    is named or of all, into OUT (torch, cuda-bindings)
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,13 @@ import numpy as np
 
 from gpu_compiled import compile_kernels
 
+BOTH = ("decode", "prefill")
+NUMBERS = ("first", "tiles")  # arguments of kernels that are no addresses
 DIMS = {"heads": 32, "groups": 32, "dim": 128}
-PREFILL_TILES = [(128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 64, 4, 3), (128, 32, 4, 4)]
+PREFILL_TILES = [(128, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3)]
+HOPPER: list[dict[str, Any]] = [
+    {}, {"order": False}, {"queries": 1, "stages": 3}, {"queries": 1, "stages": 3, "order": False},
+]  # fmt: skip
 
 
 def speed_attention(groups: int) -> Any:
@@ -54,9 +61,44 @@ def cases() -> Iterator[tuple[str, Any, list[tuple[int, int]], int]]:
         yield f"f16 {codes} one key head", attention(dtype="f16", heads=20, groups=1, dim=64, codes=codes), SEQUENCES, 4
         yield f"bf16 {codes} 80 and 48", attention(dtype="bf16", dim=80, wide=48, pairs=8, codes=codes), SEQUENCES, 1
     yield "f16 128", attention(dtype="f16", dim=128, pairs=64), [(0, 1), (90, 1), (100, 130)], 4
+    yield "bf16 128", attention(dtype="bf16", dim=128, pairs=64), [(0, 1), (7, 300)], 4
+    yield "f16 128 two sides", attention(dtype="f16", dim=128, causal=False), [(0, 1), (100, 130), (0, 5)], 1
+    for names in (("window",), ("prefix",), ("sinks",), ("window", "prefix", "sinks")):
+        a = attention(names, dtype="f16", dim=64, pairs=32)
+        yield f"f16 64 {' '.join(names)}", a, [*SEQUENCES, (3, 200)], 4
+    yield "bf16 64 long window", attention(dtype="bf16", dim=64, window=150), [(0, 1), (9, 290), (0, 40)], 1
 
 
-def compile_all(folder: Path) -> None:
+def speed(groups: int) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Kernels that are timed: how they are named and launched."""
+    from compiler.kernels import attention as lib
+
+    a = speed_attention(groups)
+    for split in lib.SPLITS:
+        yield {"name": f"decode{split}"}, lib.decode(a, split)
+    for codes in ("u8", "f8e4m3"):
+        coded = replace(a, codes=codes, cache_dtype="u8")
+        for split in lib.SPLITS:
+            yield {"name": f"decode{split} {codes}", "codes": codes}, lib.decode(coded, split)
+        launch = lib.prefill(coded)
+        yield {"name": f"prefill {codes}", "codes": codes, "rows": launch.constants["rows"]}, launch
+    base = lib.prefill(a)
+    for rows, tile, warps, stages in PREFILL_TILES:
+        launch = replace(base, constants=base.constants | {"rows": rows, "tile": tile}, warps=warps, stages=stages)
+        yield {"name": f"prefill {rows} {tile} {warps} {stages}", "rows": rows}, launch
+    base = lib.prefill_hopper(a)
+    for changes in HOPPER:
+        constants = base.constants | changes
+        launch = replace(base, constants=constants, stages=constants["stages"])
+        yield {"name": f"prefill sm90 {changes}", "rows": constants["rows"], "shared": True}, launch
+    for split in (1, 4):
+        base = lib.decode(a, split)
+        for tile, warps, stages in ((64, 4, 2), (64, 4, 4), (128, 4, 2), (128, 8, 3), (32, 4, 4), (64, 2, 3)):
+            launch = replace(base, constants=base.constants | {"tile": tile}, warps=warps, stages=stages)
+            yield {"name": f"decode{split} {tile} {warps} {stages}"}, launch
+
+
+def compile_all(folder: Path, what: Sequence[str]) -> None:
     """Write cubins, arrays and list.json."""
     import torch
 
@@ -75,9 +117,9 @@ def compile_all(folder: Path) -> None:
     for number, (name, a, sequences, splits) in enumerate(cases()):
         case = Case(a, sequences)
         expected = case.expected().float().numpy()
-        launches, values = case.launches(splits)
+        launches, values = case.launches(splits, 90)
         used = {argument for launch, _ in launches for argument, kind in launch.arguments if kind}
-        for key in used - {"q", "k", "v", "first"}:
+        for key in used - {"q", "k", "v", *NUMBERS}:
             arrays[f"{number}.{key}"] = bits(values[key].contiguous())
         arrays[f"{number}.row"], arrays[f"{number}.expected"] = bits(case.row), expected
         bound = tolerance("paged_attention", a.dtype)
@@ -85,37 +127,16 @@ def compile_all(folder: Path) -> None:
         size = 4 if a.dtype == "f32" else 2
         document["cases"].append({
             "name": name, "dtype": a.dtype, "splits": splits, "absolute": bound.absolute * terms,
-            "relative": bound.relative * terms, "first": values["first"],
+            "relative": bound.relative * terms,
+            "numbers": {name: values[name] for name in NUMBERS if name in values},
             "starts": [a.q[0] * size, a.k[0] * size, a.v[0] * size],
             "launches": [[len(jobs) + place, list(grid)] for place, (_, grid) in enumerate(launches)],
         })  # fmt: skip
         jobs += [launch for launch, _ in launches]
     for groups in (32, 8):
-        a = speed_attention(groups)
-        for launch in [lib.append(a), *(lib.decode(a, split) for split in lib.SPLITS)]:
-            document["speed"].append({"groups": groups, "name": launch.name, "kernel": len(jobs)})
-            jobs.append(launch)
-        for codes in ("u8", "f8e4m3"):
-            coded = replace(a, codes=codes, cache_dtype="u8")
-            whole = lib.prefill(coded)
-            named = [(f"decode{split} {codes}", lib.decode(coded, split)) for split in lib.SPLITS]
-            for name, launch in [*named, (f"prefill {codes}", whole)]:
-                document["speed"].append({"groups": groups, "name": name, "kernel": len(jobs), "codes": codes,
-                                          "rows": whole.constants["rows"]})  # fmt: skip
-                jobs.append(launch)
-        base = lib.prefill(a)
-        for rows, tile, warps, stages in PREFILL_TILES:
-            constants = base.constants | {"rows": rows, "tile": tile}
-            launch = replace(base, constants=constants, warps=warps, stages=stages)
-            document["speed"].append({"groups": groups, "name": f"prefill {rows} {tile} {warps} {stages}",
-                                      "kernel": len(jobs), "rows": rows})  # fmt: skip
-            jobs.append(launch)
-        for split in (1, 4):
-            for tile, warps, stages in ((64, 4, 2), (64, 4, 4), (128, 4, 2), (128, 8, 3), (32, 4, 4), (64, 2, 3)):
-                base = lib.decode(a, split)
-                launch = replace(base, constants=base.constants | {"tile": tile}, warps=warps, stages=stages)
-                document["speed"].append({"groups": groups, "name": f"decode{split} {tile} {warps} {stages}",
-                                          "kernel": len(jobs)})  # fmt: skip
+        for entry, launch in speed(groups):
+            if str(entry["name"]).startswith(tuple(what)):
+                document["speed"].append({"groups": groups, "kernel": len(jobs)} | entry)
                 jobs.append(launch)
     compile_kernels(folder, jobs, document)
     np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]  # numpy types only its options
@@ -123,9 +144,10 @@ def compile_all(folder: Path) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    if sys.argv[1] == "compile":
-        compile_all(Path(sys.argv[2]))
+    command, folder, *rest = sys.argv[1:]
+    if command == "compile":
+        compile_all(Path(folder), rest or BOTH)
     else:
         import gpu_kernels_run
 
-        gpu_kernels_run.run_all(Path(sys.argv[2]), Path(sys.argv[3]), "cases" in sys.argv[4:])
+        gpu_kernels_run.run_all(Path(folder), Path(rest[0]), rest[1:] or BOTH)

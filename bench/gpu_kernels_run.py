@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from gpu_compiled import SPREAD, Compiled, torch_time
-from runtime.cuda.batch import splits_for
+from runtime.cuda.batch import programs_for, splits_for
 from runtime.cuda.kernels import Kernel
 
 Grid = tuple[int, int, int]
 CODES = ("u8", "f8e4m3")
 DECODE = [(1, 256), (1, 2048), (1, 16384), (8, 2048), (64, 256), (64, 2048)]
-PREFILL = [(16, 128), (1, 2048), (4, 2048), (1, 8192)]
+PREFILL = [(16, 128), (64, 128), (1, 2048), (4, 2048), (1, 8192)]
 
 
 class Bench(Compiled):
@@ -36,7 +36,7 @@ class Bench(Compiled):
         for number, case in enumerate(self.list["cases"]):
             prefix = f"{number}."
             values = {key[len(prefix) :]: self.put(arrays[key]) for key in arrays if key.startswith(prefix)}
-            values["first"] = case["first"]
+            values |= case["numbers"]
             for name, start in zip("qkv", case["starts"], strict=True):
                 values[name] = values["row"] + start
             for index, grid in case["launches"]:
@@ -65,11 +65,12 @@ def copy_bandwidth() -> float:
     return 4 * source.numel() / torch_time([partial(torch.mul, source, 1.0, out=target)]) / 1e6
 
 
-def attentions(bench: Bench) -> list[dict[str, Any]]:
+def attentions(bench: Bench, what: Sequence[str]) -> list[dict[str, Any]]:
     """Decode and prefill in all variants that were compiled, and PyTorch's best."""
     return [
         one_attention(bench, kind, groups, batch, length)
         for kind, shapes in (("decode", DECODE), ("prefill", PREFILL))
+        if kind in what
         for groups in (32, 8)
         for batch, length in shapes
     ]
@@ -106,7 +107,7 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
     base |= {"k": base["q"] + 2 * 4096, "v": base["q"] + 2 * (4096 + groups * 128)}
     values = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in caches]
     over_codes = [base | {"k_cache": c[0].data_ptr(), "v_cache": c[1].data_ptr()} for c in coded]
-    times = {}
+    times, off, first = {}, {}, None
     for variant in bench.list["speed"]:
         if variant["groups"] != groups or not variant["name"].startswith(kind):
             continue
@@ -122,11 +123,23 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
             pairs = [(row, start) for start in reversed(starts) for row in range(batch)]
             held["rows"], held["starts"] = ints([row for row, _ in pairs]), ints([start for _, start in pairs])
             tiles = {"tile_rows": held["rows"].data_ptr(), "tile_starts": held["starts"].data_ptr()}
+            tiles["tiles"] = len(pairs)
             values, over_codes = ([one | tiles for one in each] for each in (values, over_codes))
             launches = [(kernel, (32, len(pairs), 1))]
+            if "shared" in variant:  # by as many programs as the runtime takes, and the other way
+                usual = programs_for(32, len(pairs), batch, length, 4 * groups * 128, bench.device.multiprocessors)
+                other = 32 * len(pairs) if usual == bench.device.multiprocessors else bench.device.multiprocessors
+                programs = {"": usual, " otherwise": other}
         torch.cuda.synchronize()
         given = over_codes if "codes" in variant else values
-        times[variant["name"]] = bench.time([partial(_launch, launches, one) for one in given])
+        for suffix, count in programs.items() if "shared" in variant else [("", 0)]:
+            chosen = [(kernel, (count, 1, 1))] if count else launches
+            times[variant["name"] + suffix] = bench.time([partial(_launch, chosen, one) for one in given])
+            if kind == "prefill" and "codes" not in variant:
+                first = held["out"].clone() if first is None else first
+                off[variant["name"] + suffix] = float((held["out"].float() - first.float()).abs().max())
+                held["out"].fill_(torch.nan)
+                torch.cuda.synchronize()
     peers = library_attention(kind, groups, batch, length, len(caches))
     best = min((name for name in times if name.split()[-1] not in CODES), key=times.__getitem__)
     coded_best = {
@@ -135,12 +148,15 @@ def one_attention(bench: Bench, kind: str, groups: int, batch: int, length: int)
     peer = min((x for x in peers.values() if isinstance(x, float)), default=float("nan"))
     flops = 2 * batch * 32 * 128 * length * length if kind == "prefill" else 0
     rate = {"GB/s": size / times[best] / 1e6} if kind == "decode" else {"TFLOP/s": flops / times[best] / 1e9}
+    if off:
+        print({name: f"{ms * 1e3:.1f}" for name, ms in times.items()}, f"off by {sorted(off.values())}")
     print(f"{kind} K={groups} B={batch} S={length}: {best} {times[best]:.4f} ms, PyTorch {peer:.4f} = "
           f"{peer / times[best]:.2f}x, {rate}", flush=True)  # fmt: skip
     for codes, (taken, name) in coded_best.items():
         print(f"    {codes}: {name} {taken:.4f} ms, {times[best] / taken:.2f}x the speed of float16", flush=True)
     return {
         "kind": kind, "groups": groups, "batch": batch, "length": length, "ms": times, "best": best, "peers": peers,
+        **({"off": off} if off else {}),
         "codes": {codes: {"ms": taken, "best": name} for codes, (taken, name) in coded_best.items()},
         "default": f"decode{splits_for(batch, groups, length // 64, bench.device.multiprocessors)}", **rate,
     }  # fmt: skip
@@ -171,16 +187,16 @@ def library_attention(kind: str, groups: int, batch: int, length: int, sets: int
     return found
 
 
-def run_all(folder: Path, out: Path, only_cases: bool = False) -> None:
+def run_all(folder: Path, out: Path, what: Sequence[str]) -> None:
     """Check, then time; OUT gets everything as JSON after each part."""
     bench = Bench(folder)
     device = bench.device
     result: dict[str, Any] = {"gpu": device.name, "sm": device.capability, "multiprocessors": device.multiprocessors}
     result["cases"] = bench.cases()
     out.write_text(json.dumps(result, indent=1))
-    if not only_cases:
+    if {"decode", "prefill"} & set(what):
         result["copy GB/s"] = copy_bandwidth()
         print(f"copy {result['copy GB/s']:.0f} GB/s")
-        result["attention"] = attentions(bench)
+        result["attention"] = attentions(bench, what)
         out.write_text(json.dumps(result, indent=1))
     device.close()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SPLITS = (1, 2, 4, 8, 16, 32)  # how often decode may cut the keys; the runtime picks by batch and multiprocessors
+LEAST_KEYS = 64  # of a split
+HOPPER = 90  # the one architecture whose tensor cores read as wgmma does
 TILE_BYTES = 32768  # of a key tile: a few in flight fill an SM's share of the memory bus, and fit shared memory
 
 
@@ -111,6 +113,30 @@ def prefill(attention: Attention) -> Launch:
     return Launch("prefill", "prefill.prefill", arguments, constants, warps, stages, _unaligned(attention))
 
 
+def suits_hopper(attention: Attention) -> bool:
+    """Whether compiler/kernels/prefill_hopper.py has it: 16-bit numbers, heads of 64 or 128, no biases or soft caps."""
+    a = attention
+    plain = a.cache_dtype == a.dtype != "f32" and a.softcap is None and not a.slopes
+    vectors = "q" not in _unaligned(a) and a.q[1] % 8 == a.q[2] % 8 == 0  # of 16 bytes, which are copied at a time
+    return plain and vectors and a.dim == a.wide and a.dim in (64, 128) and a.block % 16 == 0
+
+
+def prefill_hopper(attention: Attention) -> Launch:
+    """The same on sm_90, by programs that share the tiles out among them."""
+    a = attention
+    arguments = (
+        ("q", a.dtype), ("k_cache", a.cache_dtype), ("v_cache", a.cache_dtype), ("out", a.dtype),
+        *((name, "i32") for name in _METADATA), ("tile_rows", "i32"), ("tile_starts", "i32"), ("tiles", "int"),
+        *_extras(a)[:2],
+    )  # fmt: skip
+    names = ("q_row", "q_head", "heads", "groups", "dim", "block", "scale", "causal", "window")
+    near = 8 * a.heads // a.groups if a.groups % 8 == 0 else a.heads
+    constants = {name: _constants(a)[name] for name in names} | {
+        "rows": query_tile(a), "tile": 128, "stages": 2, "queries": 2, "registers": 208, "near": near, "order": True,
+    }  # fmt: skip
+    return Launch("prefill", "prefill_hopper.prefill", arguments, constants, 4, constants["stages"], _unaligned(a))
+
+
 def decode(attention: Attention, splits: int) -> Launch:
     """Attention of one new token a sequence."""
     parts = "f32" if splits > 1 else ""
@@ -128,9 +154,10 @@ def decode(attention: Attention, splits: int) -> Launch:
     return Launch(f"decode{splits}", "decode.decode", arguments, constants, 4, stages, _unaligned(attention))
 
 
-def launches(attention: Attention) -> list[Launch]:
-    """Every kernel that one attention may need."""
-    return [append(attention), prefill(attention), *(decode(attention, splits) for splits in SPLITS)]
+def launches(attention: Attention, architecture: int) -> list[Launch]:
+    """Every kernel that one attention may need on an architecture (90 is sm_90)."""
+    tiled = prefill_hopper if architecture == HOPPER and suits_hopper(attention) else prefill
+    return [append(attention), tiled(attention), *(decode(attention, splits) for splits in SPLITS)]
 
 
 _SHARED = ("q_row", "q_head", "heads", "groups", "dim", "wide", "block", "codes", "dim_span", "wide_span")

@@ -1,9 +1,10 @@
 """The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
 
 kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared, overlap}, ...}, and all
-else names keys: `sets` is a list of name -> key, one for each attention that differs; `attention` maps the index of a
-step to its set; `programs` maps an architecture and a segment to its kernels, by rows at most; `others` are by name:
-`choose` picks tokens, `carry` hands them to the next step, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
+else names keys: `sets` is, for an architecture, a list of name -> key, one for each attention that differs; `attention`
+maps the index of a step to its set; `programs` maps an architecture and a segment to its kernels, by rows at most;
+`others` are by name: `choose` picks tokens, `carry` hands them to the next step, `normal.DTYPE.MEAN` and `codes.AND.OR`
+make weights.
 """
 
 from __future__ import annotations
@@ -122,13 +123,12 @@ def segment_programs(plan: Mapping[str, Any], out: Path, architecture: int) -> d
     return found
 
 
-def reachable(plan: Mapping[str, Any], asked: lib.Attention) -> list[lib.Launch]:
+def reachable(plan: Mapping[str, Any], asked: lib.Attention, architecture: int) -> list[lib.Launch]:
     """The kernels of an attention, without splits of more parts than the longest sequence has tiles of keys."""
     _, _, places = plan["dims"]["P"]
-    tiles = -(-places // plan["dims"]["B"][2] * asked.block // lib.key_tile(asked, 64))  # as runtime/cuda counts them
-    return [
-        launch for launch in lib.launches(asked) if launch.constants.get("splits", 1) in range(1, max(tiles, 1) + 1)
-    ]
+    tiles = -(-places // plan["dims"]["B"][2] * asked.block // lib.LEAST_KEYS)
+    every = lib.launches(asked, architecture)
+    return [launch for launch in every if launch.constants.get("splits", 1) in range(1, max(tiles, 1) + 1)]
 
 
 def write_kernels(
@@ -149,13 +149,16 @@ def write_kernels(
                 sets.append(asked)
             steps[str(index)] = sets.index(asked)
     others = other_launches(plan)
-    always = [*(launch for asked in sets for launch in reachable(plan, asked)), *others.values()]
     made: dict[str, dict[str, Any]] = {}
     programs: dict[str, Any] = {}
+    attentions: dict[str, Any] = {}
     for architecture in architectures:
+        wanted = [reachable(plan, asked, architecture) for asked in sets]
+        attentions[f"sm{architecture}"] = [{launch.name: _key(launch) for launch in one} for one in wanted]
         own = segment_programs(plan, out, architecture)
         launches = [call.launch for sizes in own.values() for program in sizes.values() for call in program.calls]
-        unique = {_key(launch): launch for launch in (*always, *launches)}
+        launches += [*(launch for one in wanted for launch in one), *others.values()]
+        unique = {_key(launch): launch for launch in launches}
         programs[f"sm{architecture}"] = {
             file: {str(size): as_dict(program, _key) for size, program in sizes.items()} for file, sizes in own.items()
         }
@@ -166,7 +169,7 @@ def write_kernels(
             entry[f"sm{architecture}"] = compiled.as_dict(f"{FOLDER}/{file}")
     document = {
         "architectures": list(architectures),
-        "sets": [{launch.name: _key(launch) for launch in reachable(plan, asked)} for asked in sets],
+        "sets": attentions,
         "attention": steps,
         "kernels": made,
         "programs": programs,

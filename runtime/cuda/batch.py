@@ -13,6 +13,8 @@ WORD = 4  # bytes
 PROMPT_STEP, PROMPT_MOST = 64, 1024  # tokens: sizes of prompts that are captured
 VECTOR = 64  # words between the starts of arrays: 256 bytes, as in the arena
 SPLITS = (1, 2, 4, 8, 16, 32)  # as the kernels were compiled: compiler/kernels/attention.py
+LEAST_KEYS = 64  # of a split, likewise
+L2_BYTES = 40 << 20  # of 50 MB that sm_90 has, the rest for queries and results
 _NOBODY: Ints = np.zeros(0, np.int32)
 
 
@@ -112,7 +114,21 @@ def query_tiles(batch: Mapping[str, Array], first: int, rows: int) -> tuple[Ints
     return (row[order] + first).astype(np.int32), start[order].astype(np.int32)
 
 
+def programs_for(heads: int, tiles: int, sequences: int, context: int, head_bytes: int, multiprocessors: int) -> int:
+    """How many programs share the pairs of head and query tile: one for each multiprocessor, which go on to the next.
+
+    Where those at work would read more keys and values (of `head_bytes` a token, all heads) than the L2 cache holds,
+    there is one for each pair, and the kernel orders them so that few heads are at work at a time.
+    """
+    at_work = min(sequences, -(-multiprocessors // heads))
+    pairs = heads * tiles
+    return pairs if at_work * context * head_bytes > L2_BYTES else min(pairs, multiprocessors)
+
+
 def splits_for(sequences: int, groups: int, tiles: int, multiprocessors: int) -> int:
-    """How often decode attention cuts the keys: until each multiprocessor has four blocks, or a tile is left."""
+    """How often decode attention cuts the keys: until each multiprocessor has four blocks, or a tile is left.
+
+    `tiles` are of LEAST_KEYS.
+    """
     wanted = -(-4 * multiprocessors // max(1, sequences * groups))
     return max(split for split in SPLITS if split == 1 or (split <= wanted and split <= tiles))

@@ -71,7 +71,7 @@ class Kernels:
                 function = device.function(folder / built["file"], built["entry"], built["shared"])
                 loaded[key] = Kernel(device, function, built["threads"], built["shared"], tuple(entry["arguments"]),
                                      entry["constants"], built["overlap"])  # fmt: skip
-            sets = [{name: loaded[key] for name, key in one.items()} for one in document["sets"]]
+            sets = [{name: loaded[key] for name, key in one.items()} for one in document["sets"][f"sm{architecture}"]]
             if any("slots" not in one["decode1"].arguments for one in sets):
                 raise damaged_kernels(path, "its `decode1` takes no `slots`")  # compiled before it appended
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}

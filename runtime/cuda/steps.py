@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.cuda.batch import splits_for
+from runtime.cuda.batch import LEAST_KEYS, programs_for, splits_for
 from runtime.cuda.kernels import Kernel
 from runtime.cuda.programs import RowProgram, most_rows, size_for
 from runtime.program import Program, Step
@@ -118,7 +118,6 @@ def attention_step(
     heads, groups = int(attrs["heads"]), int(attrs["kv_heads"])
     tile = int(append.constants["tile"])
     append_tiles = (-(-heads // tile) if append.constants["pairs"] else 0) + -(-groups // tile)
-    key_tile = int(prefill.constants["tile"])
     size = {"f32": 4, "f16": 2, "bf16": 2}[program.types[step.inputs["q"]].dtype]
     starts = {name: int(attrs[name]["offset"]) * size for name in ("q", "k", "v")}
     stay: dict[str, int] = {
@@ -139,13 +138,25 @@ def attention_step(
         for name in ("slots", "tile_rows", "tile_starts"):
             values[name] = call.addresses[name]
         if call.singles:
-            splits = splits_for(call.singles, groups, -(-call.context // key_tile), multiprocessors)
+            splits = splits_for(call.singles, groups, -(-call.context // LEAST_KEYS), multiprocessors)
             kernels[f"decode{splits}"].launch((call.singles, groups, splits), values)
         if call.tiles:
             append.launch((call.dims["T"] - call.singles, append_tiles, 1), values | {"first": call.singles})
-            prefill.launch((heads, call.tiles, 1), values)
+            prefill.launch(grid_of(prefill, call, multiprocessors), values | {"tiles": call.tiles})
 
     return enqueue
+
+
+def grid_of(prefill: Kernel, call: Call, multiprocessors: int) -> tuple[int, int, int]:
+    """Programs of prefill attention: one for each head and query tile, or as many as share them."""
+    heads = int(prefill.constants["heads"])
+    if "tiles" not in prefill.arguments:
+        return heads, call.tiles, 1
+    sizes = prefill.constants
+    context = min(call.context, call.tiles * int(sizes["rows"]))  # a captured call's is the longest there may be
+    head_bytes = 4 * int(sizes["groups"]) * int(sizes["dim"])  # a key and a value of 16-bit numbers
+    sequences = max(1, call.dims["B"] - call.singles)
+    return programs_for(heads, call.tiles, sequences, context, head_bytes, multiprocessors), 1, 1
 
 
 def query_rows(kernels: Mapping[int, Mapping[str, Kernel]]) -> int:

@@ -84,7 +84,9 @@ class Case:
             codes=a.codes,
         )  # fmt: skip
 
-    def launches(self, splits: int) -> tuple[list[tuple[lib.Launch, tuple[int, int, int]]], dict[str, Any]]:
+    def launches(
+        self, splits: int, architecture: int = 80
+    ) -> tuple[list[tuple[lib.Launch, tuple[int, int, int]]], dict[str, Any]]:
         """Kernels and their grids, and every value: decode of single tokens, append and prefill of the rest."""
         a = self.a
         row = self.row.clone()
@@ -114,7 +116,10 @@ class Case:
         if tiles:
             values["tile_rows"] = integers([*(row for row, _ in tiles), -1])
             values["tile_starts"] = integers([*(start for _, start in tiles), 0])
-            found.append((lib.prefill(a), (a.heads, len(tiles) + 1, 1)))
+            values["tiles"] = len(tiles) + 1
+            (launch,) = (one for one in lib.launches(a, architecture) if one.name == "prefill")
+            shared = "tiles" in dict(launch.arguments)  # by a few programs, each with several turns
+            found.append((launch, (5, 1, 1) if shared else (a.heads, len(tiles) + 1, 1)))
         return found, values
 
 

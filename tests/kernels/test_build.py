@@ -59,7 +59,7 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     library.write_kernels(plan(), tmp_path, [90])
     written = json.loads((tmp_path / "kernels" / "kernels.json").read_text())
     assert written["attention"] == {"1": 0, "3": 0}  # layers that are equal share a set
-    (kernels,) = written["sets"]
+    (kernels,) = written["sets"]["sm90"]
     assert {len(program["calls"]) for program in written["programs"]["sm90"]["segments/a.ir"].values()} == {3}
     assert set(written["programs"]["sm90"]["segments/a.ir"]) == {"1", "16", "64", "128"}
     assert set(written["others"]) == {"choose", "carry", "normal.f16.1", "codes.255.0"}
@@ -157,6 +157,38 @@ def test_every_feature_compiles() -> None:
     assert all(made.cubin[:4] == b"\x7fELF" for made in build(launches, 90))
 
 
+def test_prompts_on_hopper() -> None:
+    """The interpreter does not have this kernel: that it is right is shown on the GPU (bench/gpu_kernels.py)."""
+    changed: list[dict[str, Any]] = [{"dim": 64, "window": 9}, {"dim": 128, "dtype": "bf16", "prefix": True}]
+    wanted = []
+    for changes in changed:
+        asked = attention(**{"dtype": "f16", "sinks": True} | changes)
+        (launch,) = (launch for launch in lib.launches(asked, 90) if launch.name == "prefill")
+        assert launch.source == "prefill_hopper.prefill"
+        assert launch.constants["rows"] == lib.prefill(asked).constants["rows"]  # one list of tiles for all attentions
+        wanted.append(launch)
+    for made in build(wanted, 90):
+        assert made.threads == 3 * 128
+        assert made.overlap
+        assert made.shared <= SHARED[90]
+        assert "tiles" in made.arguments
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        (80, {}), (100, {}), (90, {"dtype": "f32"}), (90, {"softcap": 30.0}), (90, {"slopes": True}),
+        (90, {"codes": "u8"}), (90, {"dim": 80}), (90, {"wide": 64}), (90, {"block": 8}), (90, {"q": (4, 1024, 128)}),
+        (90, {"q": (0, 1028, 128)}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_prompts_elsewhere(architecture: int, changes: dict[str, Any]) -> None:
+    asked = replace(attention(dtype="f16", dim=128), **{k: v for k, v in changes.items() if k != "codes"})
+    asked = replace(asked, codes="u8", cache_dtype="u8") if "codes" in changes else asked
+    assert "prefill.prefill" in {launch.source for launch in lib.launches(asked, architecture)}
+
+
 def test_a_wait_holds_on_every_path() -> None:
     load, wait, store = "ld.global.b32 %r1, [%rd1];\n", "griddepcontrol.wait;\n", "st.global.b32 [%rd2], %r1;\n"
     assert waits(load + wait + store)
@@ -164,6 +196,16 @@ def test_a_wait_holds_on_every_path() -> None:
     for early in (store, "@%p1 bra $L__BB0_2;\n", "@%p1 ret;\n", "atom.global.add.u32 %r2, [%rd1], 1;\n"):
         with pytest.raises(AssertionError, match="before the wait"):
             waits(load + early + wait)
+
+
+def test_warps_that_wait_for_others() -> None:
+    """Where warps have tasks of their own, those that do not come by the wait halt at a barrier until the others do."""
+    branch, wait, others = "@%p1 bra $L__BB0_2;\n", "griddepcontrol.wait;\nbarrier.sync 1;\nret;\n", "$L__BB0_2:\n"
+    assert waits(branch + wait + others + "barrier.sync 1;\nst.global.b32 [%rd2], %r1;\n")
+    there = "ld.param.b64 %rd1, [prefill_param_0];\nbra.uni $L__BB0_3;\n$L__BB0_3:\n"
+    assert waits(branch + wait + others + there + "barrier.sync 1;\n")
+    with pytest.raises(AssertionError, match="before the wait"):
+        waits(branch + wait + others + "st.global.b32 [%rd2], %r1;\nbarrier.sync 1;\n")
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_a_deployment_is_one_engine(deployment: Path) -> None:
     assert {name: ranges[2] for name, ranges in plan["profiles"][0].items()} == {"B": 4, "S": 1, "N": 4}
     assert {name: ranges[2] for name, ranges in plan["profiles"][1].items()} == {"B": 1, "S": 64, "N": 64}
     kernels = json.loads((out / "kernels" / "kernels.json").read_text())
-    assert (list(kernels["others"]), kernels["sets"], kernels["programs"]) == (["choose"], [], {"sm90": {}})
+    assert (list(kernels["others"]), kernels["sets"], kernels["programs"]) == (["choose"], {"sm90": []}, {"sm90": {}})
     # the builder is told the same shapes
     builder = recorder.Builder(api("11.4.0"), None)
     trt = recorder.module("11.4.0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from compiler.kernels.attention import LEAST_KEYS
 from compiler.kernels.attention import SPLITS as COMPILED
 from runtime.cuda import batch as lib
 
@@ -38,6 +39,17 @@ def test_tiles_cover_each_token_once_the_longest_first() -> None:
     assert sorted(zip(rows.tolist(), starts.tolist(), strict=True)) == [(2, 0), (2, 8), (2, 16), (3, 0), (3, 8)]
     seen = [int(BATCH["past_lens"][row] + start) for row, start in zip(rows, starts, strict=True)]
     assert seen == sorted(seen, reverse=True)
+
+
+def test_programs_of_prompts() -> None:
+    """Each multiprocessor has one, unless all heads' keys and values of what is at work are more than the L2 holds."""
+    seven = {"heads": 32, "head_bytes": 4 * 32 * 128, "multiprocessors": 132}
+    assert lib.programs_for(tiles=16, sequences=1, context=2048, **seven) == 132
+    assert lib.programs_for(tiles=64, sequences=4, context=2048, **seven) == 32 * 64
+    assert lib.programs_for(tiles=64, sequences=64, context=128, **seven) == 132
+    assert lib.programs_for(tiles=64, sequences=1, context=8192, **seven) == 32 * 64
+    assert lib.programs_for(tiles=64, sequences=4, context=2048, **seven | {"head_bytes": 4 * 8 * 128}) == 132
+    assert lib.programs_for(tiles=2, sequences=1, context=256, **seven) == 64
 
 
 def test_buckets() -> None:
@@ -75,5 +87,5 @@ def test_a_short_batch_is_padded_in_the_block() -> None:
     ("sequences", "groups", "tiles", "expected"), [(1, 32, 100, 16), (1, 32, 5, 4), (64, 32, 100, 1), (1, 1, 1000, 32)]
 )
 def test_splits(sequences: int, groups: int, tiles: int, expected: int) -> None:
-    assert lib.SPLITS == COMPILED  # the runtime imports nothing of the compiler
+    assert (lib.SPLITS, lib.LEAST_KEYS) == (COMPILED, LEAST_KEYS)  # the runtime imports nothing of the compiler
     assert lib.splits_for(sequences, groups, tiles, 132) == expected

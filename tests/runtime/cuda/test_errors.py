@@ -76,7 +76,7 @@ def test_kernels_of_another_contract(tmp_path: Path) -> None:
     built = {"file": "a.cubin", "entry": "decode", "threads": 128, "shared": 0, "overlap": True}
     document = {
         "architectures": [90], "kernels": {"a": {"arguments": ["q"], "constants": {}, "sm90": built}},
-        "sets": [{"decode1": "a"}], "attention": {"0": 0}, "others": {}, "programs": {"sm90": {}},
+        "sets": {"sm90": [{"decode1": "a"}]}, "attention": {"0": 0}, "others": {}, "programs": {"sm90": {}},
     }  # fmt: skip
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text(json.dumps(document))
