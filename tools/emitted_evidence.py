@@ -74,7 +74,8 @@ def main() -> int:
 
     def possible(precision: str, line: str) -> bool:
         toolchain, gpus = load_toolchain(line), map(load_gpu, gpu_names())
-        return any(decide(load_recipe(precision), toolchain, gpu).works for gpu in gpus)
+        decisions = [decide(load_recipe(precision), toolchain, gpu) for gpu in gpus]
+        return any(decision.works and not decision.alone for decision in decisions)  # alone: no network, only kernels
 
     cases = [
         (path.stem, precision, version)

@@ -16,7 +16,7 @@ from compiler.kernels.attention import Launch, power
 
 _ROUND = {
     "f16": ".to(tl.float16).to(tl.float32)", "bf16": ".to(tl.bfloat16).to(tl.float32)", "f32": "", "i32": "", "i8": "",
-    "f8e4m3": "", "f4e2m1": "", "f8e8m0": "",
+    "f8e4m3": "", "f4e2m1": "", "f8e8m0": "", "bool": "",
 }  # fmt: skip
 _SIGMOID = "(1.0 / (1.0 + tl.exp(-({0}))))"
 _UNARY = {
@@ -36,8 +36,9 @@ _BINARY = {
     "minimum": "tl.minimum({0}, {1}, tl.PropagateNan.ALL)", "maximum": "tl.maximum({0}, {1}, tl.PropagateNan.ALL)",
 }  # fmt: skip
 CONSTS = 256  # numbers in the text of a kernel
-_WHOLE = ("add", "sub", "minimum", "maximum")  # exact below 2^24: positions, ids
-ELEMENTWISE = (*_UNARY, *_BINARY, "gelu")  # what works on a number at a time, in tiles of any shape
+_COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_WHOLE = ("add", "sub", "minimum", "maximum", "where")  # exact below 2^24: positions, ids
+ELEMENTWISE = (*_UNARY, *_BINARY, "gelu", "compare", "where")  # what works on a number at a time, in tiles of any shape
 # What `quantize` does behind the division (compiler/ir/formats.py). In float32, 1.5 2^23 has no bits below 1: adding it
 # rounds to whole numbers, ties to even; E4M3 is rounded to when it is stored, or read here (`exact`).
 _CODES = {
@@ -61,6 +62,7 @@ class RowSource:
     columns: Callable[[Value], int]  # of a value, as rows are stored
     lines: list[str] = field(default_factory=list)
     pointers: dict[str, tuple[str, str]] = field(default_factory=dict)  # place -> (argument, dtype)
+    sizes: set[str] = field(default_factory=set)  # dims whose sizes are arguments
     names: dict[str, str] = field(default_factory=dict)  # value -> variable
     spans: set[int] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # values that are one number a row
@@ -68,9 +70,16 @@ class RowSource:
     whole: bool = False  # whether something looks at a whole row
 
     def pointer(self, place: str, dtype: str) -> str:
-        """The argument through which a place is reached; E8M0 as its bits."""
+        """The argument through which a place is reached; E8M0 as its bits. Raises RefusedError for bool."""
+        if dtype == "bool":
+            raise RefusedError("rows of bool between kernels")
         dtype = "u8" if dtype == "f8e8m0" else dtype
         return self.pointers.setdefault(place, (f"p{len(self.pointers)}", dtype))[0]
+
+    def size(self, dim: str) -> str:
+        """The argument that has the size of a dim."""
+        self.sizes.add(dim)
+        return dim
 
     def span(self, columns: int) -> tuple[str, str]:
         """Variables of the columns of a row and of which of them exist."""
@@ -141,6 +150,10 @@ class RowSource:
             raise RefusedError(f"`{equation.op}` of whole numbers")
         if equation.op == "gelu":
             text = _GELU_TANH if equation.attr["approximate"] else _GELU
+        elif equation.op == "compare":
+            text = f"{{0}} {_COMPARE[str(equation.attr['kind'])]} {{1}}"
+        elif equation.op == "where":
+            text = "tl.where({0}, {1}, {2})"
         else:
             text = _UNARY[equation.op] if equation.op in _UNARY else _BINARY[equation.op]
         self._define(equation.result, text.format(*operands), rounded=True)
@@ -195,6 +208,15 @@ class RowSource:
         if isinstance(arg, (int, float)):
             return f"({float(arg)!r})"
         raise RefusedError("an operand is missing")
+
+    @staticmethod
+    def rounded(value: Value, text: str) -> str:
+        """Numbers as they are in the type of a value."""
+        return f"({text}){_ROUND[value.type.dtype]}"
+
+    def given(self, value: Value, text: str) -> None:
+        """A value whose elements were written elsewhere."""
+        self._define(value, text)
 
     def _define(self, value: Value, text: str, rounded: bool = False) -> None:
         dtype = value.type.dtype
@@ -304,7 +326,7 @@ class RowSource:
 
     def launch(self) -> Launch:
         """The kernel as it stands."""
-        arguments = tuple((name, dtype) for name, dtype in self.pointers.values())
+        arguments = (*self.pointers.values(), *((dim, "int") for dim in sorted(self.sizes)))
         names = [name for name, _ in arguments]
         spans = []
         for columns in sorted(self.spans):

@@ -15,10 +15,13 @@ from typing import Any
 
 from compiler.ir.core import Equation, Graph, Value
 from compiler.kernels.attention import Launch
+from compiler.kernels.attention_rows import views, within
+from compiler.kernels.head_source import HeadSource, of_heads, ones_of
 from compiler.kernels.products import MANY, Product, group_of, joined, multiplies, product
 from compiler.kernels.row_source import RefusedError, RowSource, aliases, rows_of
 
 SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, MANY)  # at most so many rows; the last takes more too
+APART = ("matmul", "attention")  # a kernel of their own
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1, "f8e4m3": 1, "f8e8m0": 1}
 
 
@@ -68,7 +71,9 @@ class _Maker:
         for name in [name for name in self.low if not self.read_as_codes(name)]:
             del self.low[name]
         self.consts = {equation.result.name: equation for equation in graph.equations if equation.op == "const"}
-        elsewhere = {*self.low, *self.alias, *self.consts}
+        self.views = views(graph, self.alias)  # no launch either: attention reads columns where they lie
+        self.ones = ones_of(graph.equations)
+        elsewhere = {*self.low, *self.alias, *self.consts, *self.views, *self.ones}
         self.equations = [equation for equation in graph.equations if equation.results[0].name not in elsewhere]
         self.users: dict[str, list[int]] = {}
         for index, equation in enumerate(self.equations):
@@ -83,7 +88,8 @@ class _Maker:
             raise RefusedError("an input is passed on as an output")
         index = 0
         while index < len(self.equations):
-            index += self.product(index) if self.equations[index].op == "matmul" else self.row_group(index)
+            step = {"matmul": self.product, "attention": self.attention}.get(self.equations[index].op, self.row_group)
+            index += step(index)
         missing = [port for value, port in self.outputs.items() if value not in self.stored]
         if missing:
             raise RefusedError(f"output `{missing[0]}` is not written")
@@ -102,8 +108,8 @@ class _Maker:
         )
 
     def parts(self, value: Value) -> tuple[Value, ...]:
-        """What is read where a value is: codes and scale of one that was rounded."""
-        found = self.low.get(value.name)
+        """What is read where a value is: codes and scale of one that was rounded, all columns of some for attention."""
+        found = self.views.get(self.home(value)) or self.low.get(value.name)
         return (value,) if found is None else found.values
 
     def home(self, value: Value) -> str:
@@ -235,18 +241,39 @@ class _Maker:
             return {"x_scale": "block", "x_block": int(str(block[-1])), "x_scale_type": scale.type.dtype}
         return {"x_scale": "row" if rows_of(scale) else "tensor", "x_scale_type": scale.type.dtype}
 
+    def attention(self, index: int) -> int:
+        """An attention of padded rows without a cache."""
+        equation = self.equations[index]
+        read: dict[str, tuple[str, int, int]] = {}
+        for name, value in zip("qkv", equation.values, strict=False):
+            (whole,) = self.parts(value)
+            if self.home(whole) not in self.stored:
+                raise RefusedError(f"%{value.name} is not stored")
+            view = self.views.get(self.home(value))
+            read[name] = (self.place(whole), self.columns(whole), 0 if view is None else int(str(view.attr["start"])))
+        launch = within(equation, {name: (row, start) for name, (_, row, start) in read.items()})
+        places = {name: place for name, (place, _, _) in read.items()}
+        places |= {"positions": self.place(equation.values[3]), "out": self.place(equation.result)}
+        heads, rows = int(launch.constants["heads"]), int(launch.constants["rows"])
+        self.done.calls.append(Call(launch, self.row_dims(equation.result), heads, rows, places))
+        self.stored.add(self.home(equation.result))
+        return 1
+
     def row_group(self, first: int) -> int:
         """Equations up to the next product or change of rows, as one kernel."""
         stop, equations = first, self.equations
         rows = self.row_dims(equations[first].result)
         while (
-            stop < len(equations) and equations[stop].op != "matmul" and self.row_dims(equations[stop].result) == rows
+            stop < len(equations) and equations[stop].op not in APART and self.row_dims(equations[stop].result) == rows
         ):
             stop += 1
         group = equations[first:stop]
         source = RowSource(self.columns)
+        heads = HeadSource(source, lambda value: self.place(value) if self.home(value) in self.stored else None)
         for equation in group:
-            if equation.op == "slice":
+            if of_heads(equation, self.ones):
+                heads.moved[equation.result.name] = equation
+            elif equation.op == "slice":
                 self.cut(source, equation)
             elif equation.op == "gather":
                 table, index = equation.args
@@ -258,12 +285,16 @@ class _Maker:
                 source.load(equation.result, self.place(table), row, columns, 0, columns)
             else:
                 for value in equation.values:
+                    if value.name in heads.moved and value.name not in source.names:
+                        heads.define(value)
                     self.bring(source, value)
                 source.equation(equation)
         inside = set(range(first, stop))
         for equation in group:
             name = equation.result.name
-            if equation.op != "slice" and (name in self.outputs or set(self.users.get(name, ())) - inside):
+            if name in self.outputs or set(self.users.get(name, ())) - inside:
+                if name in heads.moved and name not in source.names:
+                    heads.define(equation.result)
                 source.store(equation.result, self.place(equation.result))
                 self.stored.add(name)
         launch = source.launch()
@@ -273,11 +304,17 @@ class _Maker:
 
     def cut(self, source: RowSource, equation: Equation) -> None:
         (whole,) = equation.values
+        outer, columns = rows_of(whole), self.columns(whole)
+        first = (equation.attr["axis"], equation.attr["start"], equation.attr["stop"]) == (-2, 0, 1)
+        if first and len(outer) == 2 and len(whole.type.shape) == 3 and self.home(whole) in self.stored:
+            row = f"row * {source.size(outer[1])}"  # the first of so many
+            source.load(equation.result, self.place(whole), row, columns, 0, columns)
+            return
         plain = len(whole.type.shape) == len(rows_of(whole)) + 1 and equation.attr["axis"] == -1
         if not plain or self.home(whole) not in self.stored:
             raise RefusedError("a slice of what is not stored in rows")
         start, stop = int(str(equation.attr["start"])), int(str(equation.attr["stop"]))
-        source.load(equation.result, self.place(whole), "row", self.columns(whole), start, stop - start)
+        source.load(equation.result, self.place(whole), "row", columns, start, stop - start)
 
     def named(self, source: RowSource, value: Value) -> Value:
         """A value that is computed here, also by the name of a view of it."""

@@ -4,7 +4,7 @@ The top-level equations form a graph of who reads whom, in which the equations o
 is how often the longest way to it from an input changes between engine and step; all engine equations of one stage are
 one segment. No way leads out of a segment and back (it would pass a step, and so end in a later stage): segments are
 convex, and run in the order of their stages. Weights, constants and states belong to whoever reads them, and so do
-weights that are dequantized.
+weights that are dequantized and constants that are cast.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class _Cut:
     def _sources(self) -> set[int]:
         found: set[int] = set()
         for index, equation in enumerate(self.graph.equations):
-            stored = equation.op == "dequantize" and all(
-                self.producer.get(value.name) in found for value in equation.values
-            )
+            before = [self.producer.get(value.name) for value in equation.values]
+            stored = equation.op == "dequantize" and all(source in found for source in before)
+            if equation.op == "cast" and before[0] is not None:
+                stored = self.graph.equations[before[0]].op == "const"
             found |= {index} if stored or REGISTRY[equation.op].source else set()
         return found
 

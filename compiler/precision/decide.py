@@ -7,6 +7,7 @@ base               what is not quantized
 gpu-math           what the chip multiplies the quantized products in
 toolchain-product  how the toolchain runs them
 kv-cache           how keys and values are stored
+kernels            whether kernels have all of a model that gets no engine (asked by the matrix: it knows the model)
 hazard             it works, and something about it surprises
 """
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
 import specs
 from compiler.api import Prepared, prepare
 from compiler.precision import decide
-from compiler.precision.decide import Decision
+from compiler.precision.decide import Decision, Reason
 from compiler.validate.emulate import Subject
 from compiler.validate.fit import Part, fit
 from compiler.validate.load import Sizes, sizes_of
 from compiler.validate.records import Record, age
 from compiler.validate.report import CPU, RANK, Cell, Evidence, Report
+from specs.errors import SpecRTError
 from specs.hardware import Gpu, load_gpu, load_toolchain
 from specs.precision import Recipe, load_recipe
 
@@ -139,14 +140,35 @@ def _add_cells(report: Report, model: Model, recipe: Recipe, choice: Choice, rec
         emulation = len(report.evidence)
         report.evidence.append(Evidence("emulated", report.date[:10], report.versions, numbers["subject"]))
     for toolchain in (*choice.toolchains, "openvino"):
-        data = load_toolchain(toolchain)
+        data, lacking = load_toolchain(toolchain), None
         for gpu in choice.gpus if data.sm else (CPU,):
             decision = decide(recipe, data, load_gpu(gpu) if data.sm else None)
+            if decision.alone and decision.works:  # other products without a kernel have an engine
+                lacking = lacking or _lacking(model.subject, recipe, gpu, toolchain)
+                decision = _forbidden(decision, lacking)
             spec = model.subject.source.stem
             mine = [record for record in records if record.concerns(spec, recipe.name, gpu, toolchain)]
             if decision.how == "kernel":  # a network, which is for any chip, says nothing of kernel steps
                 mine = [record for record in mine if record.level != "emitted"]
             report.cells.append(_cell(report, model, decision, gpu, numbers, emulation, mine))
+
+
+def _lacking(subject: Subject, recipe: Recipe, gpu: str, toolchain: str) -> Reason:
+    """Whether kernels have all of a model, which has no engines there; for one chip as for another."""
+    from compiler.lower.tensorrt.lowering import plan_of
+
+    options = {**subject.options(), "precision": recipe.name, "target": gpu, "toolchain": toolchain}
+    try:
+        prepared = prepare(subject.source, **options)
+        plan_of(prepared.graph, prepared.options(), prepared.request.architecture)
+    except SpecRTError as error:
+        return Reason("kernels", error.message, ok=False)
+    return Reason("kernels", "kernels have every operation of it")
+
+
+def _forbidden(decision: Decision, reason: Reason) -> Decision:
+    """The decision with a reason more, where that forbids it."""
+    return decision if reason.ok else replace(decision, reasons=(*decision.reasons, reason), how=None)
 
 
 def _cell(

@@ -90,7 +90,7 @@ def row_steps(
         def enqueue(call: Call) -> None:
             for one in program.calls:
                 count = one.count(call.dims)
-                values = {"count": count}
+                values = {**call.dims, "count": count}  # a kernel may ask for the size of a dim
                 for argument, place in one.places.items():
                     values[argument] = fixed[place] if place in fixed else call.addresses[ports[place]]
                 tiles = -(-count // one.tile)

@@ -36,7 +36,7 @@ def execute(
     for call in program.calls:
         count = prod(sizes[dim] for dim in call.rows)
         kinds = dict(call.launch.arguments)
-        values: dict[str, object] = {"count": count}
+        values: dict[str, object] = {**sizes, "count": count}
         for argument, place in call.places.items():
             if kinds.get(argument):  # what joins splits is given all that the product had
                 kind, stored = torch_dtype(kinds[argument]), temps[place] if place in temps else memory[place]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from compiler.ir.cache_rows import CODES
+from compiler.ir.parser import parse
 from compiler.kernels import attention as lib
 from compiler.kernels import library
 from compiler.kernels.build import ARCHITECTURES, SHARED, build, waits
@@ -18,6 +19,7 @@ from compiler.kernels.products import LEAST_FP8, LEAST_INT8, MANY, Product, prod
 from compiler.kernels.rows import program_of
 from tests.golden_errors import check_raises
 from tests.kernels.cases import FEATURES, attention, rounding
+from tests.kernels.test_alone import WITHIN
 from tests.kernels.test_rows import SEGMENT
 
 VIEWS = {
@@ -151,6 +153,8 @@ def test_every_feature_compiles() -> None:
     launches += [lib.prefill(every), lib.decode(every, 1), lib.decode(every, 4)]
     u8, e4m3 = (replace(every, cache_dtype="u8", codes=codes) for codes in CODES)
     launches += [lib.append(u8), lib.prefill(e4m3), lib.decode(u8, 4)]  # the others in test_each_architecture
+    rows = WITHIN.format("bf16", "causal = true, window = 9, softcap = 3.0")
+    launches += [call.launch for call in program_of(parse(rows), 64, 90).calls]
     for outs in (1, 6):  # scales and zeros that can't be read in words of 4 bytes: a gate of one number a row
         sizes = {"outs": outs, "ins": 128, "out": "f16", "scale": "f16", "group": 64}
         launches += [product(Product(x="f16", w="u4", zero=True, **sizes), rows, 90) for rows in (1, 64)]

@@ -70,7 +70,7 @@ def check(text: str, dtype: str = "f16", rows: int = 16, tokens: int = 5) -> Non
 def check_graph(graph: Graph, dtype: str, rows: int, tokens: int) -> None:
     verify(graph)
     generator = torch.Generator().manual_seed(5)
-    sizes = {"T": tokens, "N": 3}
+    sizes = {"T": tokens, "N": 3, "B": 5}
     inputs = {}
     for value in graph.inputs:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in value.type.shape]

@@ -51,6 +51,19 @@ def test_what_the_data_forbids_is_refused_with_its_reason() -> None:
     assert at(found, "fp16", "sm70", "tensorrt-8.6").level == "emulated"
 
 
+def test_what_kernels_alone_lack_is_refused() -> None:
+    """Where no engine has the precision, a model must be kernels as a whole."""
+    choice = Choice(("bf16",), ("sm75", "sm90"), ("tensorrt-8.6",))
+    models = [Model(name, name, Subject(SPEC.with_name(f"{name}.yaml"), "tiny"), "7b") for name in ("llama",)]
+    models.append(Model("deepseek_v3", "V3", Subject(SPEC.with_name("deepseek_v3.yaml"), "tiny"), "671b"))
+    found = assemble(models, choice, {}, (), "specrt validate")
+    cells = {(cell.model, cell.gpu): (cell.level, cell.code) for cell in found.cells if cell.gpu != "cpu"}
+    assert cells == {
+        ("llama", "sm75"): ("refused", "base"), ("llama", "sm90"): ("declared", "base"),
+        ("deepseek_v3", "sm75"): ("refused", "base"), ("deepseek_v3", "sm90"): ("refused", "kernels"),
+    }  # fmt: skip
+
+
 def test_levels_rise_with_what_is_shown_and_not_before() -> None:
     assert at(report(), "fp16", "sm90", "tensorrt-8.6").level == "declared"
     bound = load_recipe("fp16").bound.mean_kl
