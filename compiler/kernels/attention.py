@@ -56,6 +56,7 @@ class Launch:
     stages: int
     unaligned: tuple[str, ...] = ()  # pointers that may lie between vectors of 16 bytes
     text: str = ""  # the whole source, where it was written for one graph
+    resident: int = 0  # blocks that a multiprocessor takes at most; 0: as many as it can
 
 
 def power(size: int, least: int = 1) -> int:
@@ -146,8 +147,10 @@ def decode(attention: Attention, splits: int) -> Launch:
         *_extras(attention),
     )  # fmt: skip
     share = attention.heads // attention.groups
-    # one query head reads as fast as memory gives in tall tiles; several make products of them (docs/evidence/gpu)
-    tile, stages = (128, 2) if share == 1 or attention.dtype == "f32" else (64, 3)
+    # one query head reads as fast as memory gives in tall tiles, where sequences are few in more of them; several make
+    # products of them (docs/evidence/gpu)
+    alone = share == 1 or attention.dtype == "f32"
+    tile, stages = (64, 3) if not alone else (128, 2) if splits < 8 else (64, 2)
     constants = _constants(attention) | _new(attention) | {
         "splits": splits, "rows": power(share, 16), "tile": key_tile(attention, tile),
     }  # fmt: skip

@@ -145,6 +145,11 @@ def waits(ptx: str) -> bool:
     return bool(found)
 
 
+def _room(resident: int, architecture: int) -> int:
+    """Bytes of shared memory of which a multiprocessor has room for so many blocks, each with 1024 of the system's."""
+    return ((SHARED[architecture] + 1024) // resident - 1024) // 128 * 128 if resident and architecture >= 80 else 0
+
+
 def _compile(job: dict[str, Any]) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -179,7 +184,8 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError(f"{launch.name} wants scratch memory, which its launch does not give")
     return {
         "number": job["number"], "cubin": base64.b64encode(made.asm["cubin"]).decode(), "entry": made.metadata.name,
-        "threads": made.metadata.num_warps * 32, "shared": made.metadata.shared,
+        "threads": made.metadata.num_warps * 32,
+        "shared": max(made.metadata.shared, _room(launch.resident, job["architecture"])),
         "overlap": waits(made.asm["ptx"]),
     }  # fmt: skip
 

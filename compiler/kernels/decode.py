@@ -41,10 +41,13 @@ def decode(
     if window is not None:
         low = tl.maximum(past + 1 - window, 0) // tile
     high = tl.cdiv(past, tile)
-    each = tl.cdiv(high - low, splits)
+    each = tl.maximum(tl.cdiv(high - low, splits), 1)
+    used = tl.maximum(tl.cdiv(high - low, each), 1)  # the others have no keys, and nobody waits for them
+    wait(overlap)
+    if split >= used:
+        return
     low += split * each
     high = tl.minimum(low + each, high)
-    wait(overlap)
     before = None
     if prefix is not None:
         before = tl.load(prefix + row)
@@ -57,6 +60,15 @@ def decode(
         cos += token * pairs
         sin += token * pairs
     x = turned(q, token * q_row + head * q_head, ok, cos, sin, pairs, step, dim, dim_span)
+    # read here, seen behind the others: nobody waits for it then
+    last = (split == used - 1) & (slot >= 0)
+    one = group + tl.arange(0, 1)
+    here = tl.arange(0, 1) < tl.where(last, 1, 0)
+    at = place_of(slot.to(tl.int64), one, groups, block)
+    key = turned(k, token * k_row + one * k_head, here, cos, sin, pairs, step, dim, dim_span)
+    value = turned(v, token * v_row + one * v_head, here, None, None, 0, step, wide, wide_span)
+    key, key_factor, key_shift = keep(key, k_cache, at, here, dim, codes, dim_span)
+    value, value_factor, value_shift = keep(value, v_cache, at, here, wide, codes, wide_span)
     whole = tl.sum(x.to(tl.float32), 1)
     top = tl.full([rows], FAR, tl.float32)
     total = tl.full([rows], 0.0, tl.float32)
@@ -71,12 +83,17 @@ def decode(
             group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
             wide_span, True,
         )  # fmt: skip
-    if split == splits - 1 and slot >= 0:
-        top, total, acc = _over_new(
-            x, whole, past, head, top, total, acc, k + token * k_row, v + token * v_row, cos, sin, slot, k_cache,
-            v_cache, before, slopes, group, k_head, v_head, groups, dim, wide, block, pairs, step, scale, causal,
-            window, softcap, bf16_bias, codes, dim_span, wide_span,
+    if last:  # the first of a tile of 16 keys, the least that products take; the others are not seen
+        if codes is not None:
+            key_factor, key_shift = factors(key_factor, key_shift, codes)
+            value_factor, value_shift = factors(value_factor, value_shift, codes)
+        number = number_of(value, value_factor, value_shift, codes).to(x.dtype)
+        s = scores(
+            x, whole, tl.broadcast_to(key, (16, dim_span)), key_factor, key_shift, past,
+            (past + tl.arange(0, 16))[None, :], head, past + 1, before, slopes, scale, causal, window, softcap,
+            bf16_bias, codes, True,
         )  # fmt: skip
+        top, total, acc = update(s, tl.broadcast_to(number, (16, wide_span)), top, total, acc)
     e = tl.arange(0, wide_span)
     lane = token * heads + head
     inside = ok[:, None] & (e < wide)[None, :]
@@ -86,63 +103,33 @@ def decode(
         tl.store(tops + lane * splits + split, top, mask=ok)
         tl.store(tops + lanes + lane * splits + split, total, mask=ok)
         tl.debug_barrier()  # all threads have written before one says so
-        if tl.atomic_add(ended + token * groups + group, 1, sem="acq_rel") == splits - 1:
+        if tl.atomic_add(ended + token * groups + group, 1, sem="acq_rel") == used - 1:
             tl.store(ended + token * groups + group, 0)
-            _join(parts, tops, out, lane, lanes, ok, wide, splits, rows, wide_span)
+            _join(parts, tops, out, lane, lanes, ok, used, wide, splits, rows, wide_span)
     else:
         y = acc / tl.where(total == 0, 1.0, total)[:, None]
         tl.store(out + lane[:, None] * wide + e[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _over_new(
-    x, whole, past, head, top, total, acc, k, v, cos, sin, slot, k_cache, v_cache, before, slopes, group,
-    k_head: tl.constexpr, v_head: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr,
-    block: tl.constexpr, pairs: tl.constexpr, step: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr,
-    window: tl.constexpr, softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr,
-    dim_span: tl.constexpr, wide_span: tl.constexpr,
-):  # fmt: skip
-    """The running maximum, sum and weighted values with the new token added, and its key and value in the cache.
-
-    It is the first of a tile of 16 keys, the least that products take; the others are not seen.
-    """
-    least: tl.constexpr = 16
-    one = group + tl.arange(0, 1)
-    ok = one >= 0
-    at = place_of(slot.to(tl.int64), one, groups, block)
-    key = turned(k, one * k_head, ok, cos, sin, pairs, step, dim, dim_span)
-    value = turned(v, one * v_head, ok, None, None, 0, step, wide, wide_span)
-    key, factor, shift = keep(key, k_cache, at, ok, dim, codes, dim_span)
-    value, value_factor, value_shift = keep(value, v_cache, at, ok, wide, codes, wide_span)
-    if codes is not None:
-        factor, shift = factors(factor, shift, codes)
-        value_factor, value_shift = factors(value_factor, value_shift, codes)
-    number = number_of(value, value_factor, value_shift, codes).to(x.dtype)
-    keys = (past + tl.arange(0, least))[None, :]
-    s = scores(
-        x, whole, tl.broadcast_to(key, (least, dim_span)), factor, shift, past, keys, head, past + 1, before, slopes,
-        scale, causal, window, softcap, bf16_bias, codes, True,
-    )  # fmt: skip
-    return update(s, tl.broadcast_to(number, (least, wide_span)), top, total, acc)
-
-
-@triton.jit
 def _join(
-    parts, tops, out, lane, lanes, ok, wide: tl.constexpr, splits: tl.constexpr,
+    parts, tops, out, lane, lanes, ok, used, wide: tl.constexpr, splits: tl.constexpr,
     rows: tl.constexpr, wide_span: tl.constexpr,
 ):  # fmt: skip
     """The heads of a key head from their splits, in order: the same bits, whichever split ended last."""
     split, e = tl.arange(0, splits), tl.arange(0, wide_span)
-    every = tl.load(tops + lane[:, None] * splits + split[None, :], mask=ok[:, None], other=FAR, cache_modifier=".cg")
+    there = ok[:, None] & (split < used)[None, :]
+    every = tl.load(tops + lane[:, None] * splits + split[None, :], mask=there, other=FAR, cache_modifier=".cg")
     top = tl.max(every, 1)
-    inside = ok[:, None] & (e < wide)[None, :]
     total = tl.full([rows], 0.0, tl.float32)
     acc = tl.zeros([rows, wide_span], tl.float32)
     for index in tl.static_range(splits):
-        own = lane * splits + index
-        weight = tl.exp2(tl.load(tops + own, mask=ok, other=FAR, cache_modifier=".cg") - top)
-        total += tl.load(tops + lanes + own, mask=ok, other=0.0, cache_modifier=".cg") * weight
+        own, there = lane * splits + index, ok & (tl.full([rows], index, tl.int32) < used)
+        weight = tl.exp2(tl.load(tops + own, mask=there, other=FAR, cache_modifier=".cg") - top)
+        total += tl.load(tops + lanes + own, mask=there, other=0.0, cache_modifier=".cg") * weight
         where = parts + own[:, None] * wide + e[None, :]
+        inside = there[:, None] & (e < wide)[None, :]
         acc += tl.load(where, mask=inside, other=0.0, cache_modifier=".cg") * weight[:, None]
     y = acc / tl.where(total == 0, 1.0, total)[:, None]
+    inside = ok[:, None] & (e < wide)[None, :]
     tl.store(out + lane[:, None] * wide + e[None, :], y.to(out.dtype.element_ty), mask=inside)

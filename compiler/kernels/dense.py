@@ -55,12 +55,13 @@ def dense(
     x, w, scale, x_scale, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, group: tl.constexpr, x_kind: tl.constexpr, x_block: tl.constexpr,
     rows: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, band: tl.constexpr, turned: tl.constexpr,
-    overlap: tl.constexpr = False,
+    once: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows): y [count, outs]; `turned` computes (w x')', where w is widened in registers.
 
     With scales inside a row (group, x_block) `depth` columns share one of each, and each depth's sum is scaled.
     """
+    policy: tl.constexpr = "evict_first" if once else ""  # of a weight that nobody reads again
     wait(overlap)
     across, down = corner(band)
     n, m, d = across * tile + tl.arange(0, tile), down * rows + tl.arange(0, rows), tl.arange(0, depth)
@@ -72,11 +73,14 @@ def dense(
     acc = tl.zeros([tile, rows], kind) if turned else tl.zeros([rows, tile], kind)
     for first in range(0, ins, depth):
         if ins % depth == 0:
-            wide = tl.load(ws, mask=(n < outs)[:, None], other=0.0) if outs % tile else tl.load(ws)
+            if outs % tile:
+                wide = tl.load(ws, mask=(n < outs)[:, None], other=0.0, eviction_policy=policy)
+            else:
+                wide = tl.load(ws, eviction_policy=policy)
             narrow = tl.load(xs, mask=(m < count)[:, None], other=0.0)
         else:
             inside = (first + d < ins)[None, :]
-            wide = tl.load(ws, mask=(n < outs)[:, None] & inside, other=0.0)
+            wide = tl.load(ws, mask=(n < outs)[:, None] & inside, other=0.0, eviction_policy=policy)
             narrow = tl.load(xs, mask=(m < count)[:, None] & inside, other=0.0)
         if wide.dtype == tl.uint8:
             wide = plain(wide, "f8e4m3") * 256.0

@@ -180,5 +180,5 @@ def write_kernels(
 
 def _key(launch: lib.Launch) -> str:
     text = json.dumps([launch.source, launch.arguments, sorted(launch.constants.items()), launch.warps, launch.stages,
-                       launch.text])  # fmt: skip
+                       launch.text, launch.resident])  # fmt: skip
     return f"{launch.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -123,20 +123,25 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     first = [("x", p.x), ("w", "u8" if words or by_bits else p.w), ("scale", SCALES[p.scale]), *zero]
     constants: dict[str, Any] = {"outs": p.outs, "ins": p.ins, "group": p.group}
     tiles, warps, stages = _tiles(p, rows, architecture)
+    tiles["once"] = rows <= tiles["rows"]
+    # as many blocks on each multiprocessor: where launches overlap, the first that is free would take more (decision 53)
+    blocks = -(-p.outs // tiles["tile"]) * tiles.get("splits", 1)
+    resident = -(-blocks // BLOCKS) if tiles["once"] and architecture in LARGE else 0
     if words:
         constants |= {"kind": p.w, "span": SPAN, "stages": stages}
     if "splits" in tiles:
         split = tiles["splits"] > 1
         arguments = (*first, *([("bias", ""), ("residual", ""), ("y", "f32")] if split else [*added, ("y", p.out)]))
-        return Launch("widened", "widened.widened", (*arguments, ("count", "int")), constants | tiles, warps, stages)
+        return Launch("widened", "widened.widened", (*arguments, ("count", "int")), constants | tiles, warps, stages,
+                      resident=resident)  # fmt: skip
     arguments = (*first, *x_scale, *added, ("y", p.out), ("count", "int"))
     constants |= {"x_kind": p.x_scale, "x_block": p.x_block}
     if words:
         share = min(SPAN, SPAN if p.group in (0, FINE) else p.group, p.x_block or SPAN)
         unit = 512.0 if p.w != "f4e2m1" and p.x != "i8" else 1.0
         constants |= {"share": share, "unit": unit}
-        return Launch("packed", "packed.packed", arguments, constants | tiles, warps, stages)
-    return Launch("dense", "dense.dense", arguments, constants | tiles, warps, stages)
+        return Launch("packed", "packed.packed", arguments, constants | tiles, warps, stages, resident=resident)
+    return Launch("dense", "dense.dense", arguments, constants | tiles, warps, stages, resident=resident)
 
 
 def joined(p: Product, splits: int) -> Launch:
@@ -199,7 +204,8 @@ def _tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], in
 
 def _packed_tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
     if rows == 1:
-        return {"rows": 1, "tile": 16, "parts": 8, "chunk": 1, "band": 1}, 2, 3
+        tile, stages = (16, 3) if p.outs > 8192 else (8, 4)
+        return {"rows": 1, "tile": tile, "parts": 8, "chunk": 1, "band": 1}, 2, stages
     if rows <= 16 and p.outs > 8192:
         return {"rows": 16, "tile": 64, "parts": 1, "chunk": 2, "band": 1}, 2, 3
     if rows <= 16:

@@ -83,12 +83,13 @@ def widened(
     x, w, scale, zero, bias, residual, y, count,
     outs: tl.constexpr, ins: tl.constexpr, kind: tl.constexpr, group: tl.constexpr, span: tl.constexpr,
     rows: tl.constexpr, tile: tl.constexpr, band: tl.constexpr, splits: tl.constexpr, stages: tl.constexpr,
-    overlap: tl.constexpr = False,
+    once: tl.constexpr, overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (outs / tile, count / rows, splits): y [count, outs], computed as (w x')'; codes lie as packed.py has them.
 
     Where the columns are split, y is f32[splits, count, outs], and `joined` adds what is each split's.
     """
+    policy: tl.constexpr = "evict_first" if once else ""  # of a weight that nobody reads again
     wait(overlap)
     across, down = corner(band)
     held: tl.constexpr = 2 if kind == "i8" else 4
@@ -105,9 +106,9 @@ def widened(
     for at in tl.range(begin, begin + each, num_stages=stages):  # said here, it holds for the loads of scales too
         inside = (m < count)[:, None]
         if outs % tile or spans % splits:
-            word = tl.load(words, mask=((n < outs) & (at < spans))[:, None], other=0)
+            word = tl.load(words, mask=((n < outs) & (at < spans))[:, None], other=0, eviction_policy=policy)
         else:
-            word = tl.load(words)
+            word = tl.load(words, eviction_policy=policy)
         if ins % span or spans % splits:
             inside = inside & (at * span + k < ins)[None, :]
         narrow = tl.load(xs, mask=inside, other=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,11 +102,13 @@ class Case:
         if single < self.tokens:
             found.append((lib.append(a), lib.append_grid(a, self.tokens - single)))
         if single:
+            decode = lib.decode(a, splits)
             if splits > 1:
+                decode = replace(decode, constants=decode.constants | {"tile": 16})  # short sequences have several
                 values["parts"] = torch.full((single, a.heads, splits, a.wide), torch.nan)
                 values["tops"] = torch.full((2, single, a.heads, splits), torch.nan)
                 values["ended"] = torch.zeros((single, a.groups), dtype=torch.int32)
-            found.append((lib.decode(a, splits), (single, a.groups, splits)))
+            found.append((decode, (single, a.groups, splits)))
         tile = lib.query_tile(a)
         tiles = [
             (row, start)

@@ -99,6 +99,14 @@ def test_a_plan_gets_the_sizes_that_it_can_have(dims: dict[str, int], sizes: lis
     assert library.sizes_of({"dims": {name: [1, 1, most] for name, most in dims.items()}}) == sizes
 
 
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_blocks_that_a_multiprocessor_takes_at_most(architecture: int) -> None:
+    """Shared memory that nobody uses keeps the next block out (CUDA C++ Programming Guide: 1 KB a block is CUDA's)."""
+    (made,) = build([replace(lib.append(attention()), resident=5)], architecture)
+    whole = SHARED[architecture] + 1024
+    assert 5 * (made.shared + 1024) <= whole < 6 * (made.shared + 1024)
+
+
 @pytest.mark.parametrize("architecture", set(ARCHITECTURES) - {87, 103, 110, 121})  # of the others' instructions
 def test_each_architecture(architecture: int) -> None:
     split, small, large = build(

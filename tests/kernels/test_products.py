@@ -150,6 +150,15 @@ def test_columns_are_split_where_blocks_would_be_few() -> None:
     assert product(W4, 64, 90).constants["splits"] == 2  # as many as there are spans
 
 
+@pytest.mark.parametrize("name", ["f16", "fp8", "w4a16"])
+def test_blocks_of_few_rows_are_spread_evenly(name: str) -> None:
+    """As many on each multiprocessor; the weight, which nobody reads again, makes room in the L2 cache first."""
+    asked = replace(KINDS[name], outs=12288, ins=4096)
+    one, many = product(asked, 1, 90), product(asked, 512, 90)
+    assert one.resident == math.ceil(12288 / one.constants["tile"] / 132)
+    assert (one.constants["once"], many.constants["once"], many.resident) == (True, False, 0)
+
+
 @pytest.mark.parametrize("name", ["f16", "w8a16", "w8a8", "w4a16 rows", "w4a8 zero"])
 def test_widths_that_no_tile_divides(name: str) -> None:
     group = {"group": 0} if KINDS[name].group else {}
