@@ -11,6 +11,7 @@ from typing import Any
 SPLITS = (1, 2, 4, 8, 16, 32)  # how often decode may cut the keys; the runtime picks by batch and multiprocessors
 LEAST_KEYS = 64  # of a split
 HOPPER = 90  # the one architecture whose tensor cores read as wgmma does
+APPENDS = 4  # splits from which on decode turns and appends by itself: up to a few hundred key heads in a batch
 TILE_BYTES = 32768  # of a key tile: a few in flight fill an SM's share of the memory bus, and fit shared memory
 
 
@@ -140,11 +141,12 @@ def prefill_hopper(attention: Attention) -> Launch:
 
 def decode(attention: Attention, splits: int) -> Launch:
     """Attention of one new token a sequence."""
-    parts = "f32" if splits > 1 else ""
+    parts, new = "f32" if splits > 1 else "", splits >= APPENDS
+    left = () if new else ("k", "v", "cos", "sin", "slots")
     arguments = (
-        *_inputs(attention), ("out", attention.dtype), ("parts", parts), ("tops", parts),
-        ("ended", "i32" if splits > 1 else ""), ("past_lens", "i32"), ("block_ids", "i32"), ("block_begins", "i32"),
-        *_extras(attention),
+        *((name, "" if name in left else kind) for name, kind in _inputs(attention)),
+        ("out", attention.dtype), ("parts", parts), ("tops", parts), ("ended", "i32" if splits > 1 else ""),
+        ("past_lens", "i32"), ("block_ids", "i32"), ("block_begins", "i32"), *_extras(attention),
     )  # fmt: skip
     share = attention.heads // attention.groups
     # one query head reads as fast as memory gives in tall tiles, where sequences are few in more of them; several make
@@ -152,7 +154,7 @@ def decode(attention: Attention, splits: int) -> Launch:
     alone = share == 1 or attention.dtype == "f32"
     tile, stages = (64, 3) if not alone else (128, 2) if splits < 8 else (64, 2)
     constants = _constants(attention) | _new(attention) | {
-        "splits": splits, "rows": power(share, 16), "tile": key_tile(attention, tile),
+        "splits": splits, "rows": power(share, 16), "tile": key_tile(attention, tile), "new": new,
     }  # fmt: skip
     return Launch(f"decode{splits}", "decode.decode", arguments, constants, 4, stages, _unaligned(attention))
 

@@ -1,7 +1,8 @@
 """Attention of one new token a sequence over the paged cache, split over the keys (flash decoding), in one launch.
 
-The query heads of a key head are rows of one tile, so that each block of the cache is read once. The last split also
-turns the new key, writes it and its value to the cache, and sees them from registers; which split ends last joins all.
+The query heads of a key head are rows of one tile, so that each block of the cache is read once. Which split ends last
+joins all. Where sequences are few, the last split also turns the new key, writes it and its value to the cache, and
+sees them from registers: one launch less; where they are many, a launch costs less than that does in each block.
 """
 
 from __future__ import annotations
@@ -24,23 +25,27 @@ def decode(
     heads: tl.constexpr, groups: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
     pairs: tl.constexpr, step: tl.constexpr, scale: tl.constexpr, causal: tl.constexpr, window: tl.constexpr,
     softcap: tl.constexpr, bf16_bias: tl.constexpr, codes: tl.constexpr, splits: tl.constexpr, rows: tl.constexpr,
-    tile: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr, overlap: tl.constexpr = False,
+    tile: tl.constexpr, new: tl.constexpr, dim_span: tl.constexpr, wide_span: tl.constexpr,
+    overlap: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (B, K, splits): out [B, H, E]; token b is the only new one of sequence b, past_lens[b] below 0 is padding.
 
-    With more than one split, parts f32[B, H, splits, E], tops f32[2, B, H, splits] and ended i32[B, K], zeros before
-    and after, are memory of its own.
+    Without `new`, `append` has turned q and written k and v. With more than one split, parts f32[B, H, splits, E], tops
+    f32[2, B, H, splits] and ended i32[B, K], zeros before and after, are memory of its own.
     """
     row = tl.program_id(0)
     group = tl.program_id(1)
     split = tl.program_id(2)
     past = tl.load(past_lens + row)
     begin = tl.load(block_begins + row)
-    slot = tl.load(slots + row)
+    context = past + 1  # what is in the cache
+    if new:
+        context = past
+        slot = tl.load(slots + row)
     low = 0
     if window is not None:
         low = tl.maximum(past + 1 - window, 0) // tile
-    high = tl.cdiv(past, tile)
+    high = tl.cdiv(context, tile)
     each = tl.maximum(tl.cdiv(high - low, splits), 1)
     used = tl.maximum(tl.cdiv(high - low, each), 1)  # the others have no keys, and nobody waits for them
     wait(overlap)
@@ -56,19 +61,21 @@ def decode(
     ok = member < share
     head = group * share + tl.where(ok, member, 0)
     token = row.to(tl.int64)
-    if pairs > 0:
+    turns: tl.constexpr = pairs if new else 0
+    if turns > 0:
         cos += token * pairs
         sin += token * pairs
-    x = turned(q, token * q_row + head * q_head, ok, cos, sin, pairs, step, dim, dim_span)
-    # read here, seen behind the others: nobody waits for it then
-    last = (split == used - 1) & (slot >= 0)
-    one = group + tl.arange(0, 1)
-    here = tl.arange(0, 1) < tl.where(last, 1, 0)
-    at = place_of(slot.to(tl.int64), one, groups, block)
-    key = turned(k, token * k_row + one * k_head, here, cos, sin, pairs, step, dim, dim_span)
-    value = turned(v, token * v_row + one * v_head, here, None, None, 0, step, wide, wide_span)
-    key, key_factor, key_shift = keep(key, k_cache, at, here, dim, codes, dim_span)
-    value, value_factor, value_shift = keep(value, v_cache, at, here, wide, codes, wide_span)
+    x = turned(q, token * q_row + head * q_head, ok, cos, sin, turns, step, dim, dim_span)
+    if new:
+        # read here, seen behind the others: nobody waits for it then
+        last = (split == used - 1) & (slot >= 0)
+        one = group + tl.arange(0, 1)
+        here = tl.arange(0, 1) < tl.where(last, 1, 0)
+        at = place_of(slot.to(tl.int64), one, groups, block)
+        key = turned(k, token * k_row + one * k_head, here, cos, sin, pairs, step, dim, dim_span)
+        value = turned(v, token * v_row + one * v_head, here, None, None, 0, step, wide, wide_span)
+        key, key_factor, key_shift = keep(key, k_cache, at, here, dim, codes, dim_span)
+        value, value_factor, value_shift = keep(value, v_cache, at, here, wide, codes, wide_span)
     whole = tl.sum(x.to(tl.float32), 1)
     top = tl.full([rows], FAR, tl.float32)
     total = tl.full([rows], 0.0, tl.float32)
@@ -79,21 +86,22 @@ def decode(
     acc = tl.zeros([rows, wide_span], tl.float32)
     for index in range(low, high):
         top, total, acc = over_tile(
-            x, whole, past, head, top, total, acc, index, k_cache, v_cache, block_ids, begin, past, before, slopes,
+            x, whole, past, head, top, total, acc, index, k_cache, v_cache, block_ids, begin, context, before, slopes,
             group, groups, dim, wide, block, scale, causal, window, softcap, bf16_bias, codes, tile, dim_span,
             wide_span, True,
         )  # fmt: skip
-    if last:  # the first of a tile of 16 keys, the least that products take; the others are not seen
-        if codes is not None:
-            key_factor, key_shift = factors(key_factor, key_shift, codes)
-            value_factor, value_shift = factors(value_factor, value_shift, codes)
-        number = number_of(value, value_factor, value_shift, codes).to(x.dtype)
-        s = scores(
-            x, whole, tl.broadcast_to(key, (16, dim_span)), key_factor, key_shift, past,
-            (past + tl.arange(0, 16))[None, :], head, past + 1, before, slopes, scale, causal, window, softcap,
-            bf16_bias, codes, True,
-        )  # fmt: skip
-        top, total, acc = update(s, tl.broadcast_to(number, (16, wide_span)), top, total, acc)
+    if new:  # noqa: SIM102 - decided when compiled, the next one on the GPU
+        if last:  # the first of a tile of 16 keys, the least that products take; the others are not seen
+            if codes is not None:
+                key_factor, key_shift = factors(key_factor, key_shift, codes)
+                value_factor, value_shift = factors(value_factor, value_shift, codes)
+            number = number_of(value, value_factor, value_shift, codes).to(x.dtype)
+            s = scores(
+                x, whole, tl.broadcast_to(key, (16, dim_span)), key_factor, key_shift, past,
+                (past + tl.arange(0, 16))[None, :], head, past + 1, before, slopes, scale, causal, window, softcap,
+                bf16_bias, codes, True,
+            )  # fmt: skip
+            top, total, acc = update(s, tl.broadcast_to(number, (16, wide_span)), top, total, acc)
     e = tl.arange(0, wide_span)
     lane = token * heads + head
     inside = ok[:, None] & (e < wide)[None, :]

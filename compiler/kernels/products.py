@@ -124,7 +124,7 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     constants: dict[str, Any] = {"outs": p.outs, "ins": p.ins, "group": p.group}
     tiles, warps, stages = _tiles(p, rows, architecture)
     tiles["once"] = rows <= tiles["rows"]
-    # as many blocks on each multiprocessor: where launches overlap, the first that is free would take more (decision 53)
+    # as many blocks on each multiprocessor: of launches that overlap a free one would get more (decision 53)
     blocks = -(-p.outs // tiles["tile"]) * tiles.get("splits", 1)
     resident = -(-blocks // BLOCKS) if tiles["once"] and architecture in LARGE else 0
     if words:

@@ -72,8 +72,8 @@ class Kernels:
                 loaded[key] = Kernel(device, function, built["threads"], built["shared"], tuple(entry["arguments"]),
                                      entry["constants"], built["overlap"])  # fmt: skip
             sets = [{name: loaded[key] for name, key in one.items()} for one in document["sets"][f"sm{architecture}"]]
-            if any("slots" not in one["decode1"].arguments for one in sets):
-                raise damaged_kernels(path, "its `decode1` takes no `slots`")  # compiled before it appended
+            if any("new" not in one["decode1"].constants for one in sets):
+                raise damaged_kernels(path, "its `decode1` does not say `new`")  # compiled before some appended
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}
             self.others = {name: loaded[key] for name, key in document["others"].items()}
             if "choose" in self.others and "how" not in self.others["choose"].arguments:

@@ -111,7 +111,7 @@ def program_step(sizes: Mapping[int, Enqueue]) -> Enqueue:
 def attention_step(
     program: Program, index: int, kernels: Mapping[str, Kernel], memory: Memory, multiprocessors: int
 ) -> Enqueue:
-    """Attention of the sequences that decode, and of the others, whose tokens are appended in a launch of their own."""
+    """Attention of the sequences that decode and of the others, behind the append of what `decode` does not append."""
     step = program.steps[index]
     attrs = step.attrs
     append, prefill = kernels["append"], kernels["prefill"]
@@ -137,11 +137,15 @@ def attention_step(
         values = stay | {port: call.addresses[value] + starts.get(port, 0) for port, value in passed.items()}
         for name in ("slots", "tile_rows", "tile_starts"):
             values[name] = call.addresses[name]
+        splits, first = 1, 0  # tokens from `first` on are appended in a launch of their own
         if call.singles:
             splits = splits_for(call.singles, groups, -(-call.context // LEAST_KEYS), multiprocessors)
+            first = call.singles if kernels[f"decode{splits}"].constants["new"] else 0
+        if call.dims["T"] > first:
+            append.launch((call.dims["T"] - first, append_tiles, 1), values | {"first": first})
+        if call.singles:
             kernels[f"decode{splits}"].launch((call.singles, groups, splits), values)
         if call.tiles:
-            append.launch((call.dims["T"] - call.singles, append_tiles, 1), values | {"first": call.singles})
             prefill.launch(grid_of(prefill, call, multiprocessors), values | {"tiles": call.tiles})
 
     return enqueue

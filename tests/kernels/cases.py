@@ -98,11 +98,11 @@ class Case:
         single = 0
         while single < len(self.sequences) and self.sequences[single][1] == 1:
             single += 1
-        values["first"] = single
-        if single < self.tokens:
-            found.append((lib.append(a), lib.append_grid(a, self.tokens - single)))
+        decode = lib.decode(a, splits)
+        values["first"] = single if decode.constants["new"] else 0
+        if values["first"] < self.tokens:
+            found.append((lib.append(a), lib.append_grid(a, self.tokens - values["first"])))
         if single:
-            decode = lib.decode(a, splits)
             if splits > 1:
                 decode = replace(decode, constants=decode.constants | {"tile": 16})  # short sequences have several
                 values["parts"] = torch.full((single, a.heads, splits, a.wide), torch.nan)

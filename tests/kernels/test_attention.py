@@ -49,13 +49,13 @@ COMBINATIONS = [names for size in (0, 1, 2, len(FEATURES)) for names in combinat
 
 @pytest.mark.parametrize("features", COMBINATIONS, ids=lambda names: "+".join(names) or "plain")
 def test_features(features: tuple[str, ...]) -> None:
-    check(attention(features), splits=2)
+    check(attention(features), splits=4)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("features", [(), FEATURES], ids=["plain", "all"])
 def test_types(features: tuple[str, ...], dtype: str) -> None:
-    check(attention(features, dtype=dtype), splits=2)
+    check(attention(features, dtype=dtype), splits=4)
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(3, 3), (6, 2), (20, 1)])
@@ -115,14 +115,14 @@ def test_windows_at_the_edges_of_tiles(window: int) -> None:
 
 
 def test_a_cache_of_another_type() -> None:
-    check(attention(dtype="f32", cache_dtype="f16"), splits=2)
+    check(attention(dtype="f32", cache_dtype="f16"), splits=4)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_linear_biases_rounded_to_bfloat16(dtype: str) -> None:
     """From position 256 on neighbouring keys get one bias, which float32 would tell apart by up to half the slope."""
     sequences = [(271, 1), (3, 1), (60, 4)]
-    check(attention(("slopes",), dtype=dtype, bf16_bias=0.05), sequences, splits=2)
+    check(attention(("slopes",), dtype=dtype, bf16_bias=0.05), sequences, splits=4)
     check(attention(("slopes", "prefix", "window"), dtype=dtype, bf16_bias=0.05), [(270, 4)])
     case, other = Case(attention(("slopes",), bf16_bias=0.05), sequences), Case(attention(("slopes",)), sequences)
     launches, values = other.launches(1)
@@ -138,14 +138,14 @@ def test_linear_biases_rounded_to_bfloat16(dtype: str) -> None:
 @pytest.mark.parametrize("codes", CODES)
 @pytest.mark.parametrize("features", [(), *((name,) for name in FEATURES), FEATURES], ids="+".join)
 def test_features_over_codes(features: tuple[str, ...], codes: str) -> None:
-    check(attention(features, codes=codes), [(20, 1), (17, 5)], splits=2)
+    check(attention(features, codes=codes), [(20, 1), (17, 5)], splits=4)
 
 
 @pytest.mark.parametrize("codes", CODES)
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_types_over_codes(dtype: str, codes: str) -> None:
     # not rotated: the interpreter's cast to bfloat16 truncates, and codes of what it rotated would be others
-    check(attention(("window", "sinks"), dtype=dtype, codes=codes, pairs=0), [(20, 1), (17, 5)], splits=2)
+    check(attention(("window", "sinks"), dtype=dtype, codes=codes, pairs=0), [(20, 1), (17, 5)], splits=4)
 
 
 @pytest.mark.parametrize("codes", CODES)

@@ -12,6 +12,7 @@ import pytest
 import runtime
 from compiler.api import compile_with, prepare, weights_of
 from compiler.benchmark import Reads, Workload, _Bench
+from compiler.kernels import attention
 from compiler.validate.metrics import agreement
 from compiler.validate.reference import outputs, random_rows
 from runtime.executable import LIKELIEST
@@ -63,8 +64,9 @@ def test_logits_and_generation(spec: str, precision: str, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("cache", ["int8", "fp8"] if os.environ.get("SPECRT_ALL_PAIRS") else ["int8"])
-def test_a_cache_of_codes(cache: str, tmp_path: Path) -> None:
-    """Sequences alone and together, in pieces, and what the graph with its cache says."""
+def test_a_cache_of_codes(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences alone and together, in pieces, and what the graph with its cache says; decode appends by itself."""
+    monkeypatch.setattr(attention, "APPENDS", 1)
     options: dict[str, Any] = {"size": "tiny", "weights": "random", "max_sequence": 64, "max_batch": 2}
     options |= {"precision": "fp16", "kv_cache": cache, "target": "sm90", "toolchain": "tensorrt-8.6"}
     prepared = prepare(MODELS / "llama.yaml", out=tmp_path / "bundle", **options)

@@ -81,7 +81,7 @@ def test_kernels_of_another_contract(tmp_path: Path) -> None:
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text(json.dumps(document))
     device = SimpleNamespace(capability=90, function=lambda *_: None)
-    with pytest.raises(SpecRTError, match=r"BUNDLE-024.*`decode1` takes no `slots`"):
+    with pytest.raises(SpecRTError, match=r"BUNDLE-024.*`decode1` does not say `new`"):
         Kernels(tmp_path, device, needed=True)
 
 
