@@ -125,3 +125,17 @@ def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pyt
     assert device.queue
     model.close()
     assert not device.queue
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_encoder_without_engines(tmp_path: Path) -> None:
+    """One program; rows of two lengths are padded, and the kernel of attention is told how long rows are."""
+    prepared = prepare(
+        MODELS / "bert.yaml", size="tiny", weights="random", max_sequence=64, max_batch=2, precision="bf16",
+        target="sm90", toolchain="tensorrt-8.6", out=tmp_path / "bundle",
+    )  # fmt: skip
+    weights = weights_of(prepared)
+    rows = random_rows(prepared.source.config["vocab"], LENGTHS)
+    expected = [row["last_hidden_state"] for row in outputs(prepared.graph, weights, rows)]
+    found = [row["last_hidden_state"] for row in runtime.load(compile_with(prepared, weights)).forward(rows)]
+    assert agreement(found, expected).relative <= load_recipe("bf16").bound.relative
