@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,14 +73,30 @@ def _bounds(graph: Graph) -> dict[str, int]:
 
 
 def _generation(source: Source) -> dict[str, Any]:
-    """Stop tokens of the checkpoint: `eos_token_id` of generation_config.json, else of config.json."""
+    """Stop tokens of the checkpoint: `eos_token_id` of generation_config.json, else of config.json; and its beams.
+
+    Raises SpecRTError RUN-020 for keys of beam search that mean nothing.
+    """
     import json
 
     if source.checkpoint is None:
         return {"stop": []}
-    content = dict(source.checkpoint.config)
+    content, stated = dict(source.checkpoint.config), {}
     path = Path(source.checkpoint.dir) / "generation_config.json"
     if path.is_file():
-        content.update(json.loads(path.read_text(encoding="utf-8")))
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        content.update(stated)
     stop = content.get("eos_token_id")
-    return {"stop": stop if isinstance(stop, list) else [] if stop is None else [stop]}
+    return {"stop": stop if isinstance(stop, list) else [] if stop is None else [stop], **_beams(stated)}
+
+
+def _beams(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation_config.json says of beam search; with `do_sample` it means another one, which draws its beams."""
+    if stated.get("do_sample"):
+        return {}
+    from runtime.beam_search import Beams
+
+    names = ("num_beams", "length_penalty", "early_stopping")
+    found = {name: stated[name] for name in names if stated.get(name) is not None}
+    Beams(**found)
+    return found

@@ -17,7 +17,7 @@ from specs.errors import SpecRTError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runtime import Model
+    from runtime import Hypothesis, Model
 
 
 @command
@@ -43,6 +43,18 @@ def run_command(
         float | None, typer.Option(min=0.0, show_default="none", help="Above 1: avoid what was said.")
     ] = None,
     seed: Annotated[int | None, typer.Option(show_default=False, help="The same seed gives the same text.")] = None,
+    num_beams: Annotated[
+        int | None, typer.Option(min=1, show_default="the bundle's", help="Beam search with so many; 1 is none.")
+    ] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(show_default=False, help="Of beams: above 0 long ones, below 0 short ones win.")
+    ] = None,
+    early_stopping: Annotated[
+        str | None, typer.Option(show_default=False, help="Of beams: `true`, `false` or `never`, as in transformers.")
+    ] = None,
+    num_return_sequences: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Print so many of the best beams.")
+    ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(show_default="the bundle's", help="A token id to stop at, or `none`; may be repeated."),
@@ -61,6 +73,10 @@ def run_command(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": _stop(stop),
     }  # fmt: skip
+    beams = {
+        "num_beams": num_beams, "length_penalty": length_penalty, "early_stopping": _early(early_stopping),
+        "num_return_sequences": num_return_sequences,
+    }  # fmt: skip
     began = time.perf_counter()
     _build(bundle)
     model = runtime.load(bundle)
@@ -68,7 +84,10 @@ def run_command(
         prompt = sys.stdin.read() if prompt is None else prompt
         ids = model.encode(prompt)
     found = Run(len(ids), load=time.perf_counter() - began)
-    pieces = _generate(model, ids, found, text=tokens is None, options=options)
+    if (model.bundle.beams.num_beams if num_beams is None else num_beams) > 1:
+        pieces = _search(model, ids, found, text=tokens is None, options=options | beams)
+    else:
+        pieces = _generate(model, ids, found, text=tokens is None, options=options | beams)
     if json:
         text = "".join(pieces)
         print_json(
@@ -93,19 +112,23 @@ class Run:
     decode: float = 0.0
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
+    beams: list[Hypothesis] = field(default_factory=list)  # best first; its prompt is counted in `decode`
 
     @property
     def prefill_rate(self) -> float | None:
         """Prompt tokens a second, the first new token included in the time."""
-        return self.prompt_tokens / self.prefill if self.tokens else None
+        return self.prompt_tokens / self.prefill if self.tokens and not self.beams else None
 
     @property
     def decode_rate(self) -> float | None:
         """New tokens a second after the first."""
-        return (len(self.tokens) - 1) / self.decode if len(self.tokens) > 1 else None
+        return (len(self.tokens) - 1) / self.decode if len(self.tokens) > 1 and not self.beams else None
 
     def told(self) -> str:
         """One line for people."""
+        if self.beams:
+            line = f"loaded in {self.load:.2f} s; prompt of {plural(self.prompt_tokens, 'token')}"
+            return f"{line}, best of the beams {plural(len(self.tokens), 'token')}, in {self.decode:.3f} s"
         line = f"loaded in {self.load:.2f} s; prompt of {plural(self.prompt_tokens, 'token')} in {self.prefill:.3f} s"
         if self.prefill_rate is not None and self.prompt_tokens > 1:
             line += f" ({self.prefill_rate:,.0f} tokens/s)"
@@ -135,8 +158,18 @@ def _generate(model: Model, ids: list[int], run: Run, *, text: bool, options: di
             yield f",{token}" if index else str(token)
 
 
+def _search(model: Model, ids: list[int], run: Run, *, text: bool, options: dict[str, Any]) -> Iterator[str]:
+    """The texts, or ids, of the best beams, a line each; fills `run`."""
+    began = time.perf_counter()
+    (run.beams,) = model.search([ids], **options)
+    run.decode = time.perf_counter() - began
+    run.tokens, run.finish = run.beams[0].ids, run.beams[0].finish
+    for index, beam in enumerate(run.beams):
+        yield "\n" * (index > 0) + (model.decode(beam.ids, after=ids) if text else ",".join(map(str, beam.ids)))
+
+
 def _report(run: Run, ids: list[int], model: Model, text: str | None) -> dict[str, Any]:
-    if text is None and model.bundle.tokenizer is not None:
+    if model.bundle.tokenizer is not None and (text is None or run.beams):
         text = model.decode(run.tokens, after=ids)
     return {
         "prompt_tokens": ids,
@@ -146,6 +179,7 @@ def _report(run: Run, ids: list[int], model: Model, text: str | None) -> dict[st
         "prefill_tokens_per_second": run.prefill_rate,
         "decode_tokens_per_second": run.decode_rate,
         "finish": run.finish,
+        "beams": [{"tokens": beam.ids, "score": beam.score, "finish": beam.finish} for beam in run.beams],
     }
 
 
@@ -164,6 +198,11 @@ def ids_of(option: str, text: str) -> list[int]:
     except ValueError as error:
         message = f"`{option} {text}` is no list of token ids"
         raise SpecRTError("CLI-013", message, hint=f"write whole numbers with commas: `{option} 1,2,3`") from error
+
+
+def _early(given: str | None) -> bool | str | None:
+    """`early_stopping` as `runtime` takes it, which refuses other words."""
+    return {"true": True, "false": False}.get(given, given) if given is not None else None
 
 
 def _stop(given: list[str] | None) -> tuple[int, ...] | None:

@@ -68,3 +68,20 @@ def test_mistakes(cli: Cli, bundle: Path, golden: str, arguments: list[str]) -> 
     done = cli("run", bundle, *arguments)
     assert (done.code, done.out) == (1, "")
     check_golden(golden, done.err)
+
+
+def test_beams_are_printed_best_first(cli: Cli, bundle: Path) -> None:
+    how = ("--prompt", VERSE, "-n", 8, "--num-beams", 3, "--num-return-sequences", 2, "--early-stopping", "never")
+    done = cli("run", bundle, *how)
+    assert done.code == 0, done.err
+    found = cli("run", bundle, *how, "--length-penalty", 1.0, "--json").json
+    assert done.out.startswith(found["text"] + "\n")
+    assert re.fullmatch(
+        r"loaded in [\d.]+ s; prompt of \d+ tokens, best of the beams 8 tokens, in [\d.]+ s\n", done.err
+    )
+    assert [beam["tokens"] for beam in found["beams"]][0] == found["tokens"]
+    assert [beam["score"] for beam in found["beams"]] == sorted(
+        (beam["score"] for beam in found["beams"]), reverse=True
+    )
+    assert len(found["beams"]) == 2
+    assert "RUN-022" in cli("run", bundle, *how, "--temperature", 0.5).err

@@ -15,7 +15,10 @@ import torch
 
 import compiler
 import runtime
+from compiler.manifest import _beams
 from tests.e2e.test_against_transformers import TOLERANCE
+from tests.families.harness import prompts, saved
+from tests.golden_errors import check_raises
 
 transformers = pytest.importorskip("transformers")
 DEMO = Path(__file__).parents[2] / "demo" / "tiny-llama"
@@ -98,3 +101,33 @@ def test_text_is_that_of_the_best(demo: tuple[runtime.Model, Any, list[list[int]
     ids = model.encode(prompt)
     (best,) = model.search([ids], num_beams=3, max_new_tokens=8)[0]
     assert model.text(prompt, num_beams=3, max_new_tokens=8) == model.decode(best.ids, after=ids)
+
+
+SMALL = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "grouped heads, window": ("Mistral", {**SMALL, "num_key_value_heads": 2, "sliding_window": 16}),
+    "linear biases": ("Bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    "experts": ("Mixtral", {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str, tmp_path: Path) -> None:
+    kind, config = FAMILIES[family]
+    tokens = {"vocab_size": 160, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": None}
+    reference_model = saved(kind, tmp_path / "model", {**config, **tokens})
+    (tmp_path / "model" / "generation_config.json").write_text('{"num_beams": 4, "length_penalty": 0.5}')
+    model = runtime.load(compiler.compile(tmp_path / "model", out=tmp_path / "bundle"))
+    rows = prompts(160, 3, 27)
+    how = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.5}
+    for row, found in zip(rows, model.search(rows, num_return_sequences=4, max_new_tokens=NEW), strict=True):
+        same(found, reference(reference_model, row, **how), 0.5)
+
+
+def test_a_bundle_searches_as_its_checkpoint_says() -> None:
+    assert _beams({"num_beams": 3, "early_stopping": "never", "top_k": 50}) == {
+        "num_beams": 3,
+        "early_stopping": "never",
+    }
+    assert _beams({"num_beams": 3, "do_sample": True}) == {}
+    check_raises("RUN-020-beams-text", _beams, {"num_beams": "many"})

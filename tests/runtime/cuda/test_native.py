@@ -56,6 +56,10 @@ def test_as_on_the_cpu(bundle: Path, cpu: runtime.Model) -> None:
     with runtime.load(bundle, step_tokens=4) as model:
         assert list(model.executable._graphs) == [1, 2, 3]
         assert model.generate(PROMPTS, max_new_tokens=6, stop=()) == cpu.generate(PROMPTS, max_new_tokens=6, stop=())
+        how: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "stop": ()}
+        for mine, theirs in zip(model.search(PROMPTS[:2], **how), cpu.search(PROMPTS[:2], **how), strict=True):
+            assert [beam.ids for beam in mine] == [beam.ids for beam in theirs]
+            np.testing.assert_allclose([one.score for one in mine], [one.score for one in theirs], atol=4e-4)
         drawn = {"max_new_tokens": 5, "stop": (), "temperature": 0.8, "seed": 3}
         assert model.generate(PROMPTS[:2], **drawn) == cpu.generate(PROMPTS[:2], **drawn)
         for got, expected in zip(model.logits(PROMPTS), cpu.logits(PROMPTS), strict=True):
