@@ -79,9 +79,7 @@ def test_beams_are_printed_best_first(cli: Cli, bundle: Path) -> None:
     assert re.fullmatch(
         r"loaded in [\d.]+ s; prompt of \d+ tokens, best of the beams 8 tokens, in [\d.]+ s\n", done.err
     )
-    assert [beam["tokens"] for beam in found["beams"]][0] == found["tokens"]
-    assert [beam["score"] for beam in found["beams"]] == sorted(
-        (beam["score"] for beam in found["beams"]), reverse=True
-    )
+    assert found["beams"][0]["tokens"] == found["tokens"]
+    assert found["beams"][0]["score"] >= found["beams"][1]["score"]
     assert len(found["beams"]) == 2
     assert "RUN-022" in cli("run", bundle, *how, "--temperature", 0.5).err
