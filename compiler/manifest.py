@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from specs.errors import SpecRTError, Where
 
 if TYPE_CHECKING:
     from compiler.api import Prepared
@@ -75,7 +78,7 @@ def _bounds(graph: Graph) -> dict[str, int]:
 def _generation(source: Source) -> dict[str, Any]:
     """Stop tokens of the checkpoint: `eos_token_id` of generation_config.json, else of config.json; and its beams.
 
-    Raises SpecRTError RUN-020 for keys of beam search that mean nothing.
+    Raises SpecRTError CKPT-035 for keys of beam search that mean nothing.
     """
     import json
 
@@ -87,16 +90,23 @@ def _generation(source: Source) -> dict[str, Any]:
         stated = json.loads(path.read_text(encoding="utf-8"))
         content.update(stated)
     stop = content.get("eos_token_id")
-    return {"stop": stop if isinstance(stop, list) else [] if stop is None else [stop], **_beams(stated)}
+    return {"stop": stop if isinstance(stop, list) else [] if stop is None else [stop], **_beams(stated, path)}
 
 
-def _beams(stated: Mapping[str, Any]) -> dict[str, Any]:
+def _beams(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """What generation_config.json says of beam search; with `do_sample` it means another one, which draws its beams."""
     if stated.get("do_sample"):
         return {}
-    from runtime.beam_search import Beams
-
-    names = ("num_beams", "length_penalty", "early_stopping")
-    found = {name: stated[name] for name in names if stated.get(name) is not None}
-    Beams(**found)
+    found = {name: stated[name] for name in _BEAMS if stated.get(name) is not None}
+    for name, value in found.items():
+        expected, accept = _BEAMS[name]
+        if not accept(value):
+            raise SpecRTError("CKPT-035", f"`{name}` is {value!r}, expected {expected}", where=Where(str(path)))
     return found
+
+
+_BEAMS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # as runtime/beam_search.py takes them
+    "num_beams": ("a whole number from 1 up", lambda value: type(value) is int and value >= 1),
+    "length_penalty": ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    "early_stopping": ('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
+}

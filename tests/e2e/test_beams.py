@@ -124,10 +124,8 @@ def test_families(family: str, tmp_path: Path) -> None:
         same(found, reference(reference_model, row, **how), 0.5)
 
 
-def test_a_bundle_searches_as_its_checkpoint_says() -> None:
-    assert _beams({"num_beams": 3, "early_stopping": "never", "top_k": 50}) == {
-        "num_beams": 3,
-        "early_stopping": "never",
-    }
-    assert _beams({"num_beams": 3, "do_sample": True}) == {}
-    check_raises("RUN-020-beams-text", _beams, {"num_beams": "many"})
+def test_a_bundle_searches_as_its_checkpoint_says(tmp_path: Path) -> None:
+    path, stated = tmp_path / "generation_config.json", {"num_beams": 3, "early_stopping": "never"}
+    assert _beams({**stated, "length_penalty": None, "top_k": 50}, path) == stated
+    assert _beams({**stated, "do_sample": True}, path) == {}
+    check_raises("CKPT-035", _beams, {"num_beams": "many"}, path)
