@@ -13,6 +13,13 @@ PyTorch stays the one that is there:
         py-cpuinfo aiohttp psutil loguru fsspec
     LIBRARIES=FOLDER python bench/libraries.py
 
+llm-compressor wants other versions of transformers and of what that needs, in a folder of their own which goes first:
+
+    pip install --no-deps --target OTHER llmcompressor==0.14.0.1 transformers==5.17.0 compressed-tensors==0.19.0 \\
+        auto-round==0.15.1 'huggingface-hub<2' httpx httpcore h11 anyio certifi idna sniffio pillow requests
+    LIBRARIES=OTHER:FOLDER python bench/libraries.py "llm-compressor FP8" ...
+    LIBRARIES=FOLDER:OTHER python bench/libraries.py    (then writes the page, with the versions of FOLDER)
+
 A library's model is run by transformers in float32 with the library's own rounding of weights and activations; ours is
 the bundle, run by the runtime. Both are held against the same float32 logits by the same code. All is done twice,
 on either half of the calibration file and held out on the other; the spread is that over windows.
@@ -102,8 +109,54 @@ def _auto_round(symmetric: bool) -> Callable[[Any, torch.Tensor], Any]:
     return run
 
 
+def _llm_compressor(modifiers: Callable[[Callable[..., Any]], list[Any]]) -> Callable[[Any, torch.Tensor], Any]:
+    def run(model: Any, windows: torch.Tensor) -> Any:
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+        from llmcompressor import oneshot
+
+        def groups(symmetric: bool) -> dict[str, Any]:
+            def of(size: int, *modules: str) -> Any:
+                how = QuantizationArgs(num_bits=4, type="int", symmetric=symmetric, strategy="group", group_size=size)
+                return QuantizationScheme(targets=[f"re:.*({'|'.join(modules)})$"], weights=how)
+
+            names = {name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj")}
+            short = {module: of(size, module) for module, size in SHORT.items()}
+            return {"config_groups": {**short, "other": of(128, *sorted(names - set(SHORT)))}, "ignore": ["lm_head"]}
+
+        data: Any = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
+        loader: Any = torch.utils.data.DataLoader(data, batch_size=None)
+        count = len(windows)
+        return oneshot(
+            model=model, dataset=loader, recipe=modifiers(groups), max_seq_length=LENGTH, num_calibration_samples=count
+        )  # fmt: skip
+
+    return run
+
+
+def _gptq(groups: Callable[..., Any]) -> list[Any]:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    return [GPTQModifier(**groups(symmetric=False))]
+
+
+def _smoothed(_: Callable[..., Any]) -> list[Any]:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    return [
+        SmoothQuantModifier(smoothing_strength=0.8),
+        GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]),
+    ]
+
+
+def _fp8(_: Callable[..., Any]) -> list[Any]:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    return [QuantizationModifier(targets="Linear", scheme="FP8", ignore=["lm_head"])]
+
+
 ITERATIONS = 200
-MODELOPT, ROUND = "nvidia-modelopt", "auto-round"
+MODELOPT, ROUND, COMPRESSOR = "nvidia-modelopt", "auto-round", "llmcompressor"
 _SYMMETRIC = "symmetric; ours has zero points"
 _STATIC = "static, a scale for all inputs"
 _FULL = {"method": "awq_full", "alpha_step": 0.1}
@@ -117,6 +170,9 @@ CONTESTS = (
     Contest("auto-round W4A16, zeros", ROUND, "w4a16_gptq", _auto_round(False), "zero points"),
     Contest("modelopt INT8 SmoothQuant", MODELOPT, "w8a8_sq_static", _modelopt("INT8_SMOOTHQUANT_CFG"), _STATIC),
     Contest("modelopt FP8", MODELOPT, "fp8", _modelopt("FP8_DEFAULT_CFG"), _STATIC),
+    Contest("llm-compressor GPTQ", COMPRESSOR, "w4a16_gptq", _llm_compressor(_gptq), "zero points"),
+    Contest("llm-compressor W8A8", COMPRESSOR, "w8a8_sq", _llm_compressor(_smoothed), "SmoothQuant and GPTQ, by token"),
+    Contest("llm-compressor FP8", COMPRESSOR, "fp8", _llm_compressor(_fp8), _STATIC),
 )
 
 
@@ -244,7 +300,7 @@ def page(kept: dict[str, dict[str, Score]]) -> list[str]:
 def main(asked: tuple[str, ...]) -> int:
     """Measure, keep and write."""
     if "LIBRARIES" in os.environ:
-        sys.path.append(os.environ["LIBRARIES"])
+        sys.path[:0] = os.environ["LIBRARIES"].split(os.pathsep)
     names = [contest.name for contest in CONTESTS] + list(dict.fromkeys(contest.recipe for contest in CONTESTS))
     wanted = [name for name in names if not asked or name in asked]
     if unknown := set(asked) - set(names):
@@ -275,6 +331,7 @@ one linear, whose inputs 128 does not divide: 64 there, as in ours. The demo mod
 all, {HALF:,} held-out tokens in windows of {WINDOW}; then the same with the halves exchanged. Means over the windows of
 both, ± is the standard error. Divergence is from float32; perplexity's change is the mean change of the loss. Seconds
 are CPU time of one calibration, for ours with writing the bundle; empty where the machine was too busy to say.
+llm-compressor's AWQ is left out: it pins memory for an accelerator, without one it ends with an error.
 """
 PAIRS = """
 ## Window by window
