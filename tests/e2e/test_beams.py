@@ -129,3 +129,13 @@ def test_a_bundle_searches_as_its_checkpoint_says(tmp_path: Path) -> None:
     assert _beams({**stated, "length_penalty": None, "top_k": 50}, path) == stated
     assert _beams({**stated, "do_sample": True}, path) == {}
     check_raises("CKPT-035", _beams, {"num_beams": "many"}, path)
+
+
+def test_rows_of_codes_are_copied_whole(tmp_path: Path) -> None:
+    """Over an 8-bit cache scores are those of the texts computed at once: a row's scale is copied with its codes."""
+    model = runtime.load(compiler.compile(DEMO, out=tmp_path / "bundle", kv_cache="int8"))
+    row = np.load(DEMO / "calibration-tokens.npy").reshape(-1)[500:533].tolist()
+    for beam in model.search([row], num_beams=4, num_return_sequences=4, max_new_tokens=NEW, stop=())[0]:
+        logits = model.logits([[*row, *beam.ids[:-1]]])[0][len(row) - 1 :]
+        odds = torch.from_numpy(logits).log_softmax(-1).numpy()
+        assert abs(odds[np.arange(NEW), beam.ids].mean() - beam.score) <= 2 * TOLERANCE
