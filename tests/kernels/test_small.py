@@ -88,7 +88,7 @@ def test_few_rows(dtype: str, outs: int, ins: int) -> None:
         torch.randn(*shape, generator=generator).to(kind) for shape in ((3, ins), (outs, ins), (outs,), (3, outs))
     )
     y = torch.full((3, outs), torch.nan, dtype=kind)
-    plain = {"group": 0, "x_kind": "", "x_block": 0, "band": 1, "turned": False}
+    plain = {"group": 0, "x_kind": "", "x_block": 0, "band": 1, "turned": False, "once": True}
     dense[(-(-outs // 16), 1)](
         x, w, None, None, bias, residual, y, 3, outs=outs, ins=ins, rows=16, tile=16, depth=32, **plain
     )
