@@ -5,7 +5,7 @@
     python bench/gpu_families.py run FOLDER OUT.json [PRECISION,...]    where the GPU is, in that order; no PyTorch
     python bench/gpu_families.py records OUT.json                       here: as evidence, into docs/evidence/gpu
 
-The reference is the interpreter on the plain equations; in float16 its own error is the measure (a factor of at most 2
+The reference is the interpreter on the plain equations; in 16 bits its own error is the measure (a factor of at most 2
 is asked for), with low-bit weights the recipe's bound. Greedy ids are those of the CPU engine in float32, which
 tests/families holds to the original's.
 """
@@ -30,13 +30,15 @@ TARGET, TOOLCHAIN = "sm90", "tensorrt-8.6"
 NEW = 16
 WORKERS, BUILDERS = 12, 4  # processes; those that build engines slow each other down
 CACHE = 2048  # tokens of cache in each model: several share the device
-FACTOR = 2.0  # times the reference's own error in float16
+OWN = "error of the reference in its type"
+HALVES = {"fp16": "h", "bf16": "b"}  # where expected.npz has what the reference makes of them
+FACTOR = 2.0  # times the reference's own error in the same type
 COLUMNS = ("fp32", "fp16", "bf16", "fp8", "w8a8_sq", "w4a16_awq", "w8a16", "w4a16_gptq", "w4a16")
 HEAD = """Written by `bench/gpu_families.py records`; do not edit. Random weights; the reference is the interpreter in
-float32 on the plain equations. fp32: the greatest error of an output (at most 1e-3; greedy ids equal in all). fp16: the
-same, and how many times the reference's own error in float16 it is (at most 2). Low-bit: mean KL divergence of the
-logits (encoders: the error of the output, of its size) against the recipe's bound. **Bold** is beyond the bound; empty
-was not run."""
+float32 on the plain equations. fp32: the greatest error of an output (at most 1e-3; greedy ids equal in all). fp16 and
+bf16: the same, and how many times the reference's own error in that type it is (at most 2). Low-bit: mean KL divergence
+of the logits (encoders: the error of the output, of its size) against the recipe's bound. **Bold** is beyond the bound;
+empty was not run."""
 FP32 = 1e-3  # greatest absolute error of a float32 engine's output
 
 
@@ -58,10 +60,12 @@ def make(folder: Path, precisions: list[str], names: list[str]) -> None:
         plain = compiler.prepare(path, size="tiny", weights="random", precision="fp32")
         weights = float_weights(plain)
         expected = expect(plain, weights)
-        halves = expect(plain, weights, expected.rows, graph=_in_float16(plain)).judged
         arrays: dict[str, Any] = {"output": np.array(expected.name)}
-        for index, (row, found, half) in enumerate(zip(expected.rows, expected.judged, halves, strict=True)):
-            arrays |= {f"p{index}": np.array(row, np.int32), f"r{index}": found, f"h{index}": half}
+        for index, (row, found) in enumerate(zip(expected.rows, expected.judged, strict=True)):
+            arrays |= {f"p{index}": np.array(row, np.int32), f"r{index}": found}
+        for precision, letter in HALVES.items():
+            halves = expect(plain, weights, expected.rows, graph=_in_halves(plain, precision)).judged
+            arrays |= {f"{letter}{index}": half for index, half in enumerate(halves)}
         if plain.role == "decoder":
             with runtime.load(compiler.compile(path, size="tiny", weights="random", out=home / "cpu")) as model:
                 for index, ids in enumerate(model.generate(expected.rows, max_new_tokens=NEW, stop=())):
@@ -77,13 +81,13 @@ def make(folder: Path, precisions: list[str], names: list[str]) -> None:
     (folder / "refused.json").write_text(json.dumps(refused, indent=1))
 
 
-def _in_float16(plain: Any) -> Any:
-    """The reference's graph with float16 weights and values, softmax and norms in float32 as the passes have it."""
+def _in_halves(plain: Any, precision: str) -> Any:
+    """The reference's graph with 16-bit weights and values, softmax and norms in float32 as the passes have it."""
     from compiler.passes.assign_precision import assign_precision
     from compiler.passes.pipelines import FUSION
     from compiler.passes.runner import run_passes
 
-    return run_passes(plain.built.graph, (*FUSION, assign_precision("fp16")))[0]
+    return run_passes(plain.built.graph, (*FUSION, assign_precision(precision)))[0]
 
 
 def _bundle(path: Path, precision: str, out: Path, calibration: Path) -> None:
@@ -154,8 +158,9 @@ def _one(bundle: Path) -> dict[str, Any]:
         found = [item[name] for item in model.forward(rows)]
         new = model.generate(rows, max_new_tokens=NEW, stop=()) if "g0" in arrays else []
     wanted = [arrays[f"r{index}"] for index in range(count)]
-    theirs = max(float(np.abs(arrays[f"h{i}"] - wanted[i]).max()) for i in range(count))
-    result: dict[str, Any] = {"output": name, "float16 error of the reference": theirs}
+    result: dict[str, Any] = {"output": name}
+    if letter := HALVES.get(bundle.name):
+        result[OWN] = max(float(np.abs(arrays[f"{letter}{i}"] - wanted[i]).max()) for i in range(count))
     result["error"] = max(float(np.abs(found[i] - wanted[i]).max()) for i in range(count))
     result |= {"greedy equal": [new[i] == arrays[f"g{i}"].tolist() for i in range(count)]} if new else {}
     return {**result, **_judged(bundle.name, result, found, wanted)}
@@ -168,10 +173,11 @@ def _judged(precision: str, result: Mapping[str, Any], found: Sequence[Any], wan
 
     name, _, cache = precision.partition("+")
     recipe = with_cache(load_recipe(name), cache or None)
-    if recipe.weights is None and recipe.kv_cache is None:
-        limit = FP32 if precision == "fp32" else FACTOR * result["float16 error of the reference"]
-        same = precision != "fp32" or all(result.get("greedy equal", [True]))
-        return {"limit": limit, "within": result["error"] <= limit and same}
+    if precision in HALVES:
+        limit = FACTOR * result[OWN]
+        return {"limit": limit, "within": result["error"] <= limit}
+    if precision == "fp32":
+        return {"limit": FP32, "within": result["error"] <= FP32 and all(result.get("greedy equal", [True]))}
     numbers = agreement([np.atleast_2d(x) for x in found], [np.atleast_2d(x) for x in wanted])
     kind = "mean_kl" if result["output"] == "logits" else "relative"  # as the report judges
     limit, got = getattr(recipe.bound, kind), getattr(numbers, kind)
@@ -192,8 +198,8 @@ def records(found: Path) -> None:
         if not case.get("within") or "+" in precision:  # the matrix of records has no caches
             continue
         text = f"{result['gpu']}: `{case['output']}` of the tiny size off by {case['error']:.2g} at most"
-        if precision == "fp16":
-            text += f" (the reference in float16: {case['float16 error of the reference']:.2g})"
+        if precision in HALVES:
+            text += f" (the reference in {precision}: {case[OWN]:.2g})"
         elif "relative" in case:
             text += f", {case['relative']:.2g} of its size"
             text += f", mean KL {case['mean_kl']:.2g}" if "mean_kl" in case else ""
@@ -238,7 +244,7 @@ def table(document: Mapping[str, Any]) -> str:
         ]
     for precision, spec in others:
         case = cases[f"{spec} {precision}"]
-        lines.append(f"| {precision} | {spec} | {_cell(precision, case)} | {case.get('limit', '')} |")
+        lines.append(f"| {precision} | {spec} | {_cell(precision, case)} | {case.get('limit', 0):.2g} |")
     return "\n".join(lines) + "\n"
 
 
@@ -249,8 +255,8 @@ def _cell(precision: str, case: Mapping[str, Any] | None) -> str:
         return "failed"
     if precision == "fp32":
         text = f"{case['error']:.1e}"
-    elif precision == "fp16":
-        text = f"{case['error']:.1e} = {case['error'] / case['float16 error of the reference']:.2f}x"
+    elif precision in HALVES:
+        text = f"{case['error']:.1e} = {case['error'] / case[OWN]:.2f}x"
     else:
         kind = "mean_kl" if "mean_kl" in case else "relative"
         text = f"{case[kind]:.4f}" + ("" if kind == "mean_kl" else " of its size")
