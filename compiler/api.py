@@ -197,7 +197,7 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
     if options is not None:
         from compiler.lower.tensorrt.options import for_base
 
-        for_base(options, precision.base)
+        for_base(options, precision.base)  # what engines can't have is told before a weight is read
     if native:
         from compiler.lower.tensorrt.native import check_native
 

@@ -66,7 +66,7 @@ class Engine:
         self._assumed: list[tuple[Request, int, int]] = []  # sequences, and how many tokens they had before and in all
         size = executable.block_size
         self._schedule = Scheduler(executable.blocks, size, max_batch, max_sequence, self.step_tokens)
-        # a prompt with inputs of its own is never cut (see _prefill): room for one more prompt in a step
+        # a prompt with inputs of its own is never cut (runtime/schedule.py): room for one more prompt in a step
         room = self.step_tokens + (max_sequence if self.extra_inputs else 0)
         most = max_batch * self._schedule.blocks_for(max_sequence)  # more than there are, where sequences share some
         self._packer = Packer(max_batch, room, most, self.extra_inputs)

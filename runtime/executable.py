@@ -17,8 +17,8 @@ PACKED = (
     "tokens", "positions", "rows", "lengths", "past_lens", "seq_begins", "block_ids", "block_begins", "max_context",
     "select",
 )  # fmt: skip
-LIKELIEST: Ints = np.zeros(0, np.int32)
 PADDED = ("tokens", "positions", "rows", "lengths")  # and for an encoder, [B, S]
+LIKELIEST: Ints = np.zeros(0, np.int32)  # the `how` of a step that draws nothing, see Picks
 
 
 class Executable(Protocol):

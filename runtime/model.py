@@ -176,7 +176,7 @@ class Model:
         return "".join(self.text_stream(prompt, **options))
 
     def text_stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """`text`, piece by piece as it comes."""
+        """`text`, piece by piece as it comes. Raises SpecRTError as `text`, RUN-023 for several beams."""
         tokenizer = self.tokenizer
         ids = tokenizer.encode(prompt)
         events = self.stream([ids], **options)

@@ -60,10 +60,13 @@ def _mapping(config: Mapping[str, Any], where: Where) -> _Mapping:
         return max(1, int(told.get(key) or 1))  # -1 of what there is none
 
     found = _Mapping(size("tp_size"), size("pp_size"), size("cp_size"), size("moe_ep_size"))
-    world = int(told.get("world_size") or found.width * found.stages * found.context)
-    kv_heads, message = config.get("num_key_value_heads"), None
-    if world != found.width * found.stages * found.context or found.width % found.experts:
-        message = f"{world} ranks are not {found.width} of tensor times {found.stages} of pipeline parallelism"
+    ranks = found.width * found.stages * found.context
+    world, kv_heads, message = int(told.get("world_size") or ranks), config.get("num_key_value_heads"), None
+    if world != ranks:
+        kinds = f"{found.width} of tensor times {found.stages} of pipeline times {found.context} of context parallelism"
+        message = f"{world} ranks are not {kinds}"
+    elif found.width % found.experts:
+        message = f"{found.width} ranks of tensor parallelism are no multiple of {found.experts} of expert parallelism"
     elif isinstance(kv_heads, int) and kv_heads % found.width and found.width % kv_heads:
         message = f"{kv_heads} key and value heads do not divide among {found.width} ranks, nor these among them"
     if message is not None:

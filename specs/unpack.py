@@ -4,7 +4,7 @@ each layout in specs/packed.py. What a layout comes to is known from headers alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,10 +146,15 @@ def _scale_of_rank(parts: Mapping[str, TensorInfo]) -> TensorInfo:
     return parts["per_channel_scale.0" if "per_channel_scale.0" in parts else "weights_scaling_factor.0"]
 
 
+def _ranks(parts: Collection[str]) -> int:
+    """How many ranks hold a part of a weight."""
+    return sum(name.startswith("weight.") for name in parts)
+
+
 def _mixed_scales(packed: Packed) -> tuple[int, int]:
     """The shape of the scales of all ranks: [out, groups of inputs]."""
     parts = dict(packed.parts)
-    count, shape = sum(name.startswith("weight.") for name in parts), _scale_of_rank(parts).shape
+    count, shape = _ranks(parts), _scale_of_rank(parts).shape
     rows, groups = (shape[0], 1) if len(shape) == 1 else (shape[1], shape[0])
     return (rows, groups * count) if packed.axis else (rows * count, groups)
 
@@ -174,7 +179,7 @@ def _block(packed: Packed) -> tuple[int, ...]:
         width, groups = parts["weight_packed"].shape[1] * (32 // packed.bits), parts["weight_scale"].shape[-1]
         return _grouped(width, groups, packed.group)
     if packed.layout == "mixed":
-        ranks = sum(name.startswith("weight.") for name in parts) if packed.axis else 1
+        ranks = _ranks(parts) if packed.axis else 1
         return _grouped(parts["weight.0"].shape[0] * ranks, _mixed_scales(packed)[1], 0)
     if packed.layout == "halves":
         return _grouped(parts["weight"].shape[1], parts["weights_scaling_factor"].shape[1], 0)
@@ -290,7 +295,7 @@ def _mixed(packed: Packed, parts: Tensors) -> Codes:
 
     from specs.mixed_gemm import rank_of
 
-    ranks = range(sum(name.startswith("weight.") for name in parts))
+    ranks = range(_ranks(parts))
     each = [
         rank_of(packed, {name.rpartition(".")[0]: part for name, part in parts.items() if name.endswith(f".{rank}")})
         for rank in ranks

@@ -146,6 +146,12 @@ def test_files_stay_small() -> None:
     assert not stale, f"no longer long, remove from LONG_FILES: {stale}"
 
 
+def test_decisions_are_numbered_in_order() -> None:
+    """They are cited by number; people who work side by side give out the same one, or leave one out."""
+    numbers = re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8"), re.M)
+    assert [int(number) for number in numbers] == list(range(1, len(numbers) + 1))
+
+
 def test_makefile_pins_torch_as_constraints_do() -> None:
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert re.findall(r"torch==\S+", (ROOT / "Makefile").read_text(encoding="utf-8")) == re.findall(

@@ -1,4 +1,4 @@
-"""Rotary embedding of q and k, and the append of k and v to the paged cache: of prompts a launch, in decode a part."""
+"""Rotary embedding of q and k, and the append of k and v to the paged cache: a launch, or a part of `decode`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def append(
     """Turn q in place, write turned k and v to slot = block id * block + place; a slot below 0 is padding.
 
     Grid (tokens from `first` on, head tiles of q when pairs > 0, then of k); rows of q, k, v are `*_row` apart, heads
-    `*_head`. What `decode` attends for is not among them: it turns and writes by itself.
+    `*_head`. Tokens that `decode` turns and writes by itself are not among them.
     """
     token = (first + tl.program_id(0)).to(tl.int64)
     part = tl.program_id(1)

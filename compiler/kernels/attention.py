@@ -86,7 +86,7 @@ def query_tile(attention: Attention) -> int:
 
 
 def append(attention: Attention) -> Launch:
-    """Rotary and append, over the tokens of prompts."""
+    """Rotary and append, of the tokens that no `decode` appends."""
     a = attention
     tile = max(1, min(power(a.heads), 2048 // power(max(a.dim, a.wide))))
     constants = _new(a) | {name: _constants(a)[name] for name in _SHARED} | {"tile": tile}

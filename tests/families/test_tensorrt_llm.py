@@ -170,6 +170,7 @@ def test_what_is_not_read(tmp_path: Path) -> None:
         "CKPT-030-algorithm": {"quantization": {"quant_algo": "W8A8_SQ_PER_CHANNEL"}},
         "CKPT-034-heads": {"mapping": {"world_size": 3, "tp_size": 3}},
         "CKPT-034-ranks": {"mapping": {"world_size": 8, "tp_size": 2}},
+        "CKPT-034-expert-ranks": {"mapping": {"world_size": 2, "tp_size": 2, "moe_ep_size": 4}},
         "CKPT-007-rank": {"mapping": {"world_size": 2, "tp_size": 2}},
         "SPEC-047-format": {"architecture": "LlamaForQuestions"},
         "SPEC-042-format": {"position_embedding_type": "alibi"},

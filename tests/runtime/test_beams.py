@@ -183,8 +183,3 @@ def test_mistakes() -> None:
     check_raises("RUN-007-beams", decoder(12)[0].generate, row, num_beams=4, max_new_tokens=20)
     assert decoder(24)[0].generate(row, num_beams=4, max_new_tokens=20)
     assert not model.engine.busy
-
-
-def test_bad_keys_of_a_bundle_are_told() -> None:
-    with pytest.raises(Exception, match="num_beams"):
-        Beams(num_beams=True)

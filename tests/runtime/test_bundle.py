@@ -67,6 +67,7 @@ def test_no_bundle(tmp_path: Path) -> None:
         ("BUNDLE-002-entry", lambda manifest: manifest["files"].update({"plan.json": {"size": "big"}})),
         ("BUNDLE-002-plan", lambda manifest: manifest["files"].pop("plan.json")),
         ("BUNDLE-002-derive", lambda manifest: manifest.update(derive={"prefix": {"last": 3}})),
+        ("BUNDLE-002-beams", lambda manifest: manifest["generation"].update(num_beams=True)),
         ("BUNDLE-002-role", lambda manifest: manifest.update(role="speaker")),
         ("BUNDLE-002-limits", lambda manifest: manifest["limits"].update(max_batch=0)),
         ("BUNDLE-002-tokenizer", lambda manifest: manifest.update(tokenizer="other.json")),

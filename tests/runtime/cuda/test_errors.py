@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -69,19 +70,27 @@ def test_what_is_broken() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_kernels_of_another_contract(tmp_path: Path) -> None:
-    """Attention that appended in a launch of its own would be given the new token's key nowhere."""
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"sets": {"sm90": [{"decode1": "a"}]}, "attention": {"0": 0}, "others": {}}, "`decode1` does not say `new`"),
+        ({"sets": {"sm90": []}, "attention": {}, "others": {"choose": "a"}}, "`choose` is of an older version"),
+    ],
+)
+def test_kernels_of_another_contract(found: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """Attention that appended in a launch of its own would be given the new token's key nowhere, numbers to draw by
+    be taken for addresses."""
     from runtime.cuda.kernels import FILE, Kernels
 
     built = {"file": "a.cubin", "entry": "decode", "threads": 128, "shared": 0, "overlap": True}
     document = {
         "architectures": [90], "kernels": {"a": {"arguments": ["q"], "constants": {}, "sm90": built}},
-        "sets": {"sm90": [{"decode1": "a"}]}, "attention": {"0": 0}, "others": {}, "programs": {"sm90": {}},
+        "programs": {"sm90": {}}, **found,
     }  # fmt: skip
     (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text(json.dumps(document))
     device = SimpleNamespace(capability=90, function=lambda *_: None)
-    with pytest.raises(SpecRTError, match=r"BUNDLE-024.*`decode1` does not say `new`"):
+    with pytest.raises(SpecRTError, match=f"BUNDLE-024.*{told}"):
         Kernels(tmp_path, device, needed=True)
 
 
