@@ -77,7 +77,7 @@ def rank_of(
         return codes, scale, None
     exact = -parts["zero"].T.float() / scale.float()
     zeros = exact.round()
-    if not bool(((exact - zeros).abs() < 0.1).all()):  # rounded to 16 bits it is off by 0.03 at most
+    if not bool(((exact - zeros).abs() < 0.1).all()):  # 128, rounded to float16, is off by 0.06 at most
         message = f"`{info.name}` has zeros that are no whole codes"
         raise SpecRTError("CKPT-032", message, where=where)
     return codes, scale, zeros.to(torch.int16)

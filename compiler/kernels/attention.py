@@ -1,4 +1,4 @@
-"""What one attention asks of the kernels, as data, and the launches that answer it: names, constants, grids.
+"""What one attention asks of the kernels, as data, and the launches that answer it: names, arguments, constants.
 
 Everything but the batch is a compile-time constant, so that a kernel has no branch that its model does not need.
 """
@@ -92,13 +92,6 @@ def append(attention: Attention) -> Launch:
     constants = _new(a) | {name: _constants(a)[name] for name in _SHARED} | {"tile": tile}
     arguments = (*_inputs(a), ("first", "int"))
     return Launch("append", "append.append", arguments, constants, 4, 2, _unaligned(a))
-
-
-def append_grid(attention: Attention, tokens: int) -> tuple[int, int, int]:
-    """Blocks of `append`."""
-    tile = append(attention).constants["tile"]
-    query = -(-attention.heads // tile) if attention.pairs else 0
-    return tokens, query - (-attention.groups // tile), 1
 
 
 def prefill(attention: Attention) -> Launch:

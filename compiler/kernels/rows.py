@@ -3,7 +3,7 @@
 An engine built for many tokens leaves bandwidth unused at few (docs/evidence/gpu); the runtime measures both, and takes
 the faster for each size of batch. Low-bit products that the toolchain has no layer for have this way only: the kernel
 of rows that makes an input rounds it and stores codes and scales, the product reads codes on both sides. What a segment
-has beyond this page's rules, it has from its engine alone.
+has beyond this page's rules, it has from its engine alone; without engines it is refused.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def grid_of(prefill: Kernel, call: Call, multiprocessors: int) -> tuple[int, int
 
 
 def query_rows(kernels: Mapping[int, Mapping[str, Kernel]]) -> int:
-    """Tokens in a query tile; the least of all attentions, since they share one list of tiles."""
+    """Tokens in a query tile, the same for all attentions: they share one list of tiles."""
     rows = {int(one["prefill"].constants["rows"]) for one in kernels.values()}
     if len(rows) > 1:
         raise AssertionError(f"attentions with query tiles of {sorted(rows)} in one plan")

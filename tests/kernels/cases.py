@@ -101,7 +101,10 @@ class Case:
         decode = lib.decode(a, splits)
         values["first"] = single if decode.constants["new"] else 0
         if values["first"] < self.tokens:
-            found.append((lib.append(a), lib.append_grid(a, self.tokens - values["first"])))
+            append = lib.append(a)
+            tile = append.constants["tile"]
+            heads = (-(-a.heads // tile) if a.pairs else 0) + -(-a.groups // tile)
+            found.append((append, (self.tokens - values["first"], heads, 1)))
         if single:
             if splits > 1:
                 decode = replace(decode, constants=decode.constants | {"tile": 16})  # short sequences have several
