@@ -79,14 +79,14 @@ def _moved(name: str, layers: int) -> str:
     return _LAYER.sub(lambda match: str(int(match[0]) + layers), name)
 
 
-def _rank(folder: Path, rank: int, world: int) -> dict[str, TensorInfo]:
+def _rank(folder: Path, rank: int, files: int) -> dict[str, TensorInfo]:
     from specs.checkpoint import read_header
 
     path = folder / f"rank{rank}.safetensors"
     if not path.is_file():
         raise SpecRTError(
             "CKPT-007",
-            f"{path.name} is missing: config.json tells of {world} ranks",
+            f"{path.name} is missing: config.json tells of {files} such files",
             where=Where(str(folder)),
         )
     return read_header(path)
