@@ -15,6 +15,7 @@ from compiler.quantization.statistics import Inputs, gather
 from specs.precision import Recipe
 
 Weights = Callable[[str], Tensor]
+UNSURE = 2.0  # times inputs over tokens: by how much of itself each second moment is raised; decision 60
 
 
 def quantized(
@@ -45,6 +46,8 @@ def quantized(
         static = static_parts(recipe, ranged)
         found |= {f"{linear.weight}.{suffix}": static[suffix].clone() for linear in alike for suffix in static}
         met = _met(recipe, seen, exact, own, static) if _meets_rounded(alike[0]) else ranged
+        if compensates(alike[0]):
+            met = met.raised(UNSURE * seen[0].shape[-1] / sum(x[..., 0].numel() for x in seen))
         for linear, made in zip(alike, round_alike(alike, weights, own, met), strict=True):
             found |= {f"{linear.weight}.{suffix}": tensor.contiguous() for suffix, tensor in made.parts().items()}
     return found

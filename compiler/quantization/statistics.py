@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
@@ -41,6 +41,10 @@ class Inputs:
             return None if products is None else products * factors * factors[:, None]
 
         return Inputs(both(self.moment), self.largest * size, self.mean * size, self.rows * factors, both(self.drift))
+
+    def raised(self, share: float) -> Inputs:
+        """With each input's second moment larger by a share of itself: what inputs have in common then counts less."""
+        return replace(self, moment=self.products + torch.diag(self.products.diagonal() * share))
 
 
 def gather(tensors: Iterable[Tensor], exact: Iterable[Tensor] = (), products: bool = True) -> Inputs:

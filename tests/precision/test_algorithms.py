@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from compiler.ir.formats import RANGE
-from compiler.passes.quantization_plan import Storage, storage_of
-from compiler.quantization import second_order
+from compiler.passes.quantization_plan import Linear, Storage, storage_of
+from compiler.quantization import second_order, shared_input
 from compiler.quantization.activations import rounded_inputs, static_parts
-from compiler.quantization.rounding import round_weight
+from compiler.quantization.rounding import Quantized, round_weight
 from compiler.quantization.second_order import round_second_order
+from compiler.quantization.shared_input import quantized
 from compiler.quantization.smoothing import clipped, smoothing
 from compiler.quantization.statistics import Inputs, gather
 from specs.precision import load_recipe, recipe_names
 from tests.golden_errors import check_raises
 
 OUT, WIDTH = 48, 128
+GPTQ = load_recipe("w4a16_gptq")
 
 
 def layer(outliers: float = 1.0, channels: int = 4) -> tuple[torch.Tensor, Inputs]:
@@ -108,6 +110,30 @@ def test_second_order_rounding_aims_at_outputs_before_any_rounding() -> None:
         return float((x @ found.T - exact @ weight.T).square().mean())
 
     assert error(gather([x[:300], x[300:]], [exact[:300], exact[300:]])) < 0.5 * error(gather([x]))
+
+
+def test_second_order_rounding_by_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tokens for each input, neighbours alike as in a text: what their inputs share counts less than it seems."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5
+
+    def text(length: int) -> torch.Tensor:
+        x = torch.randn(length, WIDTH, generator=generator)
+        for here, before in zip(x[1:], x[:-1], strict=True):
+            here.mul_(0.19**0.5).add_(before, alpha=0.9)
+        return x @ mix
+
+    seen, later = text(2 * WIDTH), gather([text(4096)])
+    weight, linear = torch.randn(OUT, WIDTH, generator=generator), Linear("w", stored("w4a16_gptq"), GPTQ)
+
+    def error() -> float:
+        parts = quantized([linear], [seen], [seen], {"w": weight}.__getitem__)
+        codes = Quantized(*(parts[f"w.{part}"] for part in ("codes", "scale", "zero")), None, linear.storage.block)
+        return output_error(codes.dequantized(), weight, later)
+
+    drawn = error()
+    monkeypatch.setattr(shared_input, "UNSURE", 0.0)
+    assert drawn < 0.95 * error()
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
