@@ -1,10 +1,10 @@
 """The kernels of a plan: which its steps need, compiled into the bundle's `kernels/` with kernels.json.
 
-kernels.json: `kernels` is key -> {arguments, constants, sm90: {file, entry, threads, shared, overlap}, ...}, and all
-else names keys: `sets` is, for an architecture, a list of name -> key, one for each attention that differs; `attention`
-maps the index of a step to its set; `programs` maps an architecture and a segment to its kernels, by rows at most;
-`others` are by name: `choose` picks tokens, `carry` hands them to the next step, `normal.DTYPE.MEAN` and `codes.AND.OR`
-make weights.
+kernels.json: `format` says what the runtime must be able to launch, `kernels` is key -> {arguments, constants, sm90:
+{file, entry, threads, shared, overlap}, ...}, and all else names keys: `sets` is, for an architecture, a list of name
+-> key, one for each attention that differs; `attention` maps the index of a step to its set; `programs` maps an
+architecture and a segment to its kernels, by rows at most; `others` are by name: `choose` picks tokens, `carry` hands
+them to the next step, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from compiler.kernels.row_source import RefusedError
 from compiler.kernels.rows import SIZES, Program, as_dict, program_of
 
 FOLDER = "kernels"
+FORMAT = 2  # as runtime/cuda/kernels.py reads it
 PROMPT = 64  # rows: a prompt is padded to these, or to more (runtime/cuda/batch.py)
 _LOG = logging.getLogger("compiler.kernels")
 FLOATS = ("f32", "f16", "bf16")
@@ -168,6 +169,7 @@ def write_kernels(
             entry = made.setdefault(key, {"arguments": compiled.arguments, "constants": compiled.launch.constants})
             entry[f"sm{architecture}"] = compiled.as_dict(f"{FOLDER}/{file}")
     document = {
+        "format": FORMAT,
         "architectures": list(architectures),
         "sets": attentions,
         "attention": steps,

@@ -25,8 +25,7 @@ from runtime.cuda.batch import (
 from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.driver import Device
 from runtime.cuda.graphs import Graphs, Ways
-from runtime.cuda.kernels import FILE, Kernels
-from runtime.cuda.missing import damaged_kernels
+from runtime.cuda.kernels import Kernels
 from runtime.cuda.on_device import OnDevice
 from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.cuda.turns import Turn, Turns
@@ -64,8 +63,6 @@ class CUDAExecutable(OnDevice):
             random = any(weight.file is None for weight in program.weights.values())
             needed = random or any(step.kind != "engine" for step in program.steps)
             self._kernels = Kernels(bundle.path, device_, needed)
-            if "choose" in self._kernels.others and "carry" not in self._kernels.others:
-                raise damaged_kernels(bundle.path / FILE, "it has `choose` without `carry`")
             self._load(bundle, tokens, cache_tokens)
         except BaseException:
             self.close()

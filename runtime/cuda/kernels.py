@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cuda.driver import Device
-from runtime.cuda.missing import damaged_kernels, no_kernels, usable
+from runtime.cuda.missing import damaged_kernels, no_kernels, other_kernels, usable
 from runtime.cuda.programs import RowCall, RowProgram
 
 FILE = "kernels/kernels.json"
+FORMAT = 2  # of the file and of what its kernels expect: rises with either, in compiler/kernels/library.py too
 _SCRATCH = (0, 0)  # two null pointers that Triton's kernels take last
 
 
@@ -46,7 +47,7 @@ class Kernels:
     """`attention` by the index of a step, `programs` by segment and rows, `others` by name."""
 
     def __init__(self, folder: Path, device: Device, needed: bool) -> None:
-        """Raises SpecRTError BUNDLE-022 where the bundle has no kernels for this GPU, BUNDLE-024 for a broken file.
+        """Raises SpecRTError BUNDLE-022 where the bundle has no kernels for this GPU, BUNDLE-024 for another format.
 
         Where they are not `needed`, as in a plan of engines alone, there may be none.
         """
@@ -60,6 +61,8 @@ class Kernels:
             return
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
+            if document.get("format") != FORMAT:
+                raise other_kernels(path, document.get("format"), FORMAT)
             architecture = usable(device.capability, document["architectures"])
             if architecture is None:
                 raise no_kernels(folder, device.capability, document["architectures"])
@@ -72,15 +75,11 @@ class Kernels:
                 loaded[key] = Kernel(device, function, built["threads"], built["shared"], tuple(entry["arguments"]),
                                      entry["constants"], built["overlap"])  # fmt: skip
             sets = [{name: loaded[key] for name, key in one.items()} for one in document["sets"][f"sm{architecture}"]]
-            if any("new" not in one["decode1"].constants for one in sets):
-                raise damaged_kernels(path, "its `decode1` does not say `new`")  # compiled before some appended
             self.attention = {int(step): sets[number] for step, number in document["attention"].items()}
             self.others = {name: loaded[key] for name, key in document["others"].items()}
-            if "choose" in self.others and "how" not in self.others["choose"].arguments:
-                raise damaged_kernels(path, "its `choose` is of an older version, which could not draw tokens")
             self.programs = {
                 file: {int(size): _program(program, loaded) for size, program in sizes.items()}
                 for file, sizes in document["programs"][f"sm{architecture}"].items()
             }
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise damaged_kernels(path, repr(error)) from error

@@ -46,6 +46,14 @@ def damaged_kernels(path: Path, reason: str) -> SpecRTError:
     return SpecRTError("BUNDLE-024", f"kernels.json is damaged: {reason}", where=Where(str(path)), hint=hint)
 
 
+def other_kernels(path: Path, found: object, read: int) -> SpecRTError:
+    """Kernels that an earlier or later version compiled, which expect to be launched otherwise."""
+    theirs = "of a version before formats had numbers" if found is None else f"of format {found}"
+    hint = "compile the bundle again: `specrt compile SOURCE --out BUNDLE`"
+    message = f"the kernels of this bundle are {theirs}; this runtime launches those of format {read}"
+    return SpecRTError("BUNDLE-024", message, where=Where(str(path)), hint=hint)
+
+
 def other_weights(path: Path, name: str) -> SpecRTError:
     """A weights file that is not the plan's."""
     message = f"`{path.name}` does not hold `{name}` as plan.json has it"

@@ -81,8 +81,10 @@ def build_segment(
     grown = config.get_timing_cache()
     found = b"" if grown is None else bytes(grown.serialize())
     said = len(logger.errors)
-    readable = config.create_timing_cache(found) is not None and len(logger.errors) == said
-    return bytes(plan), found if readable else timing  # 8.6 writes what it can't read; then those of before stay
+    if config.create_timing_cache(found) is None or len(logger.errors) != said:
+        LOG.info("TensorRT can't read the timing cache that it wrote; the one of before stays")
+        return bytes(plan), timing
+    return bytes(plan), found
 
 
 def _use_timings(config: Any, known: bytes) -> None:

@@ -70,28 +70,18 @@ def test_what_is_broken() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize(
-    ("found", "told"),
-    [
-        ({"sets": {"sm90": [{"decode1": "a"}]}, "attention": {"0": 0}, "others": {}}, "`decode1` does not say `new`"),
-        ({"sets": {"sm90": []}, "attention": {}, "others": {"choose": "a"}}, "`choose` is of an older version"),
-    ],
-)
-def test_kernels_of_another_contract(found: dict[str, Any], told: str, tmp_path: Path) -> None:
-    """Attention that appended in a launch of its own would be given the new token's key nowhere, numbers to draw by
-    be taken for addresses."""
-    from runtime.cuda.kernels import FILE, Kernels
+@pytest.mark.parametrize("found", [{}, {"format": 1}])
+def test_kernels_of_another_format(found: dict[str, Any], tmp_path: Path) -> None:
+    """They would take a number for an address, or not do what others leave to them."""
+    from compiler.kernels import library
+    from runtime.cuda.kernels import FILE, FORMAT, Kernels
 
-    built = {"file": "a.cubin", "entry": "decode", "threads": 128, "shared": 0, "overlap": True}
-    document = {
-        "architectures": [90], "kernels": {"a": {"arguments": ["q"], "constants": {}, "sm90": built}},
-        "programs": {"sm90": {}}, **found,
-    }  # fmt: skip
+    assert library.FORMAT == FORMAT
     (tmp_path / FILE).parent.mkdir()
-    (tmp_path / FILE).write_text(json.dumps(document))
-    device = SimpleNamespace(capability=90, function=lambda *_: None)
-    with pytest.raises(SpecRTError, match=f"BUNDLE-024.*{told}"):
-        Kernels(tmp_path, device, needed=True)
+    (tmp_path / FILE).write_text(json.dumps({"architectures": [90], **found}))
+    with pytest.raises(SpecRTError, match="BUNDLE-024") as caught:
+        Kernels(tmp_path, SimpleNamespace(capability=90), needed=True)
+    check_golden(f"BUNDLE-024-format-{found.get('format', 0)}", caught.value)
 
 
 @pytest.mark.parametrize(
