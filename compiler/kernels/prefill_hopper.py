@@ -82,6 +82,14 @@ def _tiles(
 
 
 @gluon.jit
+def _copy_tile(into, cache, parts, place, d, first, context, dim: gl.constexpr, span: gl.constexpr):
+    """Rows of the positions from `first` on, `span` of them from each of `parts`; nothing behind the context."""
+    for part in gl.static_range(len(parts)):
+        inside = first + part * span + place < context
+        async_copy.async_load(into.slice(part * span, span), cache + parts[part] + (place * dim + d), mask=inside)
+
+
+@gluon.jit
 def _copy(
     memory, bars, data, lists, pairs, q_row: gl.constexpr, q_head: gl.constexpr, heads: gl.constexpr,
     groups: gl.constexpr, dim: gl.constexpr, block: gl.constexpr, causal: gl.constexpr, window: gl.constexpr,
@@ -130,16 +138,10 @@ def _copy(
             stage = done % stages
             phase = ((done // stages) & 1) ^ 1
             mbarrier.wait(k_empty.index(stage), phase)
-            for part in gl.static_range(tile // span):
-                rows_of = k_ring.index(stage).slice(part * span, span)
-                inside = first + part * span + place < context
-                async_copy.async_load(rows_of, k_cache + parts[part] + (place * dim + d), mask=inside)
+            _copy_tile(k_ring.index(stage), k_cache, parts, place, d, first, context, dim, span)
             async_copy.mbarrier_arrive(k_full.index(stage), increment_count=False)
             mbarrier.wait(v_empty.index(stage), phase)
-            for part in gl.static_range(tile // span):
-                rows_of = v_ring.index(stage).slice(part * span, span)
-                inside = first + part * span + place < context
-                async_copy.async_load(rows_of, v_cache + parts[part] + (place * dim + d), mask=inside)
+            _copy_tile(v_ring.index(stage), v_cache, parts, place, d, first, context, dim, span)
             async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
             done += 1
         turn += 1
