@@ -59,6 +59,11 @@ class Sampling:
         return temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p
 
 
+def how_of(how: Ints, rows: int) -> Ints:
+    """The words of so many rows where none, of `how`, means the likeliest token of each."""
+    return how if len(how) else np.zeros(HOW * rows, np.int32)
+
+
 def how_words(rows: Sequence[tuple[float, int, float, float]]) -> Ints:
     """For a device that draws: i32[R HOW], of each row its `numbers` and a random number, floats by their bits."""
     words = np.zeros((len(rows), HOW), np.int32)

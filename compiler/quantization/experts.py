@@ -18,7 +18,7 @@ from torch import Tensor
 from compiler.ir.ops import REGISTRY
 from compiler.passes.quantization_plan import Linear
 from compiler.quantization.rounding import Quantized, round_weight
-from compiler.quantization.shared_input import Weights, compensates, round_alike, weighs_outputs
+from compiler.quantization.shared_input import Weights, by_recipe, compensates, round_alike, weighs_outputs
 from compiler.quantization.statistics import Inputs, gather
 
 FEW, ENOUGH = 1 / 8, 2  # tokens for each input: less is none, and from here on moments are taken as they are
@@ -72,8 +72,7 @@ def _of_expert(
     linears: Sequence[Linear], matrices: Mapping[str, Tensor], inputs: Inputs | None
 ) -> Iterator[tuple[Linear, Quantized]]:
     """One expert's matrices, by what it gets; None: to nearest."""
-    for recipe in dict.fromkeys(linear.recipe.name for linear in linears):
-        alike = [replace(linear, storage=linear.storage.of_one()) for linear in linears if linear.recipe.name == recipe]
+    for alike in by_recipe(replace(linear, storage=linear.storage.of_one()) for linear in linears):
         if inputs is None:
             made = [round_weight(matrices[linear.weight], linear.storage, "mse") for linear in alike]
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -24,8 +24,7 @@ def quantized(
     """Everything that is stored of the linears that share an input: `seen`, and `exact` before anything is rounded."""
     found: dict[str, Tensor] = {}
     first = linears[0].weight
-    plain = [linear.recipe for linear in linears if not _meets_rounded(linear)]
-    drifts = any(recipe.weights is not None and recipe.weights.rounding == "gptq" for recipe in plain)
+    drifts = any(compensates(linear) and not _meets_rounded(linear) for linear in linears)
     products = drifts or any(weighs_outputs(linear.recipe) for linear in linears)
     inputs = gather(seen, exact if drifts else (), products=products)
     smoothed = [linear for linear in linears if linear.recipe.smooth is not None]
@@ -36,10 +35,7 @@ def quantized(
         # under the name of each: a target may have fewer rows for some (in the last layer); they then share no value
         names = dict.fromkeys([first, *(linear.weight for linear in smoothed)])
         found |= {f"{name}.smooth": factors.clone() for name in names}
-    by_recipe: dict[str, list[Linear]] = {}
-    for linear in linears:
-        by_recipe.setdefault(linear.recipe.name, []).append(linear)
-    for alike in by_recipe.values():
+    for alike in by_recipe(linears):
         recipe = alike[0].recipe
         own = factors if recipe.smooth is not None else None
         ranged = inputs if own is None else inputs.smoothed(own)
@@ -72,7 +68,7 @@ def round_alike(
     assert how is not None
     loaded = ((weights(linear.weight).float(), linear.storage) for linear in alike)
     moved = ((weight if factors is None else weight / factors, storage) for weight, storage in loaded)
-    if how.rounding == "gptq":
+    if compensates(alike[0]):
         yield from round_second_order(list(moved), inputs)
         return
     for weight, storage in moved:
@@ -80,6 +76,14 @@ def round_alike(
             yield clipped(weight, storage, inputs).codes(weight, storage)
         else:
             yield round_weight(weight, storage, how.range)
+
+
+def by_recipe(linears: Iterable[Linear]) -> list[list[Linear]]:
+    """Linears of one recipe together, in the order of the first of each."""
+    found: dict[str, list[Linear]] = {}
+    for linear in linears:
+        found.setdefault(linear.recipe.name, []).append(linear)
+    return list(found.values())
 
 
 def weighs_outputs(recipe: Recipe) -> bool:

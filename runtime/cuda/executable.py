@@ -31,7 +31,7 @@ from runtime.cuda.profiles import dims_of, most, profile_of
 from runtime.cuda.turns import Turn, Turns
 from runtime.executable import LIKELIEST, Array, Ints
 from runtime.program import BYTES
-from runtime.sampling import HOW
+from runtime.sampling import HOW, how_of
 from specs.errors import SpecRTError, Where
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class CUDAExecutable(OnDevice):
         singles = leading_singles(batch["seq_begins"])
         arrays["slots"] = slots(batch, self.block_size)
         arrays["sources"] = np.array(sources, np.int32)
-        arrays["how"] = how if len(how) else np.zeros(HOW * dims["N"], np.int32)
+        arrays["how"] = how_of(how, dims["N"])
         arrays["tile_rows"], arrays["tile_starts"] = query_tiles(batch, singles, self._rows)
         shape = shape_of(dims, singles, self._sizes, self._rows, self._most["T"])
         found = None if shape is None else self.graphs[shape]

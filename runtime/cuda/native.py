@@ -26,7 +26,7 @@ from runtime.cuda.steps import WEIGHT, input_sizes
 from runtime.executable import LIKELIEST, Array, Ints
 from runtime.native import Call, Slots, merged
 from runtime.program import BYTES
-from runtime.sampling import HOW
+from runtime.sampling import HOW, how_of
 
 _LOG = logging.getLogger("runtime")
 CACHE = "cache:"
@@ -124,7 +124,7 @@ class NativeExecutable(OnDevice):
 
     def pick(self, batch: Mapping[str, Array], how: Ints = LIKELIEST) -> Ints:
         """Run, and choose a token of each selected row on the device; see runtime.executable.Picks."""
-        rows = (how if len(how) else np.zeros(HOW * len(batch["select"]), np.int32)).reshape(-1, HOW)
+        rows = how_of(how, len(batch["select"])).reshape(-1, HOW)
         calls = self._slots.calls(batch)
         return merged(calls, [self._tokens_of(call, rows[call.to]) for call in calls], len(batch["select"]))
 
