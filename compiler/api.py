@@ -39,6 +39,8 @@ class Request:
     kv_cache: str | None = None  # None: as the precision's recipe says
     max_batch: int = 8
     max_sequence: int | None = None
+    tensor_parallel: int = 1  # GPUs that share each product
+    pipeline_parallel: int = 1  # stages of neighbouring layers, each on GPUs of its own
     weights: str = "checkpoint"
     seed: int = 0
     out: Path | None = None
@@ -59,12 +61,17 @@ class Request:
         """Of the GPU: 90 for sm90."""
         return int(self.target.removeprefix("sm"))
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs run the bundle."""
+        return self.tensor_parallel * self.pipeline_parallel
+
     def options(self) -> BuildOptions:
         """What a GPU's engines are built with. Raises SpecRTError LOWER-030 and LOWER-033."""
         from compiler.lower.tensorrt.dialects import default_toolchain
         from compiler.lower.tensorrt.options import asked_options
 
-        return asked_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()})
+        return asked_options({**dict(self.build), "toolchain": self.toolchain or default_toolchain()}, self.gpus)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ def request(source: str | Path, **options: Any) -> Request:
         stated["build"] = deployment.build.given()
     if deployment.limits is not None:
         stated |= {key: getattr(deployment.limits, key) for key in ("max_batch", "max_sequence")}
+    if deployment.parallel is not None:
+        stated |= {f"{key}_parallel": getattr(deployment.parallel, key) for key in ("tensor", "pipeline")}
     for key in ("model", "checkpoint", "out", "calibration"):
         value = getattr(deployment, key)
         stated[key] = None if value is None else path.parent / value
@@ -137,11 +146,17 @@ def _checked(request: Request) -> Request:
         if value not in known:
             listed = ", ".join(item for item in known if item is not None)
             raise SpecRTError("CLI-010", f"unknown {name} `{value}`", hint=f"known: {listed}")
-    for name, number in (("max_batch", request.max_batch), ("max_sequence", request.max_sequence)):
+    for name in ("max_batch", "max_sequence", "tensor_parallel", "pipeline_parallel"):
+        number = getattr(request, name)
         if number is not None and number < 1:
             raise SpecRTError("CLI-011", f"`{name}` is {number}, expected 1 or more")
+    if request.tensor_parallel > 1:
+        raise SpecRTError("CLI-024", "no pass splits tensors yet", hint="leave `tensor` out")
     if request.on_gpu:
         _check_gpu(request)
+    elif request.gpus > 1:
+        hint = "leave it out, or give a GPU as target: `--target sm90`"
+        raise SpecRTError("CLI-024", f"the target cpu is one device, {request.gpus} are asked for", hint=hint)
     elif request.toolchain is not None or request.build:
         hint = "leave it out, or give a GPU as target: `--target sm90`"
         raise SpecRTError("CLI-023", "the target cpu has no toolchain or build options", hint=hint)
@@ -257,6 +272,8 @@ def compile(  # noqa: A001 (the public name)
     out: str | Path | None = None,
     max_batch: int | None = None,
     max_sequence: int | None = None,
+    tensor_parallel: int | None = None,
+    pipeline_parallel: int | None = None,
     weights: str | None = None,
     seed: int | None = None,
     calibration: str | Path | None = None,
@@ -268,13 +285,14 @@ def compile(  # noqa: A001 (the public name)
     `target` is cpu, or a GPU as sm90 with a `toolchain` as tensorrt-10.8; `precision` a recipe's
     name (specs/precisions) or file, or checkpoint: its own low-bit weights as they are, which a low-bit checkpoint
     gets where nothing says otherwise, others get fp32; `kv_cache` int8 or fp8 keeps keys and values in 8 bits with any
-    of them; `calibration` a .npy file of token ids or a text file; `weights` checkpoint or random.
+    of them; `calibration` a .npy file of token ids or a text file; `weights` checkpoint or random;
+    `tensor_parallel` GPUs share each product, `pipeline_parallel` stages of layers are on GPUs of their own.
     Raises SpecRTError for every mistake in what was given; nothing is left behind then.
     """
     asked = request(
         source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision,
-        kv_cache=kv_cache, out=out, max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
-        calibration=calibration,
+        kv_cache=kv_cache, out=out, max_batch=max_batch, max_sequence=max_sequence, tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel, weights=weights, seed=seed, calibration=calibration,
     )  # fmt: skip
     return compile_prepared(prepare_request(asked, dump), progress)
 
@@ -283,7 +301,8 @@ def default_out(prepared: Prepared) -> Path:
     """Where a bundle goes when nothing says so."""
     cache = "" if prepared.request.kv_cache is None else f"-kv_{prepared.request.kv_cache}"
     name = f"{prepared.source.label}-{prepared.request.target}-{prepared.precision.recipe.name}"
-    return Path("build") / f"{name}{cache}"
+    ways = (("tp", prepared.request.tensor_parallel), ("pp", prepared.request.pipeline_parallel))
+    return Path("build") / (f"{name}{cache}" + "".join(f"-{way}{count}" for way, count in ways if count > 1))
 
 
 def settled(prepared: Prepared, progress: Progress | None = None) -> Prepared:
@@ -318,7 +337,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(
             prepared.graph, weights, work, target=asked.target, precision=prepared.precision.base, build=options,
-            progress=progress,
+            pipeline=asked.pipeline_parallel, progress=progress,
         )  # fmt: skip
         tokenizer = _copy_tokenizer(prepared.source, work)
         write_manifest(work, manifest_of(prepared, lowered.toolchain, tokenizer))

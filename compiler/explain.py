@@ -215,7 +215,7 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
 
     options = prepared.options()
     try:
-        plan = plan_of(prepared.graph, options, prepared.request.architecture)[1]
+        plan = plan_of(prepared.graph, options, prepared.request.architecture, prepared.request.pipeline_parallel)[1]
     except SpecRTError as error:
         return (Fact("engines", error.message, _place(error.where)),)
     if options.native:

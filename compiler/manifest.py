@@ -39,6 +39,7 @@ def manifest_of(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) 
             "max_batch": prepared.limits.batch,
             "max_sequence": prepared.limits.sequence,
         },
+        "parallel": {"tensor": asked.tensor_parallel, "pipeline": asked.pipeline_parallel},
         "generation": _generation(source),
         "derive": derive_of(prepared),
         "bounds": _bounds(prepared.graph),

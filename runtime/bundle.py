@@ -45,6 +45,8 @@ class Bundle:
     derive: Rules = field(default_factory=dict)
     bounds: Mapping[str, int] = field(default_factory=dict)
     beams: Beams = field(default_factory=Beams)
+    tensor: int = 1  # GPUs that share each product
+    pipeline: int = 1  # stages, each on GPUs of its own
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -79,6 +81,8 @@ class Bundle:
                 tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
                 derive=read_rules(manifest.get("derive", {})),
                 beams=_beams(manifest["generation"]),
+                tensor=_count(manifest.get("parallel", {}).get("tensor", 1)),
+                pipeline=_count(manifest.get("parallel", {}).get("pipeline", 1)),
                 bounds={str(name): _count(rows) for name, rows in manifest.get("bounds", {}).items()},
             )
         except KeyError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,10 @@ class Program:
     weights: Mapping[str, StoredWeight] = field(default_factory=dict)
     profiles: tuple[Ranges, ...] = ()
     build: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[int, ...] = (0,)  # the first step of each stage of a pipeline
+    first: int = 0  # of the plan's steps, the one that is first here
+    received: tuple[str, ...] = ()  # values that the stage before hands on
+    sent: tuple[str, ...] = ()  # and those for the next
 
 
 def read_program(path: Path) -> tuple[dict[str, Any], Program]:
@@ -147,7 +151,45 @@ def _program(plan: Mapping[str, Any]) -> Program:
         },
         profiles=tuple(_ranges(profile) for profile in plan.get("profiles", ())),
         build=dict(plan.get("build", {})),
+        stages=_stages(plan),
     )
+
+
+def _stages(plan: Mapping[str, Any]) -> tuple[int, ...]:
+    found = tuple(int(step) for step in plan.get("stages") or (0,))
+    if found[0] != 0 or any(first >= end for first, end in zip(found, (*found[1:], len(plan["steps"])), strict=True)):
+        raise ValueError(f"stages of a pipeline begin at steps {', '.join(map(str, found))}")
+    return found
+
+
+def stage_of(program: Program, stage: int) -> Program:
+    """What one stage of a pipeline runs: its steps, with their weights and caches, and the values that pass it.
+
+    Inputs of the model are those of every stage, its outputs those of the last.
+    """
+    if len(program.stages) == 1:
+        return program
+    first, end = (*program.stages, len(program.steps))[stage : stage + 2]
+    last = end == len(program.steps)
+    steps = program.steps[first:end]
+    bound = {name for step in steps for name in (*step.inputs.values(), *step.outputs.values())}
+    cache = program.cache
+    if cache is not None:
+        own = {step.attrs["k_cache"] for step in steps if "k_cache" in step.attrs}
+        cache = replace(cache, layers=tuple(layer for layer in cache.layers if layer.k in own))
+    return replace(
+        program, steps=steps, first=first, cache=cache, received=_crossing(program, first), stages=(0,),
+        sent=() if last else _crossing(program, end),
+        outputs=program.outputs if last else (), values=program.values if last else {},
+        weights={name: weight for name, weight in program.weights.items() if f"weight:{name}" in bound},
+    )  # fmt: skip
+
+
+def _crossing(program: Program, step: int) -> tuple[str, ...]:
+    """Values that are made before a step and read from it on, in the order in which they are made."""
+    made = dict.fromkeys(name for one in program.steps[:step] for name in one.outputs.values())
+    read = {name for one in program.steps[step:] for name in one.inputs.values()} | set(program.values.values())
+    return tuple(name for name in made if name in read)
 
 
 def _ranges(entries: Any) -> Ranges:

@@ -31,6 +31,14 @@ class Limits(Node):
     max_sequence: Int | None = Field(None, description="longest sequence, prompt and new tokens together")
 
 
+class Parallel(Node):
+    """How many GPUs of one host share a model."""
+
+    title: ClassVar[str] = "`parallel`"
+    tensor: Int | None = Field(None, description="GPUs that share each product; left out: 1")
+    pipeline: Int | None = Field(None, description="stages of neighbouring layers, one after the other; left out: 1")
+
+
 class Build(Node):
     """How engines for a GPU are built; none of it changes what they compute."""
 
@@ -107,6 +115,7 @@ class Deployment(Node):
     weights: Text | None = Field(None, description="checkpoint, or random")
     seed: Int | None = Field(None, description="seed of random weights")
     limits: Limits | None = None
+    parallel: Parallel | None = None
     out: Text | None = Field(None, description="the bundle's directory")
 
 

@@ -16,10 +16,12 @@ from compiler.cli.options import (
     KvCache,
     MaxBatch,
     MaxSequence,
+    PipelineParallel,
     Precision,
     Size,
     Source,
     Target,
+    TensorParallel,
     Toolchain,
 )
 
@@ -42,6 +44,8 @@ def compile_command(
     ] = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     weights: Annotated[
         str | None,
         typer.Option(help="checkpoint, or random: for speed without a checkpoint.", show_default="checkpoint"),
@@ -67,8 +71,8 @@ def compile_command(
     start = time.perf_counter()
     asked = request(
         source, checkpoint=checkpoint, size=size, target=target, toolchain=toolchain, precision=precision,
-        kv_cache=kv_cache, out=out, max_batch=max_batch, max_sequence=max_sequence, weights=weights, seed=seed,
-        calibration=calibration,
+        kv_cache=kv_cache, out=out, max_batch=max_batch, max_sequence=max_sequence, tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel, weights=weights, seed=seed, calibration=calibration,
     )  # fmt: skip
     with Stages("read the spec and run the passes", quiet=json) as stages:
         prepared = prepare_request(asked, dump)

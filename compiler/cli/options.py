@@ -49,5 +49,9 @@ MaxSequence = Annotated[
     int | None,
     typer.Option(min=1, help="Longest sequence, prompt and answer together.", show_default="the model's context"),
 ]
+TensorParallel = Annotated[int | None, typer.Option(min=1, help="GPUs that share each product.", show_default="1")]
+PipelineParallel = Annotated[
+    int | None, typer.Option(min=1, help="Stages of layers, each on GPUs of its own.", show_default="1")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else (docs/cli.md).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also SPECRT_DEBUG=1).")]

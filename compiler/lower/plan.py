@@ -83,6 +83,7 @@ class Plan:
     weights: Mapping[str, StoredWeight] = field(default_factory=dict)
     profiles: tuple[tuple[Sym, ...], ...] = ()
     build: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[int, ...] = ()  # the first step of each stage of a pipeline
 
     def as_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -108,6 +109,7 @@ class Plan:
             "weights": {name: _stored(item) for name, item in self.weights.items()},
             "profiles": [_ranges(profile) for profile in self.profiles],
             "build": dict(self.build),
+            "stages": list(self.stages),
         }  # fmt: skip
 
     def write(self, path: Path) -> None:

@@ -319,12 +319,25 @@ def test_a_cpu_bundle_needs_no_engines(tmp_path: Path) -> None:
 def test_requests_that_no_gpu_serves() -> None:
     demo = ROOT / "demo" / "tiny-llama"
     check_raises("CLI-023", compiler.prepare, demo, toolchain="tensorrt-8.6")
+    check_raises("CLI-024", compiler.prepare, demo, pipeline_parallel=2)
+    for key, value, toolchain in (("attention", "native", "10.16"), ("weights", "baked", "8.6")):
+        given: dict[str, Any] = {"toolchain": f"tensorrt-{toolchain}", "precision": "fp16", "build": ((key, value),)}
+        check_raises(f"LOWER-033-{value}-pipeline", compiler.prepare, demo, target="sm90", pipeline_parallel=2, **given)
     bf16: dict[str, Any] = {"precision": "bf16", "toolchain": "tensorrt-8.6"}
     check_raises("PREC-010-sm75-bf16", compiler.prepare, demo, target="sm75", **bf16)
     for name, given in (("baked", ("weights", "baked")), ("tf32", ("tf32", True))):
         check_raises(f"LOWER-033-{name}", compiler.prepare, demo, target="sm90", build=(given,), **bf16)
     check_raises("PREC-010-sm120", compiler.prepare, demo, target="sm120", precision="fp16", toolchain="tensorrt-8.6")
     assert compiler.prepare(demo, target="sm90", precision="bf16", toolchain="tensorrt-10.8").request.on_gpu
+
+
+def test_several_gpus_are_a_key_of_a_deployment(tmp_path: Path) -> None:
+    path = tmp_path / "deploy.yaml"
+    text = "deployment: 1\nmodel: %s\ntarget: sm90\nparallel: {pipeline: 3}\n"
+    path.write_text(text % (ROOT / "specs" / "models" / "llama.yaml"), "utf-8")
+    asked = compiler.api.request(path)
+    assert (asked.tensor_parallel, asked.pipeline_parallel, asked.gpus) == (1, 3, 3)
+    assert compiler.api.request(path, pipeline_parallel=2).gpus == 2
 
 
 def test_the_installed_tensorrt_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from compiler.lower.capability import Emit, Judge, Verdict, check
 from compiler.lower.layouts import stored_type
 from compiler.lower.low_bit import KernelSteps, low_bit_experts
 from compiler.lower.norm_steps import is_norm
+from compiler.lower.pipeline import stages_of
 from compiler.lower.plan import Plan, StoredWeight, cache_of
 from compiler.lower.random_weights import random_weights
 from compiler.lower.stored_weights import decided_by_weights
@@ -105,10 +106,10 @@ def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:
     return judge
 
 
-def plan_of(graph: Graph, options: BuildOptions, architecture: int) -> tuple[Cut, Plan]:
-    """The pieces of a graph and their plan, weights not yet in files.
+def plan_of(graph: Graph, options: BuildOptions, architecture: int, pipeline: int = 1) -> tuple[Cut, Plan]:
+    """The pieces of a graph and their plan in so many stages, weights not yet in files.
 
-    Raises SpecRTError LOWER-001, LOWER-038, LOWER-039.
+    Raises SpecRTError LOWER-001, LOWER-038, LOWER-039, LOWER-041.
     """
     graph = bounded(graph)
     check(graph, judge_of(graph, options, architecture), options.toolchain)
@@ -127,7 +128,7 @@ def plan_of(graph: Graph, options: BuildOptions, architecture: int) -> tuple[Cut
         graph.dims, graph.inputs, pieces.steps, pieces.graph.outputs, cache, pieces.values, weights,
         native_profiles(graph.dims) if linear else profiles(graph.dims), options.as_dict(),
     )  # fmt: skip
-    return pieces, plan
+    return pieces, replace(plan, stages=stages_of(plan, pipeline))
 
 
 def write(
@@ -136,6 +137,7 @@ def write(
     out: Path,
     options: BuildOptions,
     architecture: int,
+    pipeline: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Plan, dict[str, str]]:
     """Write everything into `out`; gives the plan and the toolchain that the bundle is for.
@@ -143,7 +145,7 @@ def write(
     Without `weights` none are written: the runtime makes random ones on the device. `architecture` 90 is sm_90.
     Raises SpecRTError LOWER-001 for what the toolchain can't run, LOWER-020 without Triton; OSError for a full disk.
     """
-    pieces, plan = plan_of(graph, options, architecture)
+    pieces, plan = plan_of(graph, options, architecture, pipeline)
     if weights is not None:
         plan = replace(plan, weights=write_weights(list(pieces.tensors.values()), weights, out, progress))
     (out / "segments").mkdir(parents=True, exist_ok=True)

@@ -46,11 +46,19 @@ class BuildOptions:
         return asdict(self)
 
 
-def asked_options(given: Mapping[str, Any]) -> BuildOptions:
-    """Options from a request, whose precision says what is left. Raises SpecRTError LOWER-033 as `read_options`."""
+def asked_options(given: Mapping[str, Any], gpus: int = 1) -> BuildOptions:
+    """Options from a request, whose precision says what is left; several GPUs share what lies between engines.
+
+    Raises SpecRTError LOWER-033 as `read_options`.
+    """
     if "tf32" in given:
         raise _wrong("`tf32` is no build option of a request", "it is a precision: `precision: tf32`")
-    return read_options(given)
+    options = read_options(given)
+    for name, asked, one in (("attention", options.attention, "native"), ("weights", options.weights, "baked")):
+        if gpus > 1 and asked == one:
+            message = f"with `{name}: {one}` a model is on one GPU, {gpus} GPUs are asked for"
+            raise _wrong(message, f"leave out `{name}`, or `parallel`")
+    return options
 
 
 def for_base(options: BuildOptions, base: str) -> BuildOptions:
