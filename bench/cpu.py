@@ -57,7 +57,9 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="tiny,1b", help=f"of {', '.join(SHAPES)} (default: all)")
-    parser.add_argument("--dtypes", default="fp32,bf16", help="also w8a16 (beside Q8_0) and w4a16 (beside Q4_0)")
+    parser.add_argument(
+        "--dtypes", default="fp32,bf16", help="also w8a8_block, w8a16 (beside Q8_0), w4a8, w4a16 (Q4_0)"
+    )
     parser.add_argument("--engines", default=",".join(SCRIPTS))
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s")

@@ -14,6 +14,8 @@ import compiler
 import runtime
 from worker import seconds, serve
 
+ROUNDED = ("w8a8_block", "w4a8")  # inputs are rounded to 8 bits too, so those of the head
+
 
 class Engine:
     """A compiled bundle; the same object compiles it, in a process of its own."""
@@ -23,7 +25,8 @@ class Engine:
         stated: dict[str, Any] = {"deployment": 1, "checkpoint": checkpoint, "precision": dtype}
         tied = json.loads((Path(checkpoint) / "config.json").read_text())["tie_word_embeddings"]
         if dtype.startswith("w") and not tied:
-            stated["layers"] = [{"linears": "head", "precision": "w8a16"}]
+            head = "w8a8_block" if dtype in ROUNDED else "w8a16"
+            stated["layers"] = [{"linears": "head", "precision": head}]
         deployment = Path(f"{out}.yaml")
         deployment.write_text(yaml.safe_dump(stated))
         begin = time.perf_counter()

@@ -31,6 +31,7 @@ TYPES = {
     "w8a16": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "w4a16": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
+TYPES |= {"w8a8_block": TYPES["w8a16"], "w4a8": TYPES["w4a16"]}  # llama.cpp rounds inputs to 8 bits with any of these
 
 
 def gguf_name(name: str) -> str:

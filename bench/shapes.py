@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BYTES = {"fp32": 4.0, "bf16": 2.0, "w8a16": 1.0, "w4a16": 0.5}  # without scales and what a recipe leaves alone
+# of a weight, without scales and what a recipe leaves alone
+BYTES = {"fp32": 4.0, "bf16": 2.0, "w8a16": 1.0, "w8a8_block": 1.0, "w4a16": 0.5, "w4a8": 0.5}
 
 
 @dataclass(frozen=True)
