@@ -5,6 +5,9 @@ Who is in a step, and which cache blocks are whose, is in runtime/schedule.py.
 Where the executable can, a step is started before the tokens of the one before are read: the host prepares it while the
 device computes, and the device hands the tokens on by itself. For that time the engine takes for granted that every
 sequence goes on: what ends by a stop token has then computed one token too many, which is dropped.
+
+A pipeline of several stages works on as many steps at a time. Sequences that decode are dealt out to them, so that the
+token of each is known when its next step reaches the first stage; pieces of a prompt need not wait for each other.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from runtime.schedule import Scheduler
 from specs.errors import SpecRTError
 
 STEP_TOKENS = 512  # in one call: long enough to use the machine fully, short enough for those that wait to decode
+
+_KNOWN = (0, -1)  # the row of a token that the host has
 
 
 class _Started(NamedTuple):
@@ -62,7 +67,8 @@ class Engine:
         self._executable = executable
         self._picks = executable if isinstance(executable, Picks) else None
         self._ahead = executable if isinstance(executable, Ahead) else None
-        self._next: _Started | None = None  # a step behind the last one that was read
+        self._stages = 1 if self._ahead is None else self._ahead.stages
+        self._flight: list[_Started] = []  # steps behind the last one that was read
         self._assumed: list[tuple[Request, int, int]] = []  # sequences, and how many tokens they had before and in all
         size = executable.block_size
         self._schedule = Scheduler(executable.blocks, size, max_batch, max_sequence, self.step_tokens)
@@ -133,15 +139,18 @@ class Engine:
             # Until it is taken in full a step is not kept: one that an error or an interrupt cuts off is forgotten, and
             # its sequences, which stand where they stood, compute the same again.
             self._revert()
-            started, self._next = self._next, None
-            if started is None or all(request.finish is not None for request, _ in started.work):
-                work = self._schedule.next()
+            flight, self._flight = self._flight, []
+            while flight and all(request.finish is not None for request, _ in flight[0].work):
+                flight.pop(0)
+            if not flight:
+                work = self._schedule.next(groups=self._groups())
                 if not work:
                     return []
-                started = self._start(work)
-            following = self._follow(started) if started.results is None else None
-            moved = self._take(started)
-            self._next = following
+                flight.append(self._start(work))
+            while len(flight) <= self._stages and (following := self._follow(flight)) is not None:
+                flight.append(following)
+            moved = self._take(flight.pop(0))
+            self._flight = flight
             return moved
 
     def cancel(self, request: Request | BeamRequest) -> None:
@@ -182,44 +191,55 @@ class Engine:
             return _Started(work, rows, self._picks.pick(batch, how).tolist())
         return _Started(work, rows, ticket=self._ahead.launch(batch, how=how))
 
-    def _follow(self, started: _Started) -> _Started | None:
-        """Start the step behind one whose tokens nobody has read, as if all its sequences went on.
+    def _groups(self) -> int:
+        """How many steps those that decode are dealt out to; who wants logits waits for them, and all with it."""
+        return self._stages if all(request.plain for request in self._schedule.running) else 1
+
+    def _follow(self, flight: Sequence[_Started]) -> _Started | None:
+        """Start the step behind those whose tokens nobody has read, as if all their sequences went on.
 
         None where somebody's logits must be read, or somebody would lose blocks, whose tokens must be known for that.
         """
-        assert self._ahead is not None  # it gave the ticket
+        if self._ahead is None or flight[0].results is not None:
+            return None
         try:
-            chosen = self._assume(started)
-            work = self._schedule.next(preempt=False)
+            chosen = self._assume(flight)
+            at = len(flight) - self._stages  # this step of the flight has left the pipeline when the new one enters it
+            work = self._schedule.next(False, self._groups(), _behind(at, chosen))
+            if not work and chosen:  # there are fewer groups than stages: the one that waits longest goes on
+                at = min(step for step, _ in chosen.values())
+                work = self._schedule.next(False, self._groups(), _behind(at, chosen))
             if not work or not _plain(work):
                 return None
             rows = _rows(work)
             # of those that take one token; they come first, and a piece of a prompt among them has no source
-            sources = [chosen.get(request.serial, -1) for request, count in work if count == 1]
-            ticket = self._ahead.launch(self._packer.pack(work), sources, _how(work, rows))
+            sources = [chosen.get(request.serial, _KNOWN)[1] for request, count in work if count == 1]
+            ticket = self._ahead.launch(self._packer.pack(work), sources, _how(work, rows), len(flight) - max(at, 0))
             return _Started(work, rows, ticket=ticket)
         finally:
             self._revert()
 
-    def _assume(self, started: _Started) -> dict[int, int]:
-        """Put sequences where a step will leave them, a token in place of each that is on its way; gives their rows.
+    def _assume(self, flight: Sequence[_Started]) -> dict[int, tuple[int, int]]:
+        """Put sequences where steps will leave them, a token in place of each that is on its way.
 
-        One that will be at its last token gets none, and so has nothing to compute; what has ended is in no schedule.
+        Gives the step and the row of each sequence's last such token, by serial. One that will be at its last token
+        gets none, and so has nothing to compute; what has ended is in no schedule.
         """
-        chosen: dict[int, int] = {}
-        row = 0
-        for (request, count), rows in zip(started.work, started.rows):  # noqa: B905 - lengths are equal, and this is hot
-            self._assumed.append((request, request.past, len(request.tokens)))
-            request.past += count
-            if rows and len(request.new) + 1 < request.max_new_tokens:
-                request.tokens.append(0)
-                chosen[request.serial] = row
-            row += rows
+        chosen: dict[int, tuple[int, int]] = {}
+        for number, started in enumerate(flight):
+            row = 0
+            for (request, count), rows in zip(started.work, started.rows):  # noqa: B905 - lengths are equal, and this is hot
+                self._assumed.append((request, request.past, len(request.tokens)))
+                request.past += count
+                if rows and len(request.tokens) - request.prompt + 1 < request.max_new_tokens:
+                    request.tokens.append(0)
+                    chosen[request.serial] = number, row
+                row += rows
         return chosen
 
     def _revert(self) -> None:
         """Put sequences back where they stand, also where an interrupt kept that from being done."""
-        for request, past, length in self._assumed:
+        for request, past, length in reversed(self._assumed):
             request.past = past
             del request.tokens[length:]
         self._assumed.clear()
@@ -301,6 +321,11 @@ class Engine:
             )
             self._schedule.waiting.append(request)
         return request
+
+
+def _behind(at: int, chosen: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    """Whose tokens come from steps behind that one, and from which, by serial."""
+    return {serial: step for serial, (step, _) in chosen.items() if step > at}
 
 
 def _plain(work: Sequence[tuple[Request, int]]) -> bool:

@@ -67,12 +67,19 @@ class Ahead(Picks, Protocol):
     Steps run in the order of their launches, so what a later one writes can't reach an earlier one.
     """
 
-    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST) -> int:
+    @property
+    def stages(self) -> int:
+        """Steps that the device works on at the same time: those of a pipeline's stages, else 1."""
+
+    def launch(
+        self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST, behind: int = 1
+    ) -> int:
         """Start a step and give its ticket; the batch's arrays may change as soon as it returns.
 
         Its first tokens, one for each of `sources`, are those that the launch before chose for these of its selected
-        rows; where a source is -1, and behind them, `tokens` has the token.
+        rows, or an earlier one: `behind` counts back, up to `stages`. Where a source is -1, and behind them, `tokens`
+        has the token.
         """
 
     def wait(self, ticket: int) -> Ints:
-        """What `pick` would have given, once the step is done; good until the second launch behind it."""
+        """What `pick` would have given, once the step is done; good until launch `stages` + 1 behind it."""

@@ -10,11 +10,13 @@ come to hold are free, and gives none up (runtime/beam_request.py).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime.beam_request import BeamRequest
 from runtime.cache import BlockAllocator
 from runtime.request import Request
+
+_NOBODY: Mapping[int, int] = {}
 
 
 class Scheduler:
@@ -38,10 +40,13 @@ class Scheduler:
         """Blocks that hold so many tokens."""
         return -(-tokens // self._block_size)
 
-    def next(self, *, preempt: bool = True) -> list[tuple[Request, int]]:
+    def next(
+        self, preempt: bool = True, groups: int = 1, held: Mapping[int, int] = _NOBODY
+    ) -> list[tuple[Request, int]]:
         """Who runs in this step and how many tokens of each: those that need one first, then prompts.
 
-        Nobody does where somebody would have to be preempted and must not be.
+        Nobody does where somebody would have to be preempted and must not be. Those that need one are dealt out evenly
+        to `groups` steps; `held` are in one that is on its way, by serial.
         """
         size = self._block_size
         growing = [request for request in self.running if len(request.tokens) > len(request.blocks) * size]
@@ -53,6 +58,10 @@ class Scheduler:
         if self.waiting:
             self._admit()
         work = [(request, 1) for request in self.running if len(request.tokens) == request.past + 1]
+        if groups > 1 or held:
+            most, free = -(-len(work) // groups), max(1, groups - len(set(held.values())))
+            work = [one for one in work if one[0].serial not in held]
+            work = work[: min(most, -(-len(work) // free))]
         if len(work) < len(self.running):
             self._prefill(work)
         return work

@@ -45,6 +45,8 @@ NUMPY = {"f32": np.float32, "i32": np.int32, "f16": np.float16}
 class CUDAExecutable(OnDevice):
     """A bundle on a GPU. `close` gives back everything; used as a context manager it does so at the end."""
 
+    stages = 1  # see runtime.executable.Ahead
+
     def __init__(
         self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, graphs: bool = True, device: int = 0
     ) -> None:
@@ -155,8 +157,11 @@ class CUDAExecutable(OnDevice):
         """Run, and choose a token of each selected row on the device; see runtime.executable.Picks."""
         return self.wait(self.launch(batch, how=how))
 
-    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST) -> int:
+    def launch(
+        self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST, behind: int = 1
+    ) -> int:
         """Put a step into the stream and give its ticket; see runtime.executable.Ahead."""
+        assert behind == 1  # there are no tokens of an earlier step
         turn = self._turns.take()
         dims = self._run(batch, turn, sources, how)
         return self._turns.started(turn, self._tokens, dims["N"])

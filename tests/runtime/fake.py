@@ -127,49 +127,59 @@ class Picking(FakeExecutable):
 
 
 class Behind:
-    """A device that computes behind the host: when is chance, at the latest when somebody waits for it."""
+    """A device that computes behind the host: when is chance, at the latest when somebody waits for it.
+
+    A pipeline of several stages lets more of its steps wait; `early` counts those that needed a token of one of them.
+    """
 
     cache_bytes = 0
 
-    def __init__(self, blocks: int, seed: int = 0) -> None:
+    def __init__(self, blocks: int, seed: int = 0, stages: int = 1) -> None:
+        self.stages, self.sets, self.early = stages, stages + 1, 0
         self.inner = Picking(blocks)
         self.blocks, self.block_size = blocks, self.inner.block_size
         self.random = np.random.default_rng(seed)
-        self.batches: list[dict[str, np.ndarray]] = [{}, {}]  # what the host writes and the device reads, in turn
-        self.results = [np.zeros(0, np.int32)] * 2
-        self.queue: list[tuple[int, Sequence[int], np.ndarray]] = []  # what is not computed: tickets, sources, how
-        self.chosen = np.zeros(0, np.int32)  # on the device
+        self.batches: list[dict[str, np.ndarray]] = [{}] * self.sets  # the host writes, the device reads, in turn
+        self.results = [np.zeros(0, np.int32)] * self.sets
+        # what is not computed: tickets, sources, of which launch, how
+        self.queue: list[tuple[int, Sequence[int], int, np.ndarray]] = []
+        self.chosen = [np.zeros(0, np.int32)] * self.sets  # on the device
         self.given = self.followed = 0
 
     def close(self) -> None:
         self.queue.clear()
 
-    def launch(self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = (), how: np.ndarray = LIKELIEST) -> int:
+    def launch(
+        self, batch: Mapping[str, np.ndarray], sources: Sequence[int] = (), how: np.ndarray = LIKELIEST, behind: int = 1
+    ) -> int:
+        assert 1 <= behind <= self.stages
         self.given += 1
-        self.compute(until=self.given - 2)  # its arrays are written again now
-        self.batches[self.given % 2] = {name: array.copy() for name, array in batch.items()}
-        self.results[self.given % 2] = np.full(len(batch["select"]), -7, np.int32)
-        self.queue.append((self.given, sources, how.copy()))
-        self.followed += max(sources, default=-1) >= 0
-        self.compute(until=self.given - int(self.random.integers(0, 3)))
+        self.compute(until=self.given - self.sets)  # its arrays are written again now
+        self.batches[self.given % self.sets] = {name: array.copy() for name, array in batch.items()}
+        self.results[self.given % self.sets] = np.full(len(batch["select"]), -7, np.int32)
+        self.queue.append((self.given, sources, behind, how.copy()))
+        follows = max(sources, default=-1) >= 0
+        self.followed += follows
+        self.early += follows and behind < self.stages
+        self.compute(until=self.given - int(self.random.integers(0, self.sets + 1)))
         return self.given
 
     def compute(self, until: int) -> None:
         """Steps in their order, up to a ticket's."""
         while self.queue and self.queue[0][0] <= until:
-            ticket, sources, how = self.queue.pop(0)
-            batch = self.batches[ticket % 2]
+            ticket, sources, behind, how = self.queue.pop(0)
+            batch = self.batches[ticket % self.sets]
             for place, source in enumerate(sources):
                 if source >= 0:
-                    batch["tokens"][place] = self.chosen[source]
+                    batch["tokens"][place] = self.chosen[(ticket - behind) % self.sets][source]
             picked = self.inner.pick(batch, how)
-            self.chosen = np.maximum(picked, 0)
-            self.results[ticket % 2][:] = picked
+            self.chosen[ticket % self.sets] = np.maximum(picked, 0)
+            self.results[ticket % self.sets][:] = picked
 
     def wait(self, ticket: int) -> np.ndarray:
-        assert self.given - 2 < ticket <= self.given
+        assert self.given - self.sets < ticket <= self.given
         self.compute(until=ticket)
-        return self.results[ticket % 2]
+        return self.results[ticket % self.sets]
 
     def pick(self, batch: Mapping[str, np.ndarray], how: np.ndarray = LIKELIEST) -> np.ndarray:
         return self.wait(self.launch(batch, how=how))

@@ -18,8 +18,8 @@ from tests.runtime.fake import VOCAB, Behind, FakeExecutable, Picking, dense_gre
 NAN, STOP = 11, frozenset({3, 17, 29, 40})
 
 
-def engine(blocks: int = 64, seed: int = 0, **options: Any) -> tuple[Engine, Behind]:
-    device = Behind(blocks, seed)
+def engine(blocks: int = 64, seed: int = 0, stages: int = 1, **options: Any) -> tuple[Engine, Behind]:
+    device = Behind(blocks, seed, stages)
     return Engine(device, max_sequence=64, vocab=VOCAB, **{"max_batch": 4, **options}), device
 
 
@@ -136,9 +136,9 @@ def test_pieces_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     one, device = engine(step_tokens=4)
     launch, seen = device.launch, []
 
-    def recorded(batch: Any, sources: Any = (), how: Any = LIKELIEST) -> int:
+    def recorded(batch: Any, sources: Any = (), how: Any = LIKELIEST, behind: int = 1) -> int:
         seen.append((batch["positions"].tolist(), batch["lengths"].tolist()))
-        return launch(batch, sources, how)
+        return launch(batch, sources, how, behind)
 
     monkeypatch.setattr(device, "launch", recorded)
     request = one.submit(list(range(10, 20)), max_new_tokens=3)
@@ -161,10 +161,40 @@ def test_preemption_waits_for_the_tokens() -> None:
     assert one.free_blocks == 20
 
 
+@pytest.mark.parametrize(("stages", "count"), [(2, 4), (2, 5), (3, 4), (4, 4), (3, 2), (4, 1)])
+def test_a_pipeline_has_a_group_in_each_stage(stages: int, count: int) -> None:
+    one, device = engine(stages=stages, max_batch=5)
+    rows = np.random.default_rng(1).integers(0, VOCAB, (count, 6)).tolist()
+    requests = [one.submit(row, max_new_tokens=20) for row in rows]
+    finish(one)
+    assert [request.new for request in requests] == [dense_greedy(row, 20) for row in rows]
+    groups = min(stages, count)
+    sizes = [size for size, _ in device.inner.shapes[1:]]  # behind the step that has all prompts
+    assert 19 * groups <= len(sizes) <= 20 * groups
+    for turn in range(0, 18 * groups, groups):
+        assert sorted(sizes[turn : turn + groups]) == sorted((count + i) // groups for i in range(groups))
+    if groups == stages:  # who goes on did so in the step that leaves the last stage, but for those behind the prompts
+        assert device.early == stages - 1
+    assert device.followed > 18 * groups
+    assert one.free_blocks == 64
+
+
+def test_pieces_of_a_prompt_go_one_behind_the_other() -> None:
+    """A stage starts the next piece while the one behind has this: nobody waits for tokens."""
+    one, device = engine(stages=3, step_tokens=4)
+    request = one.submit(list(range(10, 22)), max_new_tokens=2)
+    assert one.step() == []
+    assert (device.given, device.followed) == (4, 1)  # three pieces, and the first token of the fourth step
+    finish(one)
+    assert request.new == dense_greedy(list(range(10, 22)), 2)
+    assert device.given == 4
+
+
+@pytest.mark.parametrize("stages", [1, 3])
 @pytest.mark.parametrize("where", ["wait", "launch", "_revert"])
-def test_what_an_interrupt_cuts_off_is_computed_again(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupt_cuts_off_is_computed_again(where: str, stages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for after in range(1, 9):
-        one, device = engine(seed=after)
+        one, device = engine(seed=after, stages=stages)
         requests = [one.submit([token, 8], max_new_tokens=10) for token in (1, 2)]
         calls = 0
         owner: Any = one if where == "_revert" else device
@@ -189,14 +219,17 @@ Submit = st.tuples(st.integers(1, 12), st.integers(1, 30), st.booleans(), st.sam
 Moves = st.lists(st.one_of(Submit, st.integers(0, 9), st.none(), st.none(), st.none()), min_size=4, max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
-@given(moves=Moves, blocks=st.integers(11, 24), seed=st.integers(0, 99), step_tokens=st.integers(4, 16))
-def test_whatever_comes_and_goes(moves: list[Any], blocks: int, seed: int, step_tokens: int) -> None:
+@settings(max_examples=150, deadline=None)
+@given(
+    moves=Moves, blocks=st.integers(11, 24), seed=st.integers(0, 99), step_tokens=st.integers(4, 16),
+    stages=st.sampled_from([1, 1, 2, 3, 4]),
+)  # fmt: skip
+def test_whatever_comes_and_goes(moves: list[Any], blocks: int, seed: int, step_tokens: int, stages: int) -> None:
     """A tuple submits, a number cancels, None is a step; few blocks preempt, some tokens stop or lead to NaN.
 
     Each must get what it gets alone, where every token is read before the next step.
     """
-    one, device = engine(blocks, seed, step_tokens=step_tokens)
+    one, device = engine(blocks, seed, stages, step_tokens=step_tokens)
     alone = Engine(FakeExecutable(blocks), max_batch=1, max_sequence=64, vocab=VOCAB)
     device.inner.nan_token = alone._executable.nan_token = NAN  # type: ignore[attr-defined]
     generator = np.random.default_rng(seed)

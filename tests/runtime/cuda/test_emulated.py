@@ -90,10 +90,10 @@ def test_a_step_behind_one_that_nobody_has_read(tmp_path: Path, monkeypatch: pyt
     executable: Any = model.executable
     launch, launched = executable.launch, []
 
-    def recorded(batch: Any, sources: Any = (), how: Any = LIKELIEST) -> int:
+    def recorded(batch: Any, sources: Any = (), how: Any = LIKELIEST, behind: int = 1) -> int:
         unknown = [place for place, source in enumerate(sources) if source >= 0]
         batch["tokens"][unknown] = -1  # nobody may read them
-        ticket = int(launch(batch, sources, how))
+        ticket = int(launch(batch, sources, how, behind))
         launched.append((list(sources), len(executable.device.queue)))
         return ticket
 
