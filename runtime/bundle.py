@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runtime.beam_search import Beams
 from runtime.derive import Rules, read_rules
-from runtime.program import Program, read_program
+from runtime.program import Program, read_program, stage_of
 from specs.errors import SpecRTError, Where
 
 FORMAT = 1
@@ -89,6 +89,20 @@ class Bundle:
             raise _broken(folder, f"key {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise _broken(folder, str(error)) from error
+
+    def of_rank(self, rank: int) -> Bundle:
+        """What one of several GPUs runs: rank stage * tensor + t runs a stage of the plan of t.
+
+        Raises SpecRTError BUNDLE-008.
+        """
+        stage, place = divmod(rank, self.tensor)
+        program = self.program if place == 0 else read_program(self.path / plan_file(place))[1]
+        return replace(self, program=stage_of(program, stage))
+
+
+def plan_file(place: int) -> str:
+    """The plan of a GPU by its place among those that share each product."""
+    return f"plan-{place}.json" if place else "plan.json"
 
 
 _REMAKE = "compile the bundle again: `specrt compile SOURCE --out BUNDLE`"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.bundle import Bundle
+from runtime.cuda.missing import other_devices
 from runtime.executable import PACKED, Executable
 from runtime.model import Model
 from specs.errors import SpecRTError
@@ -19,17 +21,21 @@ def load(
     threads: int | None = None,
     step_tokens: int | None = None,
     verify: bool = True,
+    devices: Sequence[int] | None = None,
 ) -> Model:
     """Load a bundle: check its files (hashes too, unless `verify` is off), compile its engines, allocate the KV cache.
 
     `cache_tokens` is the size of the cache, by default what the limits can use and at most half of the free memory
-    (nearly all of a GPU's); `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call.
-    Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016; for a GPU bundle also BUNDLE-020 to
-    BUNDLE-024, RUN-040 to RUN-042.
+    (nearly all of a GPU's); `threads` the CPU threads, by default all cores; `step_tokens` the most tokens in one call;
+    `devices` the GPUs, one for each rank of the bundle, by default the first ones.
+    Raises SpecRTError BUNDLE-001 to BUNDLE-009, RUN-011 to RUN-013, RUN-016, RUN-043; for a GPU bundle also BUNDLE-020
+    to BUNDLE-024, RUN-040 to RUN-048.
     """
     bundle = Bundle.open(path, verify=verify)
     if any((step.kind, step.backend) in (("engine", "tensorrt"), ("program", "cuda")) for step in bundle.program.steps):
-        return _on_gpu(bundle, cache_tokens, step_tokens)
+        return _on_gpu(bundle, cache_tokens, step_tokens, devices)
+    if devices is not None:
+        raise other_devices(bundle.name, 0, devices)
     from runtime.openvino_executable import OpenVINOExecutable
 
     return Model(
@@ -37,7 +43,7 @@ def load(
     )
 
 
-def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -> Model:
+def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None, devices: Sequence[int] | None) -> Model:
     # prompts with inputs of their own are never cut: a step may take its tokens and one such prompt (runtime/engine.py)
     own = {port.name for port in bundle.program.inputs} - set(PACKED)
     longest = bundle.limits.max_sequence if own else 0
@@ -50,16 +56,25 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None) -
         raise SpecRTError("RUN-013", message)
     tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
     tokens = tokens if most is None else min(tokens, most)
+    needed = bundle.tensor * bundle.pipeline
+    chosen = tuple(range(needed) if devices is None else devices)
+    if len(chosen) != needed or len(set(chosen)) != needed or min(chosen) < 0:
+        raise other_devices(bundle.name, needed, chosen)
     try:
         from runtime.cuda.executable import CUDAExecutable
         from runtime.cuda.native import NativeExecutable
+        from runtime.cuda.ranks import RankedExecutable
 
         executable: Executable
         if linear:
             tokens = max(tokens, bundle.limits.max_batch)
-            executable = NativeExecutable(bundle, tokens=max(tokens, longest), cache_tokens=cache_tokens)
+            executable = NativeExecutable(
+                bundle, tokens=max(tokens, longest), cache_tokens=cache_tokens, device=chosen[0]
+            )
+        elif len(chosen) == 1:
+            executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens, device=chosen[0])
         else:
-            executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens)
+            executable = RankedExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens, devices=chosen)
     except ImportError as error:
         hint = "`pip install specrt[tensorrt]` on a machine with an NVIDIA GPU, or compile with `--target cpu`"
         raise SpecRTError(

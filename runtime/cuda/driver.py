@@ -23,6 +23,13 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def count() -> int:
+    """How many GPUs this process sees; 0 where CUDA sees none. Raises SpecRTError RUN-041 for other errors."""
+    if cu.cuInit(0)[0] == cu.CUresult.CUDA_ERROR_NO_DEVICE:
+        return 0
+    return int(check(cu.cuDeviceGetCount()))
+
+
 OVERLAP = 90  # the first architecture whose launches can overlap
 
 
@@ -111,6 +118,14 @@ class Device:
         """Copy so many bytes from one place of the device to another, in the order of the stream."""
         check(cu.cuMemcpyDtoDAsync(target, source, size, self.stream))
 
+    def copy_rows(self, target: int, pitch: int, source: int, width: int, rows: int) -> None:
+        """Copy rows of `width` bytes that lie one after the other to places that are `pitch` bytes apart."""
+        one = cu.CUDA_MEMCPY2D()
+        one.srcMemoryType = one.dstMemoryType = cu.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        one.srcDevice, one.dstDevice, one.srcPitch, one.dstPitch = source, target, width, pitch
+        one.WidthInBytes, one.Height = width, rows
+        check(cu.cuMemcpy2DAsync(one, self.stream))
+
     def wait(self) -> None:
         """Until everything in the stream is done."""
         check(cu.cuStreamSynchronize(self.stream))
@@ -184,14 +199,19 @@ class Device:
         """Start a graph."""
         check(cu.cuGraphLaunch(graph, self.stream))
 
-    def close(self) -> None:
-        """Wait, then give back graphs, modules, memory, stream and the hold on the GPU."""
-        if self._context is None:
-            return
+    def drop_graphs(self) -> None:
+        """Wait, then give up every graph."""
         self.use()
         self.wait()
         for graph in self._graphs:
             check(cu.cuGraphExecDestroy(graph))
+        self._graphs = []
+
+    def close(self) -> None:
+        """Wait, then give back graphs, modules, memory, stream and the hold on the GPU."""
+        if self._context is None:
+            return
+        self.drop_graphs()
         for module in self._modules.values():
             check(cu.cuModuleUnload(module))
         for address in self._memory:
@@ -200,4 +220,4 @@ class Device:
             check(cu.cuMemFreeHost(address))
         check(cu.cuStreamDestroy(self.stream))
         check(cu.cuDevicePrimaryCtxRelease(self._device))
-        self._graphs, self._modules, self._memory, self._pinned, self._context = [], {}, [], [], None
+        self._modules, self._memory, self._pinned, self._context = {}, [], [], None

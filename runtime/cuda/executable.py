@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from runtime.cuda.batch import (
     slots,
 )  # fmt: skip
 from runtime.cuda.budget import Needs, plan_memory
+from runtime.cuda.collectives import Agreement, Groups, collective_step, gather_bytes
 from runtime.cuda.driver import Device
 from runtime.cuda.graphs import Graphs, Ways
 from runtime.cuda.kernels import Kernels
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("runtime")
 _PADDING = {"past_lens": -1, "slots": -1, "tile_rows": -1}
+STEPS = {("engine", "tensorrt"), ("program", "cuda"), ("kernel", "cuda"), ("collective", "nccl")}
 NUMPY = {"f32": np.float32, "i32": np.int32, "f16": np.float16}
 
 
@@ -48,30 +51,46 @@ class CUDAExecutable(OnDevice):
     stages = 1  # see runtime.executable.Ahead
 
     def __init__(
-        self, bundle: Bundle, *, tokens: int, cache_tokens: int | None = None, graphs: bool = True, device: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        tokens: int,
+        cache_tokens: int | None = None,
+        graphs: bool = True,
+        device: int = 0,
+        connect: Callable[[Device], Groups] | None = None,
     ) -> None:
         """Load engines, kernels and weights, and allocate all memory; `tokens` is the most in one call.
 
-        Raises SpecRTError BUNDLE-009, BUNDLE-020 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041.
+        As one of several ranks, whose bundle is of this rank, `connect` waits for the others and gives communicators.
+        Raises SpecRTError BUNDLE-009, BUNDLE-020 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041; as `connect`.
         """
         self._program = program = bundle.program
+        self._groups: Groups | None = None
         for index, step in enumerate(program.steps):
-            if (step.kind, step.backend) not in (("engine", "tensorrt"), ("program", "cuda"), ("kernel", "cuda")):
-                message = f"step {index} is `{step.kind}` of `{step.backend}`, the GPU runs those of `tensorrt`, `cuda`"
+            if (step.kind, step.backend) not in STEPS:
+                known = ", ".join(f"`{backend}`" for backend in sorted({backend for _, backend in STEPS}))
+                message = f"step {index} is `{step.kind}` of `{step.backend}`, the GPU runs those of {known}"
                 raise SpecRTError("BUNDLE-009", message, where=Where(str(bundle.path / "plan.json")))
         self._device = device_ = Device(device)
         try:
             self._engines = _engines(bundle, device_)
             random = any(weight.file is None for weight in program.weights.values())
-            needed = random or any(step.kind != "engine" for step in program.steps)
+            needed = random or any(step.backend == "cuda" for step in program.steps)
             self._kernels = Kernels(bundle.path, device_, needed)
+            if connect is not None:  # before memory is counted: communicators take some
+                self._groups = connect(device_)
+            self._agreement = None if self._groups is None else Agreement(self._groups.world, device_)
             self._load(bundle, tokens, cache_tokens)
         except BaseException:
+            if self._groups is not None:
+                self._groups.abort()  # the others may never come to what this rank waits for
             self.close()
             raise
         self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
         self._longest = bundle.limits.max_sequence
-        self.graphs = Graphs(device_, program, self._ways)
+        agree = None if self._agreement is None else self._agreement.total
+        self.graphs = Graphs(device_, program, self._ways, agree)
         for size in self._sizes:  # now, not when a batch first has this size: it would wait for it
             self._capture(Shape(size, size, size, size, 0), self._turns.take())
 
@@ -86,12 +105,15 @@ class CUDAExecutable(OnDevice):
         block_bytes = 4 * layout(self._sizes_of(self._most)).words
         token_bytes = 4 * self._most.get("N", 1)
         temps = [programs.scratch_bytes(sizes, self._most) for sizes in self._kernels.programs.values()]
-        scratch = max([0 if self._engines is None else self._engines.memory, *temps])
+        gathered = gather_bytes(program, bundle.tensor, self._most)
+        scratch = max([0 if self._engines is None else self._engines.memory, gathered, *temps])
         needs = Needs(weight_bytes, arena_bytes + parts + tops + ended, scratch, block_bytes + token_bytes)
         self.size = plan_memory(
             needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
             max_sequence=bundle.limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
         )  # fmt: skip
+        if self.size is not None and self._agreement is not None:  # a block is one on all ranks
+            self.size = replace(self.size, blocks=self._agreement.least(self.size.blocks))
         _LOG.info("GPU memory: %s", needs)
         base = device.allocate(weight_bytes)
         weights.upload_weights(bundle.path, program.weights, offsets, base, device)
@@ -127,6 +149,10 @@ class CUDAExecutable(OnDevice):
                 )
             elif step.kind == "program":
                 plain.append(steps.program_step(by_rows))
+            elif step.kind == "collective":
+                assert self._groups is not None  # there are other ranks
+                assert self._groups.tensor is not None
+                plain.append(collective_step(self._program, step, self._groups.tensor, self._device, memory.scratch))
             else:
                 assert self._engines is not None  # there is a step for each
                 plain.append(steps.engine_step(self._program, step, self._engines[step.file], memory))

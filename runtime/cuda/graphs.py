@@ -9,7 +9,7 @@ its own numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from runtime.cuda.driver import Device
 from runtime.cuda.programs import size_for
 from runtime.cuda.steps import Call, Enqueue
 from runtime.program import Program
+
+Times = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,16 @@ class Ways:
 
 
 class Graphs:
-    """Captured steps by shape, and steps that are not. `choices` says what was measured for each segment and size."""
+    """Captured steps by shape, and steps that are not. `choices` says what was measured for each segment and size.
 
-    def __init__(self, device: Device, program: Program, ways: Ways) -> None:
+    Of several ranks each measures; `agree` gives the sums of their times, by which all choose the same.
+    """
+
+    def __init__(
+        self, device: Device, program: Program, ways: Ways, agree: Callable[[Times], Times] | None = None
+    ) -> None:
         self._device, self._program, self._ways = device, program, ways
+        self._agree = agree or (lambda times: times)
         self._made: dict[Shape, tuple[Any, Layout]] = {}
         self._seen: set[Shape] = set()
         self.choices: dict[str, dict[str, Any]] = {}
@@ -73,7 +81,7 @@ class Graphs:
                 self._device.overlap = False
         if len(graphs) == 1:
             return graphs.popitem()[1]
-        times = {way: self._least(graph) for way, graph in graphs.items()}
+        times = self._agree({way: self._least(graph) for way, graph in graphs.items()})
         best = min(times, key=times.__getitem__)
         self.choices[name] = {"way": best, "milliseconds": times}
         found = graphs.pop(best)
@@ -95,7 +103,7 @@ class Graphs:
         most = 1 << (call.rows - 1).bit_length()
         key = (file, most)
         if key not in self._eager:
-            times = {name: self._stream_time(way, call) for name, way in ways.items()}
+            times = self._agree({name: self._stream_time(way, call) for name, way in ways.items()})
             self._eager[key] = min(times, key=times.__getitem__)
             self.choices[f"{file} up to {most}"] = {"way": self._eager[key], "milliseconds": times}
         return self._eager[key]
@@ -119,8 +127,8 @@ class Graphs:
                 ways["rows"] = [
                     kernels[size_for(kernels, shape.tokens)] for kernels in map(self._ways.rows.__getitem__, where)
                 ]
-            times = {name: self._time(way, call) for name, way in ways.items()} if len(ways) > 1 else {"engine": 0.0}
-            best = min(times, key=times.__getitem__)
+            times = self._agree({name: self._time(way, call) for name, way in ways.items()}) if len(ways) > 1 else {}
+            best = min(times, key=times.__getitem__) if times else "engine"
             for index, one in zip(where, ways[best], strict=True):
                 chosen[index] = one
             if len(ways) > 1:

@@ -67,6 +67,47 @@ def cuda_failed(name: str, text: str) -> SpecRTError:
     return SpecRTError("RUN-041", f"CUDA says {name}: {text}", hint=hint)
 
 
+def other_devices(bundle: str, needed: int, devices: Sequence[int]) -> SpecRTError:
+    """GPUs that are not those that the bundle needs: none for one of the CPU."""
+    runs = f"runs on {needed} different GPU{'s' if needed > 1 else ''}" if needed else "is compiled for the CPU"
+    message = f"`devices` is {list(devices)}, `{bundle}` {runs}"
+    hint = "leave `devices` out" if needed <= 1 else "leave `devices` out for the first ones"
+    return SpecRTError("RUN-043", message, hint=hint)
+
+
+def too_few(bundle: str, devices: Sequence[int], there: int) -> SpecRTError:
+    """A machine that has not the GPUs of a bundle of several ranks."""
+    asked = f"GPU{'s' if len(devices) > 1 else ''} {', '.join(map(str, devices))}"
+    message = f"`{bundle}` is to run on {asked}, this machine shows {there}"
+    hint = "compile with fewer `--tensor-parallel` or `--pipeline-parallel`; CUDA_VISIBLE_DEVICES may hide some"
+    return SpecRTError("RUN-044", message, hint=hint)
+
+
+def no_nccl(reason: str) -> SpecRTError:
+    """A machine without the library that GPUs exchange values by."""
+    hint = "`pip install specrt[nccl]`, or put the folder of libnccl.so.2 into LD_LIBRARY_PATH"
+    return SpecRTError("RUN-045", f"several GPUs need NCCL, which can't be loaded: {reason}", hint=hint)
+
+
+def nccl_failed(call: str, text: str, more: str) -> SpecRTError:
+    """A call of NCCL that went wrong."""
+    lines = [line.strip() for line in more.splitlines() if line.strip()]
+    hint = "run again with NCCL_DEBUG=INFO; containers need /dev/shm of some hundred MB (`--shm-size=1g`)"
+    return SpecRTError("RUN-046", f"NCCL's {call} says: {text}", notes=lines, hint=hint)
+
+
+def rank_ended(rank: int, device: int, how: str) -> SpecRTError:
+    """A process of a rank that is gone, or failed otherwise than by a mistake of the user."""
+    hint = "what it printed before says more; load the bundle again: all its ranks have ended"
+    return SpecRTError("RUN-047", f"rank {rank} on GPU {device} {how}", hint=hint)
+
+
+def cut_off() -> SpecRTError:
+    """Ranks that are no longer at the same step."""
+    message = "the ranks were cut off in the middle of a step, by an error or an interrupt"
+    return SpecRTError("RUN-048", message, hint="load the bundle again")
+
+
 def usable(capability: int, compiled: Sequence[int]) -> int | None:
     """The architecture to take: machine code runs on GPUs of its major version with the same or a higher minor."""
     fitting = [number for number in compiled if number // 10 == capability // 10 and number <= capability]

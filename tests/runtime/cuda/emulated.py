@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,7 @@ from compiler.kernels.build import Compiled, load
 
 BYTES = 5 << 20  # the interpreter copies all of it at each launch
 START = 4096  # no address is 0
+INTERPRETER = Lock()  # Triton's has one place for the number of the program that it runs
 KERNELS: dict[str, Any] = {}
 ALONE = ("normal", "codes")  # what makes weights, long before a step
 LAUNCHES: dict[bytes, Launch] = {}  # by what stands for their machine code
@@ -44,13 +46,14 @@ class Device:
     """What runtime/cuda/driver.py offers; nothing in the stream is done before somebody waits for it.
 
     So what reads a result too early finds 0x55, and host memory that is written while a copy of it waits is a fault.
+    On any but the first GPU it is done at once: the thread of its rank is told of the next step only.
     """
 
     name, capability, multiprocessors, stream = "Emulated", 90, 1, 0
     overlaps = overlap = False  # trying both ways would run everything several times more
 
     def __init__(self, ordinal: int = 0) -> None:
-        del ordinal
+        self.ordinal = ordinal
         self.memory = torch.full((BYTES,), 0x7F, dtype=torch.uint8)  # NaN in every type: nothing may read it
         self.bytes = self.memory.numpy()
         self.used = START
@@ -60,6 +63,8 @@ class Device:
     def later(self, work: Callable[[], None]) -> None:
         """Put something into the stream."""
         self.queue.append(work)
+        if self.ordinal:
+            self.wait()
 
     def wait(self) -> None:
         while self.queue:
@@ -103,6 +108,10 @@ class Device:
     def copy(self, target: int, source: int, size: int) -> None:
         self.later(lambda: self._write(target, self.bytes[source : source + size].copy()))
 
+    def copy_rows(self, target: int, pitch: int, source: int, width: int, rows: int) -> None:
+        for row in range(rows):
+            self.copy(target + row * pitch, source + row * width, width)
+
     def event(self) -> list[float]:
         made: list[float] = []
         self.later(lambda: made.append(time.perf_counter()))
@@ -119,7 +128,7 @@ class Device:
     def nothing(self, *_: Any) -> None:
         """Nothing is held."""
 
-    use = close = drop = nothing
+    use = close = drop = drop_graphs = nothing
 
     def function(self, file: Path, entry: str, shared: int) -> Launch:  # noqa: ARG002
         return LAUNCHES[file.read_bytes()]
@@ -145,7 +154,12 @@ class Device:
         key = library._key(launch)
         if key not in KERNELS:
             KERNELS[key] = load(launch)
-        self.later(lambda: KERNELS[key][tuple(grid)](*arguments, **launch.constants))
+
+        def compute() -> None:
+            with INTERPRETER:
+                KERNELS[key][tuple(grid)](*arguments, **launch.constants)
+
+        self.later(compute)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
@@ -204,7 +218,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = ModuleType("runtime.cuda.engines")
     engines.Engines = Engines  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "runtime.cuda.engines", engines)
-    for name in ("driver", "kernels", "weights", "graphs", "steps", "executable"):
+    for name in ("driver", "kernels", "weights", "graphs", "steps", "collectives", "executable", "ranks"):
         monkeypatch.delitem(sys.modules, f"runtime.cuda.{name}", raising=False)
     monkeypatch.setattr(library, "build", build)
     import runtime.cuda.executable as executable

@@ -17,7 +17,9 @@ from runtime.cuda.budget import Needs, plan_memory
 from runtime.cuda.missing import (
     cuda_failed,
     damaged_kernels,
+    nccl_failed,
     no_kernels,
+    no_nccl,
     not_built,
     other_weights,
     tag,
@@ -67,6 +69,16 @@ def test_what_is_broken() -> None:
     check_golden("BUNDLE-023", other_weights(Path("weights-00001-of-00001.safetensors"), "head.weight"))
     check_golden("BUNDLE-024", damaged_kernels(Path("kernels/kernels.json"), "KeyError('sets')"))
     check_golden("RUN-041", cuda_failed("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"))
+
+
+def test_several_gpus_without_what_they_exchange_values_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.cuda import communicator
+
+    monkeypatch.setattr(communicator, "LIBRARY", "libnone.so.0")
+    check_raises("RUN-045", communicator.new_id)
+    check_golden("RUN-045-reason", no_nccl("libnccl.so.2: file too short"))
+    more = "ncclInternalError: Internal check failed.\nLast error:\nSocket recv failed"
+    check_golden("RUN-046", nccl_failed("ncclCommInitRank", "internal error", more))
 
 
 @pytest.mark.usefixtures("gpu")
