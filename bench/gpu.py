@@ -83,7 +83,7 @@ def check(bundle: Path, expected: Path, out: Path) -> None:
             prompts, max_new_tokens=NEW, stop=(), temperature=0.8, top_k=20, seed=1
         )
         result["arriving over time equal"] = arriving(model, prompts, together)
-        result["choices"] = model.executable.graphs.choices  # type: ignore[attr-defined]
+        result["choices"] = model.executable.choices  # type: ignore[attr-defined]
     result["bytes not given back"] = not_given_back(bundle)
     out.write_text(json.dumps(result, indent=1))
     print(json.dumps({key: value for key, value in result.items() if key != "choices"}))

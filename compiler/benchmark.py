@@ -95,8 +95,8 @@ def benchmark(
             record["workloads"].append(bench.workload(workload))
             record["memory_bytes"] = memory(model)
             told(record)
-        if hasattr(model.executable, "graphs"):
-            record["choices"] = model.executable.graphs.choices
+        if (choices := getattr(model.executable, "choices", None)) is not None:
+            record["choices"] = choices
     told(record)
     return record
 
@@ -194,10 +194,10 @@ def cache_tokens(model: Model) -> int:
 
 
 def memory(model: Model) -> int:
-    """Bytes: in use on the GPU, by all processes; of a CPU bundle the most that this process ever had."""
-    device = getattr(model.executable, "device", None)
-    if device is not None:
-        return int(device.used_memory)
+    """Bytes: in use on its GPUs, by all processes; of a CPU bundle the most that this process ever had."""
+    devices = getattr(model.executable, "devices", None)
+    if devices is not None:
+        return sum(int(device.used_memory) for device in devices)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -283,7 +283,7 @@ class _Bench:
             "preemptions": self.model.engine.preemptions - before,
         }  # fmt: skip
         steps = [1e3 * second for times in found for second in times.steps]
-        if not steps:
+        if not steps or getattr(self.model.executable, "stages", 1) > 1:  # of a pipeline each step is a part of a batch
             return result
         result["decode_step_ms"] = _spread(steps)
         with self.timed_graphs() as graphs:

@@ -167,7 +167,8 @@ def decide_size(
         if available is not None and blocks * cost > available:
             raise _too_small(f"{cache_tokens} tokens", blocks * cost, available, "lower `cache_tokens`")
         return CacheSize(blocks, size, cost, wanted, available)
-    blocks = wanted if available is None else min(wanted, int(available * share) // cost)
+    # a stage of a pipeline may have no layer with a cache
+    blocks = wanted if available is None or not cost else min(wanted, int(available * share) // cost)
     if blocks < per_sequence:
         what = f"one sequence of {max_sequence} tokens"
         hint = (

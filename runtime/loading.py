@@ -54,7 +54,8 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None, d
     if step_tokens is not None and most is not None and step_tokens > most:
         message = f"`step_tokens` is {step_tokens}, the engines of `{bundle.name}` take {most}"
         raise SpecRTError("RUN-013", message)
-    tokens = step_tokens or max(GPU_STEP_TOKENS, bundle.limits.max_batch)
+    # stages work on the pieces of a prompt one behind the other: there must be some
+    tokens = step_tokens or max(GPU_STEP_TOKENS // bundle.pipeline, bundle.limits.max_batch)
     tokens = tokens if most is None else min(tokens, most)
     needed = bundle.tensor * bundle.pipeline
     chosen = tuple(range(needed) if devices is None else devices)
@@ -63,6 +64,7 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None, d
     try:
         from runtime.cuda.executable import CUDAExecutable
         from runtime.cuda.native import NativeExecutable
+        from runtime.cuda.pipeline import Pipeline
         from runtime.cuda.ranks import RankedExecutable
 
         executable: Executable
@@ -73,6 +75,8 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None, d
             )
         elif len(chosen) == 1:
             executable = CUDAExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens, device=chosen[0])
+        elif bundle.tensor == 1:
+            executable = Pipeline(bundle, devices=chosen, tokens=tokens + longest, cache_tokens=cache_tokens)
         else:
             executable = RankedExecutable(bundle, tokens=tokens + longest, cache_tokens=cache_tokens, devices=chosen)
     except ImportError as error:

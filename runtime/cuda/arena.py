@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from runtime.program import BYTES, Program
 
+SETS = 2  # of values that come from another stage: one is read while the next is written
 ALIGN = 256  # bytes: what TensorRT asks of a binding, and whole vectors for the kernels
 
 
@@ -49,9 +50,10 @@ def place(intervals: Sequence[Interval]) -> tuple[dict[str, int], int]:
 def intervals(program: Program, dims: Mapping[str, int]) -> list[Interval]:
     """When each value between steps is needed, and its bytes where the named dims have these sizes.
 
-    Inputs of the model are not among them; outputs are needed until all steps are done.
+    Inputs of the model are not among them; outputs are needed until all steps are done, and so is what goes to another
+    stage of a pipeline. What comes from one keeps its place.
     """
-    first: dict[str, int] = {}
+    first = dict.fromkeys(program.received, 0)
     last: dict[str, int] = {}
     for index, step in enumerate(program.steps):
         for name in step.outputs.values():
@@ -60,10 +62,19 @@ def intervals(program: Program, dims: Mapping[str, int]) -> list[Interval]:
         for name in step.inputs.values():
             if name in first:
                 last[name] = index
-    for name in program.values.values():
+    for name in (*program.values.values(), *program.received, *program.sent):
         if name in first:
             last[name] = len(program.steps)
     return [Interval(name, value_bytes(program, name, dims), first[name], last[name]) for name in first]
+
+
+def handed(program: Program, dims: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Offsets of the values that come from another stage, by name, one after the other, and the bytes of all."""
+    offsets: dict[str, int] = {}
+    total = 0
+    for name in program.received:
+        offsets[name], total = total, total + aligned(value_bytes(program, name, dims))
+    return offsets, total
 
 
 def value_bytes(program: Program, name: str, dims: Mapping[str, int]) -> int:

@@ -67,6 +67,7 @@ class Device:
         self._pinned: list[int] = []
         self._modules: dict[Path, Any] = {}
         self._graphs: list[Any] = []
+        self._signals: list[Any] = []
 
     def _attribute(self, kind: Any) -> int:
         return int(check(cu.cuDeviceGetAttribute(kind, self._device)))
@@ -78,11 +79,13 @@ class Device:
     @property
     def free_memory(self) -> int:
         """Bytes that can be allocated now."""
+        self.use()
         return int(check(cu.cuMemGetInfo())[0])
 
     @property
     def used_memory(self) -> int:
         """Bytes that this and all other processes hold on the GPU."""
+        self.use()
         free, total = check(cu.cuMemGetInfo())
         return int(total) - int(free)
 
@@ -140,6 +143,32 @@ class Device:
         """Wait for an event, and give it up."""
         check(cu.cuEventSynchronize(event))
         check(cu.cuEventDestroy(event))
+
+    def signal(self) -> Any:
+        """An event that is used again and again, by `mark`; until then it has passed."""
+        made = check(cu.cuEventCreate(cu.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        self._signals.append(made)
+        return made
+
+    def mark(self, signal: Any) -> None:
+        """Make this point of the stream the one that a signal means from now on."""
+        check(cu.cuEventRecord(signal, self.stream))
+
+    def follow(self, signal: Any) -> None:
+        """Let what comes in the stream wait for a point of a stream, which may be another GPU's."""
+        check(cu.cuStreamWaitEvent(self.stream, signal, 0))
+
+    def reach(self, other: Device) -> None:
+        """Let copies to another GPU go there directly, where the machine has a way for that."""
+        if int(check(cu.cuDeviceCanAccessPeer(self._device, other._device))):
+            self.use()
+            status = cu.cuCtxEnablePeerAccess(other._context, 0)
+            if status[0] != cu.CUresult.CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED:
+                check(status)
+
+    def push(self, other: Device, target: int, source: int, size: int) -> None:
+        """Copy so many bytes to a place on another GPU, in the order of this one's stream."""
+        check(cu.cuMemcpyPeerAsync(target, other._context, source, self._context, size, self.stream))
 
     def milliseconds(self, start: Any, stop: Any) -> float:
         """Time between two events, after the second has passed; both are given up."""
@@ -212,6 +241,8 @@ class Device:
         if self._context is None:
             return
         self.drop_graphs()
+        for signal in self._signals:
+            check(cu.cuEventDestroy(signal))
         for module in self._modules.values():
             check(cu.cuModuleUnload(module))
         for address in self._memory:
@@ -220,4 +251,4 @@ class Device:
             check(cu.cuMemFreeHost(address))
         check(cu.cuStreamDestroy(self.stream))
         check(cu.cuDevicePrimaryCtxRelease(self._device))
-        self._modules, self._memory, self._pinned, self._context = {}, [], [], None
+        self._modules, self._memory, self._pinned, self._signals, self._context = {}, [], [], [], None

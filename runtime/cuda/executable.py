@@ -59,10 +59,12 @@ class CUDAExecutable(OnDevice):
         graphs: bool = True,
         device: int = 0,
         connect: Callable[[Device], Groups] | None = None,
+        agree: Callable[[int], int] = lambda blocks: blocks,
     ) -> None:
         """Load engines, kernels and weights, and allocate all memory; `tokens` is the most in one call.
 
         As one of several ranks, whose bundle is of this rank, `connect` waits for the others and gives communicators.
+        Where stages share a model `agree` says how many blocks of the cache all of them have room for.
         Raises SpecRTError BUNDLE-009, BUNDLE-020 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041; as `connect`.
         """
         self._program = program = bundle.program
@@ -81,7 +83,7 @@ class CUDAExecutable(OnDevice):
             if connect is not None:  # before memory is counted: communicators take some
                 self._groups = connect(device_)
             self._agreement = None if self._groups is None else Agreement(self._groups.world, device_)
-            self._load(bundle, tokens, cache_tokens)
+            self._load(bundle, tokens, cache_tokens, agree)
         except BaseException:
             if self._groups is not None:
                 self._groups.abort()  # the others may never come to what this rank waits for
@@ -89,12 +91,12 @@ class CUDAExecutable(OnDevice):
             raise
         self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
         self._longest = bundle.limits.max_sequence
-        agree = None if self._agreement is None else self._agreement.total
-        self.graphs = Graphs(device_, program, self._ways, agree)
+        total = None if self._agreement is None else self._agreement.total
+        self.graphs = Graphs(device_, program, self._ways, total)
         for size in self._sizes:  # now, not when a batch first has this size: it would wait for it
             self._capture(Shape(size, size, size, size, 0), self._turns.take())
 
-    def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None) -> None:
+    def _load(self, bundle: Bundle, tokens: int, cache_tokens: int | None, agree: Callable[[int], int]) -> None:
         program, device = self._program, self._device
         self._most = most(program, bundle.limits.max_batch, bundle.limits.max_sequence, tokens)
         places, arena_bytes = arena.place(arena.intervals(program, self._most))
@@ -104,16 +106,18 @@ class CUDAExecutable(OnDevice):
         self._rows = steps.query_rows(self._kernels.attention)
         block_bytes = 4 * layout(self._sizes_of(self._most)).words
         token_bytes = 4 * self._most.get("N", 1)
+        handed = arena.SETS * arena.handed(program, self._most)[1]
         temps = [programs.scratch_bytes(sizes, self._most) for sizes in self._kernels.programs.values()]
         gathered = gather_bytes(program, bundle.tensor, self._most)
         scratch = max([0 if self._engines is None else self._engines.memory, gathered, *temps])
-        needs = Needs(weight_bytes, arena_bytes + parts + tops + ended, scratch, block_bytes + token_bytes)
+        needs = Needs(weight_bytes, arena_bytes + parts + tops + ended, scratch, block_bytes + token_bytes + handed)
         self.size = plan_memory(
             needs, program.cache, device.free_memory, max_batch=bundle.limits.max_batch,
             max_sequence=bundle.limits.max_sequence, cache_tokens=cache_tokens, tokens=tokens,
         )  # fmt: skip
-        if self.size is not None and self._agreement is not None:  # a block is one on all ranks
-            self.size = replace(self.size, blocks=self._agreement.least(self.size.blocks))
+        if self.size is not None:  # a block is one on all GPUs
+            least = self.size.blocks if self._agreement is None else self._agreement.least(self.size.blocks)
+            self.size = replace(self.size, blocks=agree(least))
         _LOG.info("GPU memory: %s", needs)
         base = device.allocate(weight_bytes)
         weights.upload_weights(bundle.path, program.weights, offsets, base, device)
@@ -121,8 +125,8 @@ class CUDAExecutable(OnDevice):
         room = device.allocate(arena_bytes + parts + tops + ended)
         self._values = {name: room + offset for name, offset in places.items()}
         self._block = device.allocate(block_bytes)
-        self._tokens = device.allocate(token_bytes)
-        self._turns = Turns(device, block_bytes, token_bytes)
+        self._tokens = self._chosen = device.allocate(token_bytes)  # and those that the next step may begin with
+        self._turns = Turns(device, block_bytes, token_bytes, self.stages + 1)
         self._downloads: dict[str, Array] = {}
         self._places = self._caches()
         memory = steps.Memory(
@@ -132,6 +136,8 @@ class CUDAExecutable(OnDevice):
         )  # fmt: skip
         if ended:
             device.fill(memory.ended, 0, WORD, ended // WORD)  # each launch leaves zeros
+        for name in program.received:  # graphs are captured before any came
+            device.fill(self._values[name], 0, 1, arena.value_bytes(program, name, self._most))
         self._ways = self._ways_of(memory)
         device.wait()
 
@@ -143,7 +149,7 @@ class CUDAExecutable(OnDevice):
             kernels = self._kernels.programs.get(step.file, {})
             by_rows = steps.row_steps(step, kernels, memory, self._most)
             if step.kind == "kernel":
-                attention = self._kernels.attention[index]
+                attention = self._kernels.attention[self._program.first + index]
                 plain.append(
                     steps.attention_step(self._program, index, attention, memory, self._device.multiprocessors)
                 )
@@ -160,15 +166,18 @@ class CUDAExecutable(OnDevice):
         return Ways(plain, rows)
 
     @property
-    def device(self) -> Device:
-        """The GPU that it runs on."""
-        return self._device
+    def choices(self) -> dict[str, dict[str, Any]]:
+        """What was measured, and chosen."""
+        return self.graphs.choices
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------
 
     def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run the steps in order and copy the outputs to the host; see runtime.executable.Executable."""
-        dims = self._run(batch, self._turns.take())
+        return self.outputs(self._run(batch, self._turns.take()))
+
+    def outputs(self, dims: Mapping[str, int]) -> dict[str, Array]:
+        """The model's outputs of the step that was put into the stream last, on the host."""
         found: dict[str, Array] = {}
         for port in self._program.outputs:
             shape = [dim if isinstance(dim, int) else dims[dim] for dim in port.shape]
@@ -232,8 +241,12 @@ class CUDAExecutable(OnDevice):
             graph, made = found
             fill(turn.staging, made, arrays, _PADDING)
             self._upload(made, turn, len(sources))
+            self._arrive(dims)
             self._device.replay(graph)
         return dims
+
+    def _arrive(self, dims: Mapping[str, int]) -> None:
+        """Put in front of the steps what brings values from another GPU; here there is none."""
 
     def _direct(
         self,
@@ -250,6 +263,7 @@ class CUDAExecutable(OnDevice):
         context = int(arrays["max_context"]) if "max_context" in arrays else 0
         call = self._call(made, dims, None, singles, tiles, context)
         self._upload(made, turn, carried)
+        self._arrive(dims)
         self.graphs.direct(call)
         self._choose(call)
 
@@ -267,10 +281,10 @@ class CUDAExecutable(OnDevice):
             carry = self._kernels.others["carry"]
             values = {name: self._block + WORD * made.starts[name] for name in ("tokens", "sources")}
             grid = (-(-carried // carry.constants["tile"]), 1, 1)
-            carry.launch(grid, values | {"chosen": self._tokens, "count": carried})
+            carry.launch(grid, values | {"chosen": self._chosen, "count": carried})
 
     def _choose(self, call: steps.Call) -> None:
-        if "choose" in self._kernels.others and "how" in call.addresses:
+        if "choose" in self._kernels.others and "how" in call.addresses and "logits" in self._program.values:
             values = {"logits": call.addresses[self._program.values["logits"]], "how": call.addresses["how"]}
             self._kernels.others["choose"].launch((call.dims["N"], 1, 1), values | {"tokens": self._tokens})
 

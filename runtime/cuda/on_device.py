@@ -19,6 +19,16 @@ class OnDevice(Cached):
     _program: Program
     _places: Mapping[str, int]  # addresses of the caches by name
 
+    @property
+    def device(self) -> Device:
+        """The GPU that it runs on."""
+        return self._device
+
+    @property
+    def devices(self) -> list[Device]:
+        """The same, as of executables that have several."""
+        return [self._device]
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Put copies of blocks of all caches into the stream; see runtime.executable.Executable."""
         cache = self._program.cache

@@ -1,4 +1,4 @@
-"""Two sets of pinned memory, in turn: while the GPU reads or fills one, the host writes the other."""
+"""Sets of pinned memory, in turn: while the GPU reads or fills one, the host writes the other."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ class Turn:
 class Turns:
     """Gives the sets out; the numbers of the steps that have them are tickets."""
 
-    def __init__(self, device: Device, block_bytes: int, token_bytes: int) -> None:
-        """Allocate both: so many bytes for the arrays of a step and for its tokens."""
+    def __init__(self, device: Device, block_bytes: int, token_bytes: int, count: int = 2) -> None:
+        """Allocate them: so many bytes for the arrays of a step and for its tokens."""
         self._device = device
         self._turns = [
-            Turn(device.pinned(block_bytes).view(np.int32), device.pinned(token_bytes).view(np.int32)) for _ in range(2)
+            Turn(device.pinned(block_bytes).view(np.int32), device.pinned(token_bytes).view(np.int32))
+            for _ in range(count)
         ]
         self._given = 0
 
     def take(self) -> Turn:
         """The set that was given out longer ago, once the GPU is done with it: also where nobody waited for that."""
         self._given += 1
-        return self._passed(self._turns[self._given % 2])
+        return self._passed(self._turns[self._given % len(self._turns)])
 
     def started(self, turn: Turn, tokens: int, count: int) -> int:
         """Behind the last work of a step: copy what it chose, at a device address, and give its ticket."""
@@ -45,10 +46,10 @@ class Turns:
         return self._given
 
     def wait(self, ticket: int) -> Ints:
-        """The tokens of a step, once they are there; the second `take` behind its own gives their memory away."""
-        if not self._given - 2 < ticket <= self._given:
+        """The tokens of a step, once they are there; their memory is given away when it is this set's turn again."""
+        if not self._given - len(self._turns) < ticket <= self._given:
             raise AssertionError(f"ticket {ticket} where the last is {self._given}")
-        turn = self._passed(self._turns[ticket % 2])
+        turn = self._passed(self._turns[ticket % len(self._turns)])
         return turn.picked[: turn.count]
 
     def close(self) -> None:

@@ -42,6 +42,23 @@ def build(launches: Sequence[Launch], architecture: int, processes: int | None =
     return made
 
 
+class Event:
+    """A point of a device's stream: how often it was put there, and when it was passed."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.put = device, 0
+        self.times: list[float] = []
+
+    def mark(self) -> None:
+        self.put += 1
+        self.device.later(lambda: self.times.append(time.perf_counter()))
+
+    def reach(self, put: int) -> None:
+        """Do what is in front of it in its stream, and in front of that in others."""
+        while len(self.times) < put:
+            self.device.queue.pop(0)()
+
+
 class Device:
     """What runtime/cuda/driver.py offers; nothing in the stream is done before somebody waits for it.
 
@@ -112,23 +129,36 @@ class Device:
         for row in range(rows):
             self.copy(target + row * pitch, source + row * width, width)
 
-    def event(self) -> list[float]:
-        made: list[float] = []
-        self.later(lambda: made.append(time.perf_counter()))
+    def event(self) -> Event:
+        made = Event(self)
+        made.mark()
         return made
 
-    def passed(self, event: list[float]) -> None:
-        while not event:
-            self.queue.pop(0)()
+    def passed(self, event: Event) -> None:
+        event.reach(event.put)
 
-    def milliseconds(self, start: list[float], stop: list[float]) -> float:
+    def milliseconds(self, start: Event, stop: Event) -> float:
         self.passed(stop)
-        return 1e3 * (stop[0] - start[0])
+        return 1e3 * (stop.times[0] - start.times[0])
+
+    def signal(self) -> Event:
+        return Event(self)
+
+    def mark(self, signal: Event) -> None:
+        assert signal.device is self
+        signal.mark()
+
+    def follow(self, signal: Event) -> None:
+        put = signal.put
+        self.later(lambda: signal.reach(put))
+
+    def push(self, other: Device, target: int, source: int, size: int) -> None:
+        self.later(lambda: other._write(target, self.bytes[source : source + size].copy()))
 
     def nothing(self, *_: Any) -> None:
         """Nothing is held."""
 
-    use = close = drop = drop_graphs = nothing
+    use = close = drop = drop_graphs = reach = nothing
 
     def function(self, file: Path, entry: str, shared: int) -> Launch:  # noqa: ARG002
         return LAUNCHES[file.read_bytes()]
@@ -218,7 +248,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = ModuleType("runtime.cuda.engines")
     engines.Engines = Engines  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "runtime.cuda.engines", engines)
-    for name in ("driver", "kernels", "weights", "graphs", "steps", "collectives", "executable", "ranks"):
+    for name in ("driver", "kernels", "weights", "graphs", "steps", "collectives", "executable", "pipeline", "ranks"):
         monkeypatch.delitem(sys.modules, f"runtime.cuda.{name}", raising=False)
     monkeypatch.setattr(library, "build", build)
     import runtime.cuda.executable as executable
