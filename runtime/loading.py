@@ -63,12 +63,13 @@ def _on_gpu(bundle: Bundle, cache_tokens: int | None, step_tokens: int | None, d
         raise other_devices(bundle.name, needed, chosen)
     try:
         from runtime.cuda.executable import CUDAExecutable
-        from runtime.cuda.native import NativeExecutable
         from runtime.cuda.pipeline import Pipeline
         from runtime.cuda.ranks import RankedExecutable
 
         executable: Executable
         if linear:
+            from runtime.cuda.native import NativeExecutable
+
             tokens = max(tokens, bundle.limits.max_batch)
             executable = NativeExecutable(
                 bundle, tokens=max(tokens, longest), cache_tokens=cache_tokens, device=chosen[0]
