@@ -85,7 +85,7 @@ def benchmark(
     start = time.perf_counter()
     with runtime.load(path, verify=False) as model:
         record |= {"load_seconds": time.perf_counter() - start, "cache_tokens": cache_tokens(model)}
-        bench = _Bench(model, Reads.of(bundle), record["machine"].get("copy_gb_s"), runs)
+        bench = _Bench(model, Reads.of(bundle), _bandwidth(record["machine"]), runs)
         record |= {"first_token": [], "workloads": [], "left_out": left_out}
         for length in sorted({workload.input_len for workload in fitting} | set(FIRST if workloads is None else ())):
             if length < bundle.limits.max_sequence:
@@ -130,8 +130,13 @@ def about(bundle: Bundle) -> dict[str, Any]:
         "model": bundle.name, "architecture": manifest["architecture"], "precision": manifest["precision"],
         "target": manifest["target"], "parameters": manifest["parameters"], "limits": asdict(bundle.limits),
         "specrt": specs.__version__, "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "machine": gpu() if manifest["target"] != "cpu" else cpu(),
+        "machine": cpu() if manifest["target"] == "cpu" else {**gpu(), "gpus": bundle.tensor * bundle.pipeline},
     }  # fmt: skip
+
+
+def _bandwidth(machine: dict[str, Any]) -> float | None:
+    """GB/s that a copy reaches, of all GPUs together; None where it was not measured."""
+    return machine["copy_gb_s"] * machine["gpus"] if "copy_gb_s" in machine else None
 
 
 def cpu() -> dict[str, Any]:
@@ -145,7 +150,7 @@ def cpu() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """The GPU, its driver, TensorRT if there is one, and GB/s: of a copy, measured now, and of the datasheet."""
+    """The first GPU, its driver, TensorRT if there is one, and GB/s: of a copy, measured now, and of the datasheet."""
     from cuda.bindings import driver as cu
 
     from compiler.lower.tensorrt.dialects import installed
@@ -194,7 +199,7 @@ def cache_tokens(model: Model) -> int:
 
 
 def memory(model: Model) -> int:
-    """Bytes: in use on its GPUs, by all processes; of a CPU bundle the most that this process ever had."""
+    """Bytes: in use on the GPUs of this process, by all; of a CPU bundle the most that this process ever had."""
     devices = getattr(model.executable, "devices", None)
     if devices is not None:
         return sum(int(device.used_memory) for device in devices)

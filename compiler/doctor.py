@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import platform
 import re
@@ -61,6 +62,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     gpu_note: str | None  # why there are none
     tensorrt: str | None
+    nccl: str | None  # what several GPUs exchange values by: the version of its package, or the system's library
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}
@@ -80,6 +82,7 @@ def examine() -> Machine:
         gpus=gpus,
         gpu_note=note,
         tensorrt=version("tensorrt"),
+        nccl=version("nvidia-nccl-cu13") or version("nvidia-nccl-cu12") or ctypes.util.find_library("nccl"),
     )
 
 

@@ -59,6 +59,8 @@ def _show(record: dict[str, Any]) -> None:
     console, machine = stdout(), record["machine"]
     engine = f"TensorRT {machine['tensorrt']}" if "gpu" in machine else f"OpenVINO {machine['openvino']}"
     device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    if machine.get("gpus", 1) > 1:
+        device = f"{machine['gpus']} x {device}"
     console.print(f"{escape(record['model'])}, {record['precision']}, {engine}, {escape(device)}", soft_wrap=True)
     used = "in use on the GPU" if "gpu" in machine else "of memory at most"
     console.print(

@@ -45,8 +45,8 @@ def _check(path: Path, steps: list[tuple[str, str]]) -> None:
     total = sum(entry["size"] for entry in files.values())
     steps.append(("files", f"{plural(len(files), 'file')}, {bytes_text(total)}, as they were written"))
     steps.append(("made with", ", ".join(f"{name} {version}" for name, version in bundle.toolchain.items())))
-    model = runtime.load(path, verify=False)  # the hashes were compared above
-    steps.append(("loads", f"{plural(len(bundle.program.steps), 'engine')} compiled for this machine"))
-    if bundle.role == "decoder":
-        model.logits([[0]])
-        steps.append(("runs", "logits of one token"))
+    with runtime.load(path, verify=False) as model:  # the hashes were compared above
+        steps.append(("loads", f"{plural(len(bundle.program.steps), 'engine')} compiled for this machine"))
+        if bundle.role == "decoder":
+            model.logits([[0]])
+            steps.append(("runs", "logits of one token"))

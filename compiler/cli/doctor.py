@@ -74,6 +74,8 @@ def _show(machine: Machine, problems: list[str]) -> None:
     if machine.gpu_note is not None:
         table.add_row("gpu", f"[dim]none: {escape(machine.gpu_note)}[/]")
     table.add_row("tensorrt", machine.tensorrt or "[dim]not installed; the cpu target does not need it[/]")
+    if machine.nccl is not None or len(machine.gpus) > 1:
+        table.add_row("nccl", machine.nccl or "[dim]not installed; several GPUs need it: `pip install specrt[nccl]`[/]")
     console = stdout()
     console.print(table)
     for problem in problems:

@@ -79,27 +79,31 @@ def run_command(
     }  # fmt: skip
     began = time.perf_counter()
     _build(bundle)
-    model = runtime.load(bundle)
-    if ids is None:
-        prompt = sys.stdin.read() if prompt is None else prompt
-        ids = model.encode(prompt)
-    found = Run(len(ids), load=time.perf_counter() - began)
-    if (model.bundle.beams.num_beams if num_beams is None else num_beams) > 1:
-        pieces = _search(model, ids, found, text=tokens is None, options=options | beams)
-    else:
-        pieces = _generate(model, ids, found, text=tokens is None, options=options | beams)
-    if json:
-        text = "".join(pieces)
-        print_json(
-            {"bundle": str(bundle), "prompt": prompt, **_report(found, ids, model, text if tokens is None else None)}
-        )
-        return
-    for piece in pieces if stream else ["".join(pieces)]:
-        sys.stdout.write(piece)
+    with runtime.load(bundle) as model:
+        if ids is None:
+            prompt = sys.stdin.read() if prompt is None else prompt
+            ids = model.encode(prompt)
+        found = Run(len(ids), load=time.perf_counter() - began)
+        if (model.bundle.beams.num_beams if num_beams is None else num_beams) > 1:
+            pieces = _search(model, ids, found, text=tokens is None, options=options | beams)
+        else:
+            pieces = _generate(model, ids, found, text=tokens is None, options=options | beams)
+        if json:
+            text = "".join(pieces)
+            print_json(
+                {
+                    "bundle": str(bundle),
+                    "prompt": prompt,
+                    **_report(found, ids, model, text if tokens is None else None),
+                }
+            )
+            return
+        for piece in pieces if stream else ["".join(pieces)]:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    print(found.told(), file=sys.stderr)
+        print(found.told(), file=sys.stderr)
 
 
 @dataclass
