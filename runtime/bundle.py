@@ -91,18 +91,17 @@ class Bundle:
             raise _broken(folder, str(error)) from error
 
     def of_rank(self, rank: int) -> Bundle:
-        """What one of several GPUs runs: rank stage * tensor + t runs a stage of the plan of t.
+        """What one of those runs that share each product, all its stages. Raises SpecRTError BUNDLE-008."""
+        return self if rank == 0 else replace(self, program=read_program(self.path / plan_file(rank))[1])
 
-        Raises SpecRTError BUNDLE-008.
-        """
-        stage, place = divmod(rank, self.tensor)
-        program = self.program if place == 0 else read_program(self.path / plan_file(place))[1]
-        return replace(self, program=stage_of(program, stage))
+    def of_stage(self, stage: int) -> Bundle:
+        """What one stage of a pipeline runs."""
+        return replace(self, program=stage_of(self.program, stage))
 
 
-def plan_file(place: int) -> str:
-    """The plan of a GPU by its place among those that share each product."""
-    return f"plan-{place}.json" if place else "plan.json"
+def plan_file(rank: int) -> str:
+    """The plan of one of those that share each product."""
+    return f"plan-{rank}.json" if rank else "plan.json"
 
 
 _REMAKE = "compile the bundle again: `specrt compile SOURCE --out BUNDLE`"

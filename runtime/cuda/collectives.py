@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -15,27 +14,6 @@ from runtime.executable import Array
 from runtime.program import BYTES, Port, Program, Step
 
 GATHERED = 64 << 20  # bytes that are gathered at a time, where rows must be put together afterwards
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The communicators of a rank: with all ranks, and with those that share its products, None where it is alone."""
-
-    world: Communicator
-    tensor: Communicator | None
-
-    def abort(self) -> None:
-        """See Communicator."""
-        for one in self._each():
-            one.abort()
-
-    def close(self) -> None:
-        """See Communicator."""
-        for one in self._each():
-            one.close()
-
-    def _each(self) -> list[Communicator]:
-        return [self.world] if self.tensor is None or self.tensor is self.world else [self.world, self.tensor]
 
 
 def collective_step(program: Program, step: Step, group: Communicator, device: Device, scratch: int) -> Enqueue:

@@ -24,7 +24,8 @@ from runtime.cuda.batch import (
     slots,
 )  # fmt: skip
 from runtime.cuda.budget import Needs, plan_memory
-from runtime.cuda.collectives import Agreement, Groups, collective_step, gather_bytes
+from runtime.cuda.collectives import Agreement, collective_step, gather_bytes
+from runtime.cuda.communicator import Communicator
 from runtime.cuda.driver import Device
 from runtime.cuda.graphs import Graphs, Ways
 from runtime.cuda.kernels import Kernels
@@ -58,17 +59,17 @@ class CUDAExecutable(OnDevice):
         cache_tokens: int | None = None,
         graphs: bool = True,
         device: int = 0,
-        connect: Callable[[Device], Groups] | None = None,
+        connect: Callable[[Device], Communicator] | None = None,
         agree: Callable[[int], int] = lambda blocks: blocks,
     ) -> None:
         """Load engines, kernels and weights, and allocate all memory; `tokens` is the most in one call.
 
-        As one of several ranks, whose bundle is of this rank, `connect` waits for the others and gives communicators.
+        As one of several ranks, whose bundle is of this rank, `connect` waits for the others and joins them.
         Where stages share a model `agree` says how many blocks of the cache all of them have room for.
         Raises SpecRTError BUNDLE-009, BUNDLE-020 to BUNDLE-024, RUN-011, RUN-012, RUN-040, RUN-041; as `connect`.
         """
         self._program = program = bundle.program
-        self._groups: Groups | None = None
+        self._group: Communicator | None = None
         for index, step in enumerate(program.steps):
             if (step.kind, step.backend) not in STEPS:
                 known = ", ".join(f"`{backend}`" for backend in sorted({backend for _, backend in STEPS}))
@@ -81,12 +82,12 @@ class CUDAExecutable(OnDevice):
             needed = random or any(step.backend == "cuda" for step in program.steps)
             self._kernels = Kernels(bundle.path, device_, needed)
             if connect is not None:  # before memory is counted: communicators take some
-                self._groups = connect(device_)
-            self._agreement = None if self._groups is None else Agreement(self._groups.world, device_)
+                self._group = connect(device_)
+            self._agreement = None if self._group is None else Agreement(self._group, device_)
             self._load(bundle, tokens, cache_tokens, agree)
         except BaseException:
-            if self._groups is not None:
-                self._groups.abort()  # the others may never come to what this rank waits for
+            if self._group is not None:
+                self._group.abort()  # the others may never come to what this rank waits for
             self.close()
             raise
         self._sizes = buckets(min(bundle.limits.max_batch, self._most["B"])) if graphs and self.size else []
@@ -156,9 +157,8 @@ class CUDAExecutable(OnDevice):
             elif step.kind == "program":
                 plain.append(steps.program_step(by_rows))
             elif step.kind == "collective":
-                assert self._groups is not None  # there are other ranks
-                assert self._groups.tensor is not None
-                plain.append(collective_step(self._program, step, self._groups.tensor, self._device, memory.scratch))
+                assert self._group is not None  # there are other ranks
+                plain.append(collective_step(self._program, step, self._group, self._device, memory.scratch))
             else:
                 assert self._engines is not None  # there is a step for each
                 plain.append(steps.engine_step(self._program, step, self._engines[step.file], memory))

@@ -96,7 +96,7 @@ def nccl_failed(call: str, text: str, more: str) -> SpecRTError:
     return SpecRTError("RUN-046", f"NCCL's {call} says: {text}", notes=lines, hint=hint)
 
 
-def rank_ended(rank: int, device: int, how: str) -> SpecRTError:
+def rank_ended(rank: int, device: object, how: str) -> SpecRTError:
     """A process of a rank that is gone, or failed otherwise than by a mistake of the user."""
     hint = "what it printed before says more; load the bundle again: all its ranks have ended"
     return SpecRTError("RUN-047", f"rank {rank} on GPU {device} {how}", hint=hint)

@@ -50,9 +50,9 @@ class OnDevice(Cached):
         engines = getattr(self, "_engines", None)  # None also where loading them is what failed
         if engines is not None:
             engines.close()
-        groups = getattr(self, "_groups", None)
-        if groups is not None:  # NCCL waits until all graphs are given up that it is in
+        group = getattr(self, "_group", None)
+        if group is not None:  # NCCL waits until all graphs are given up that it is in
             device.drop_graphs()
-            groups.close()
+            group.close()
         device.close()
         self._device = None  # type: ignore[assignment]

@@ -12,18 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier, BrokenBarrierError
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.bundle import Bundle
 from runtime.cache import Cached
 from runtime.cuda.arena import SETS, handed, value_bytes
 from runtime.cuda.batch import WORD
+from runtime.cuda.communicator import Communicator
 from runtime.cuda.driver import Device, count
 from runtime.cuda.executable import CUDAExecutable
 from runtime.cuda.missing import too_few
 from runtime.cuda.turns import Turn
 from runtime.executable import LIKELIEST, Array, Ints
-from runtime.program import Program, stage_of
+from runtime.program import Program
+
+T = TypeVar("T")
 
 
 class _Inbox:
@@ -134,21 +137,24 @@ class _Stage(CUDAExecutable):
         return self._turns.started(turn, self._tokens, rows)
 
 
-class _Agreement:
-    """How many blocks every stage has room for, asked by each in a thread of its own."""
+class _Meeting:
+    """Where the threads meet that load the stages, a thread each; `abort` lets those go that wait."""
 
-    def __init__(self, count: int, agree: Callable[[int], int]) -> None:
-        self._agree, self._blocks, self._least = agree, list[int](), 0
-        self._barrier = Barrier(count, self._settle)
+    def __init__(self, count: int) -> None:
+        self._barrier = Barrier(count)
+        self._given: list[int] = []
+        self._found: object = None
         self.abort = self._barrier.abort
 
-    def __call__(self, blocks: int) -> int:
-        self._blocks.append(blocks)
+    def __call__(self, settle: Callable[[list[int]], T], value: int = 0) -> T:
+        """What one of them makes of the values of all."""
+        self._given.append(value)
+        if self._barrier.wait() == 0:
+            self._found = settle(self._given)
+            self._given = []
         self._barrier.wait()
-        return self._least
-
-    def _settle(self) -> None:
-        self._least = self._agree(min(self._blocks))
+        found: T = self._found  # type: ignore[assignment]
+        return found
 
 
 class Pipeline(Cached):
@@ -162,26 +168,33 @@ class Pipeline(Cached):
         tokens: int,
         cache_tokens: int | None = None,
         graphs: bool = True,
-        agree: Callable[[int], int] = lambda blocks: blocks,
+        meet: Callable[[], object] = lambda: None,
+        connect: Callable[[int, Device], Communicator] | None = None,
     ) -> None:
         """Load all stages at once, one on each of `devices`; the rest as CUDAExecutable.
 
+        As one of several ranks it calls `meet` when all stages are ready, then `connect` of each, in a thread each.
         Raises SpecRTError RUN-044 where the machine has fewer GPUs, and what CUDAExecutable raises, for any stage.
         """
         if not all(device < (there := count()) for device in devices):
             raise too_few(bundle.name, devices, there)
         self.stages = len(devices)
-        agreement = _Agreement(self.stages, agree)
+        meeting = _Meeting(self.stages)
 
         def load(index: int) -> _Stage:
-            part = replace(bundle, program=stage_of(bundle.program, index))
+            def connected(device: Device) -> Communicator:
+                meeting(lambda _: meet())
+                assert connect is not None  # else this is not called
+                return connect(index, device)
+
             try:
                 return _Stage(
-                    part, self.stages, tokens=tokens, cache_tokens=cache_tokens, graphs=graphs, device=devices[index],
-                    agree=agreement,
+                    bundle.of_stage(index), self.stages, tokens=tokens, cache_tokens=cache_tokens, graphs=graphs,
+                    device=devices[index], connect=None if connect is None else connected,
+                    agree=lambda blocks: meeting(min, blocks),
                 )  # fmt: skip
             except BaseException:
-                agreement.abort()
+                meeting.abort()
                 raise
 
         with ThreadPoolExecutor(self.stages) as pool:

@@ -1,4 +1,7 @@
-"""A bundle over several GPUs: rank 0 in this process, each other rank in a process of its own, in step."""
+"""A bundle whose products are shared by several GPUs: rank 0 in this process, each other in one of its own, in step.
+
+Where there are stages too, a rank is one of those that share each product, in all stages: it has a GPU in each.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.cuda.collectives import Groups
-from runtime.cuda.communicator import NCCL, new_id
+from runtime.cuda.communicator import NCCL, Communicator, new_id
 from runtime.cuda.driver import Device, count
 from runtime.cuda.executable import CUDAExecutable
 from runtime.cuda.missing import cut_off, too_few
+from runtime.cuda.pipeline import Pipeline
 from runtime.cuda.worker import follow
 from runtime.cuda.workers import Workers, start
 from runtime.executable import LIKELIEST, Array, Ints
-
-if TYPE_CHECKING:
-    from runtime.cuda.graphs import Graphs
 
 HERE = "here"  # what a rank reports when it waits for the others
 
@@ -31,44 +31,45 @@ class Job:
 
     bundle: Path
     rank: int
-    devices: tuple[int, ...]
-    keys: tuple[bytes, ...]  # of all ranks, then, where both are several, of each stage's
+    ranks: int
+    devices: tuple[int, ...]  # one for each stage, as of the keys
+    keys: tuple[bytes, ...]
     tokens: int
     cache_tokens: int | None
 
 
-def keys_of(bundle: Bundle) -> tuple[bytes, ...]:
-    """New keys for the communicators of a bundle's ranks."""
-    both = bundle.tensor > 1 and bundle.pipeline > 1
-    return tuple(new_id() for _ in range(1 + both * bundle.pipeline))
+def connect(job: Job, stage: int, device: Device) -> Communicator:
+    """What passes between the ranks of a stage, once all of them are there."""
+    return NCCL(device, job.keys[stage], job.rank, job.ranks)
 
 
-def connect(bundle: Bundle, job: Job, device: Device) -> Groups:
-    """The communicators of a rank, once all others are there."""
-    stage, place = divmod(job.rank, bundle.tensor)
-    world = NCCL(device, job.keys[0], job.rank, len(job.devices))
-    if bundle.tensor == 1:
-        return Groups(world, None)
-    if bundle.pipeline == 1:
-        return Groups(world, world)
-    return Groups(world, NCCL(device, job.keys[1 + stage], place, bundle.tensor))
+Connect = Callable[[Job, int, Device], Communicator]
 
 
-def _load_rank(bundle: Bundle, job: Job, meet: Callable[[Bundle, Job, Device], Groups]) -> CUDAExecutable:
+def _load_rank(bundle: Bundle, job: Job, meet: Callable[[], object], join: Connect) -> CUDAExecutable | Pipeline:
+    """A rank's executable; it calls `meet` when all its stages are ready, then `join` of each."""
+    own = bundle.of_rank(job.rank)
+    if len(job.devices) > 1:
+        return Pipeline(
+            own, devices=job.devices, tokens=job.tokens, cache_tokens=job.cache_tokens, meet=meet,
+            connect=lambda stage, device: join(job, stage, device),
+        )  # fmt: skip
+
+    def met(device: Device) -> Communicator:
+        meet()
+        return join(job, 0, device)
+
     return CUDAExecutable(
-        bundle.of_rank(job.rank), tokens=job.tokens, cache_tokens=job.cache_tokens, device=job.devices[job.rank],
-        connect=lambda device: meet(bundle, job, device),
+        own, tokens=job.tokens, cache_tokens=job.cache_tokens, device=job.devices[0], connect=met
     )  # fmt: skip
 
 
 def run_rank(connection: Connection, job: Job) -> None:
     """All that the process of a rank does; its files are those that rank 0 has checked."""
-
-    def meet(bundle: Bundle, job: Job, device: Device) -> Groups:
-        connection.send(HERE)
-        return connect(bundle, job, device)
-
-    follow(connection, lambda: _load_rank(Bundle.open(job.bundle, verify=False), job, meet))
+    follow(
+        connection,
+        lambda: _load_rank(Bundle.open(job.bundle, verify=False), job, lambda: connection.send(HERE), connect),
+    )
 
 
 class RankedExecutable:
@@ -84,27 +85,32 @@ class RankedExecutable:
         """
         if not all(device < (there := count()) for device in devices):
             raise too_few(bundle.name, devices, there)
-        keys = keys_of(bundle)
-        jobs = [Job(bundle.path, rank, devices, keys, tokens, cache_tokens) for rank in range(len(devices))]
-        self._groups: Groups | None = None
+        keys = tuple(new_id() for _ in range(bundle.pipeline))
+        ranks = bundle.tensor
+        jobs = [
+            Job(bundle.path, rank, ranks, devices[rank::ranks], keys, tokens, cache_tokens) for rank in range(ranks)
+        ]
+        self._groups: list[Communicator] = []
         self._midst = False  # of something that all ranks must do
-        self._workers = Workers([start(run_rank, job) for job in jobs[1:]], devices[1:])
+        places = [", ".join(map(str, job.devices)) for job in jobs[1:]]
+        self._workers = Workers([start(run_rank, job) for job in jobs[1:]], places)
         self._workers.on_failure = self._abort
-        self._loaded: CUDAExecutable | None = None
+        self._loaded: CUDAExecutable | Pipeline | None = None
         try:
             with self._watched():
-                self._loaded = _load_rank(bundle, jobs[0], self._connect)
+                # all are there, or one has failed: NCCL would wait for it
+                self._loaded = _load_rank(bundle, jobs[0], self._workers.reports, self._connect)
                 self.cache_bytes = self._loaded.cache_bytes + sum(self._workers.reports())
         except BaseException:
             self._midst = True
             self.close()
             raise
 
-    def _connect(self, bundle: Bundle, job: Job, device: Device) -> Groups:
-        self._workers.reports()  # all are there, or one has failed: NCCL would wait for it
-        self._groups = connect(bundle, job, device)
+    def _connect(self, job: Job, stage: int, device: Device) -> Communicator:
+        group = connect(job, stage, device)
+        self._groups.append(group)
         self._workers.check()  # one that failed before there was something to abort
-        return self._groups
+        return group
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------
 
@@ -120,13 +126,23 @@ class RankedExecutable:
 
     @property
     def device(self) -> Device:
-        """The GPU of rank 0."""
-        return self._first.device
+        """The first GPU of rank 0."""
+        return self._first.devices[0]
 
     @property
-    def graphs(self) -> Graphs:
-        """Those of rank 0."""
-        return self._first.graphs
+    def devices(self) -> list[Device]:
+        """The GPUs of rank 0."""
+        return self._first.devices
+
+    @property
+    def stages(self) -> int:
+        """See runtime.executable.Ahead."""
+        return self._first.stages
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What rank 0 measured, and all chose."""
+        return self._first.choices
 
     def execute(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """See runtime.executable.Executable."""
@@ -141,9 +157,11 @@ class RankedExecutable:
         """See runtime.executable.Picks."""
         return self.wait(self.launch(batch, how=how))
 
-    def launch(self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST) -> int:
+    def launch(
+        self, batch: Mapping[str, Array], sources: Sequence[int] = (), how: Ints = LIKELIEST, behind: int = 1
+    ) -> int:
         """See runtime.executable.Ahead."""
-        ticket: int = self._together("launch", batch, sources, how)
+        ticket: int = self._together("launch", batch, sources, how, behind)
         return ticket
 
     def wait(self, ticket: int) -> Ints:
@@ -166,7 +184,7 @@ class RankedExecutable:
     # -- how ------------------------------------------------------------------------------------------------------
 
     @property
-    def _first(self) -> CUDAExecutable:
+    def _first(self) -> CUDAExecutable | Pipeline:
         assert self._loaded is not None  # it is made with it
         return self._loaded
 
@@ -194,5 +212,5 @@ class RankedExecutable:
 
     def _abort(self) -> None:
         """Let rank 0 wait for nobody, from any thread."""
-        if self._groups is not None:
-            self._groups.abort()
+        for group in list(self._groups):
+            group.abort()

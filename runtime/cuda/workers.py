@@ -47,8 +47,8 @@ class Workers:
     `failure` is what went wrong, `closed` whether they were told to end; `on_failure` is called once, from that thread.
     """
 
-    def __init__(self, started: Sequence[tuple[Connection, Process]], devices: Sequence[int]) -> None:
-        """Of ranks that were started, and their GPUs."""
+    def __init__(self, started: Sequence[tuple[Connection, Process]], devices: Sequence[object]) -> None:
+        """Of ranks that were started, and what their GPUs are called."""
         self._connections = [connection for connection, _ in started]
         self._processes = [process for _, process in started]
         self._devices = list(devices)

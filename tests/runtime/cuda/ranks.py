@@ -6,6 +6,7 @@ import importlib
 import os
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -152,7 +153,8 @@ def gpus(gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:  # noqa: A
 
     keys = iter(range(1000))
     monkeypatch.setattr(ranks, "start", start)
-    monkeypatch.setattr(ranks, "count", lambda: 8)
+    for module in (ranks, sys.modules["runtime.cuda.pipeline"]):
+        monkeypatch.setattr(module, "count", lambda: 8)
     monkeypatch.setattr(ranks, "NCCL", communicator)
     monkeypatch.setattr(ranks, "new_id", lambda: bytes([next(keys)]))
     return started

@@ -118,15 +118,15 @@ def test_what_passes_between_two_ranks() -> None:
     assert on_ranks(2, work) == [[0, 7, 0], [0, 7, 0]]
 
 
-def bundle_of(folder: Path, ranks: int) -> Path:
+def bundle_of(folder: Path, ranks: int, stages: int = 1) -> Path:
     """A tiny model whose ranks all compute everything: what is between ranks is tested, not how work is divided."""
     prepared = prepare(
         MODELS / "llama.yaml", size="tiny", weights="random", max_sequence=32, max_batch=2, precision="bf16",
-        target="sm90", toolchain="tensorrt-8.6", out=folder / "bundle",
+        target="sm90", toolchain="tensorrt-8.6", pipeline_parallel=stages, out=folder / "bundle",
     )  # fmt: skip
     path = Path(compile_with(prepared, weights_of(prepared)))
     manifest = json.loads((path / "bundle.json").read_text())
-    manifest["parallel"] = {"tensor": ranks, "pipeline": 1}
+    manifest["parallel"]["tensor"] = ranks
     for rank in range(1, ranks):
         name = f"plan-{rank}.json"
         (path / name).write_bytes((path / "plan.json").read_bytes())
@@ -173,6 +173,33 @@ def test_all_that_the_engine_asks_for(tmp_path: Path, gpus: list[Worker], monkey
     assert several == one
 
 
+def test_stages_whose_products_are_shared(tmp_path: Path, gpus: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with two GPUs each: the first rank's are the first of each stage. A stage agrees on its own."""
+    from runtime.cuda.executable import CUDAExecutable
+
+    started: list[tuple[int, ...]] = []
+    launch = CUDAExecutable._run
+
+    def run(self: Any, *given: Any) -> Any:
+        started.append((threading.get_ident() != here, self.device.ordinal, self._group.size))
+        return launch(self, *given)
+
+    here = threading.get_ident()
+    path = bundle_of(tmp_path, 2, 2)
+    alone = bundle_of(tmp_path / "alone", 1)
+    with runtime.load(alone) as model:
+        expected = model.generate(ROWS, max_new_tokens=3, stop=())
+        blocks, size = model.executable.blocks, model.executable.cache_bytes
+    monkeypatch.setattr(CUDAExecutable, "_run", run)
+    with runtime.load(path, devices=[4, 5, 6, 7]) as model:
+        assert (model.executable.blocks, model.executable.cache_bytes) == (blocks, 2 * size)
+        assert model.generate(ROWS, max_new_tokens=3, stop=()) == expected
+        assert model.executable.stages == 2  # type: ignore[attr-defined]
+    assert not gpus[0].is_alive()
+    steps = len(started) // 4
+    assert sorted(started) == sorted([(False, 4, 2), (False, 6, 2), (True, 5, 2), (True, 7, 2)] * steps)
+
+
 class Executable:
     """In place of a rank's: all ranks meet in each step, and any of them may fail."""
 
@@ -181,7 +208,7 @@ class Executable:
 
     def __init__(self, bundle: Any, *, device: int, connect: Callable[[Any], Any], **_: int) -> None:
         self.device, self.rank, self.bundle = Device(device), device, bundle
-        self.group: Any = connect(self.device).world
+        self.group: Any = connect(self.device)
         self.address = self.device.allocate(256)
         try:
             self.step("load")
