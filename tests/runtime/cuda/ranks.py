@@ -111,13 +111,15 @@ class Worker(threading.Thread):
     def __init__(self, work: Callable[[], None], connection: Connection) -> None:
         super().__init__(daemon=True)
         self.work, self.connection, self.killed = work, connection, False
+        self.ending = threading.Lock()
         self.start()
 
     def run(self) -> None:
         try:
             self.work()
         finally:
-            self.connection.close()
+            with self.ending:
+                self.connection.close()
 
     def wait(self, timeout: float | None = None) -> int:
         self.join(timeout)
@@ -127,9 +129,10 @@ class Worker(threading.Thread):
     def kill(self) -> None:
         """A thread can't be ended: it hears no more."""
         self.killed = True
-        if not self.connection.closed:
-            with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:
-                pipe.shutdown(socket.SHUT_RDWR)
+        with self.ending:
+            if not self.connection.closed:
+                with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:
+                    pipe.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
