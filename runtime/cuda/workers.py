@@ -96,11 +96,7 @@ class Workers:
     def join(self) -> None:
         """Wait until they have ended, behind `close`; nothing of them is left."""
         for process in self._processes:
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _ended(process)
         self._listener.join()
         for connection in self._connections:
             connection.close()
@@ -118,20 +114,21 @@ class Workers:
                     report = connection.recv()
                 except (EOFError, OSError):
                     del ranks[connection]
-                    if not self.closed:
-                        self._fail(index, None)
+                    code = _ended(self._processes[index])
+                    if code != 0 or not self.closed:  # rank 0 may still wait for what it did not do
+                        self._fail(index, f"ended with exit code {code}")
                     continue
                 if isinstance(report, Failed):
                     self._fail(index, report)
                 else:
                     self._reports[index].put(report)
 
-    def _fail(self, index: int, report: Failed | None) -> None:
+    def _fail(self, index: int, report: Failed | str) -> None:
         """Remember the first failure and wake who waits for a report."""
         if self.failure is None:
             rank, device = index + 1, self._devices[index]
-            if report is None:
-                self.failure = rank_ended(rank, device, f"ended with exit code {self._processes[index].wait(PATIENCE)}")
+            if isinstance(report, str):
+                self.failure = rank_ended(rank, device, report)
             elif report.code is None:
                 self.failure = rank_ended(rank, device, f"failed: {report.message}")
             else:
@@ -144,3 +141,12 @@ class Workers:
             self.on_failure()
         for queue in self._reports:
             queue.put(None)
+
+
+def _ended(process: Process) -> int:
+    """The exit code of a process, which is ended where it does not end."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

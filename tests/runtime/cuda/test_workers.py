@@ -92,6 +92,17 @@ def test_one_that_fails_ends_all(how: str, golden: str | None, tmp_path: Path) -
     assert seen == [caught.value]
 
 
+def test_one_that_fails_when_all_end(tmp_path: Path) -> None:
+    """Rank 0 may wait for what it has not done: it is told, though nothing is left to be raised."""
+    workers, _ = two(tmp_path)
+    told: list[int] = []
+    workers.on_failure = lambda: told.append(1)
+    workers.send("vanish", [])
+    workers.close()
+    workers.join()
+    assert told == [1]
+
+
 def test_they_are_ended_where_they_do_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.cuda.workers.PATIENCE", 0.2)
     workers, processes = two(tmp_path)
