@@ -25,6 +25,7 @@ _TITLES = {
     "routing": "Routing to experts",
     "attention": "Positions and attention",
     "cache": "Linear cache",
+    "exchange": "Exchanges between ranks",
     "quantize": "Low-bit formats",
 }
 _HEAD = """# Operations of the IR

@@ -24,8 +24,8 @@ class Tolerance:
 EXACT = Tolerance(0.0, 0.0, "moves or compares elements, or integers: no rounding")
 _GROUPS: dict[str, tuple[str, ...]] = {
     "moved": ("where", "relu", "maximum", "minimum", "gather", "reshape", "transpose", "concat", "slice", "weight",
-              "const", "repeat", "compare", "and", "or", "top_k", "take", "update_cache"),
-    "rounded": ("add", "sub", "mul", "div", "cast", "row_scale", "quantize"),
+              "const", "repeat", "compare", "and", "or", "top_k", "take", "update_cache", "all_gather"),
+    "rounded": ("add", "all_reduce", "sub", "mul", "div", "cast", "row_scale", "quantize"),
     "function": ("exp", "rsqrt", "cos", "sin", "tanh", "erf", "sigmoid", "silu", "gelu"),
     "reduced": ("matmul", "gather_matmul", "mean", "sum", "softmax", "rms_norm", "layer_norm", "rotate", "dequantize"),
     "attention": ("attention", "paged_attention", "cached_attention"),

@@ -271,6 +271,7 @@ def test_cached_attention(name: str) -> None:
 def test_every_operation_has_a_test_of_its_meaning() -> None:
     here = {row[0] for row in _MEANINGS} | {"attention", "paged_attention", "weight", "const", "state", "repeat"}
     here |= {"update_cache", "cached_attention"}
+    here |= {"all_reduce", "all_gather"}  # test_ranks.py
     here |= {"quantize", "dequantize", "row_scale"}  # test_formats.py
     assert here == set(REGISTRY)
 

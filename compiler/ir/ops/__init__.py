@@ -1,6 +1,17 @@
 """Every operation of the IR. `REGISTRY[name]` has the type rule, the documentation and the meaning."""
 
-from compiler.ir.ops import attention, cache, elementwise, linear, movement, norm, quantize, routing, structure
+from compiler.ir.ops import (
+    attention,
+    cache,
+    elementwise,
+    exchange,
+    linear,
+    movement,
+    norm,
+    quantize,
+    routing,
+    structure,
+)
 from compiler.ir.ops.registry import REGISTRY, Attribute, Op, Operand, TypeRuleError
 
 __all__ = [
@@ -12,6 +23,7 @@ __all__ = [
     "attention",
     "cache",
     "elementwise",
+    "exchange",
     "linear",
     "movement",
     "norm",

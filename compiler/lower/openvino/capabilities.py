@@ -25,6 +25,7 @@ NO_INT8 = Unsupported("the CPU plugin computes 8-bit integers in wider types, so
 NO_BOOL = Unsupported("no arithmetic on bool")
 NO_STATE = Unsupported("the paged cache holds float32 or bfloat16, as the engine computes, or rows of u8 codes")
 NO_FLOAT8_CACHE = Unsupported("the plugin's paged cache has no FP8 codes; they are rounded before a wider cache")
+NO_RANKS = Unsupported("the CPU is one device, whose cores one process uses: nothing is shared by several")
 NO_LINEAR = Unsupported("the CPU has a paged cache and packed tokens; a linear cache is for TensorRT's own layers")
 NO_INT_DIV = Unsupported("division of integers rounds differently in PyTorch (true division) and OpenVINO (floor)")
 
@@ -84,6 +85,8 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "paged_attention": {**_float(Emit()), "f16": NO_STATE},  # by its features: PAGED_NATIVE
     "update_cache": each(NO_LINEAR, *DTYPES),
     "cached_attention": _float(NO_LINEAR),
+    "all_reduce": each(NO_RANKS, *DTYPES),
+    "all_gather": each(NO_RANKS, *DTYPES),
     "weight": {**_any(_WEIGHT), **each(_WEIGHT, "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0")},
     "quantize": _float(_QUANTIZE),
     "dequantize": {

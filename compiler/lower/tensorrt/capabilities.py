@@ -15,6 +15,7 @@ INTEGERS = ("i32", "i64")
 NO_BF16_BIAS = Unsupported("attention inside an engine adds linear biases in float32, not in bfloat16")
 STATE = Emit("not in an engine: memory that the runtime owns, read and written by the attention kernel")
 ROW = Emit("an input and an output of the engine at one address: a row of places for each sequence")
+RANKS = Emit("not in an engine: a step between two, in which GPUs exchange values")
 KERNEL = Emit("not in an engine: a kernel step between two, which appends to the paged cache and attends")
 WEIGHT = Emit("an input of the engine, bound at load; with `weights: baked` a constant")
 NO_FLOAT8 = Unsupported("8-bit floats occur behind a quantize operation only, which has rules of its own")
@@ -88,6 +89,8 @@ _TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "paged_attention": _float(KERNEL),
     "update_cache": {**_any(Unsupported("a cache holds floats")), **each(Emit("in place"), *FLOATS)},
     "cached_attention": _float(Emit("its own layer; what a query sees, linear biases and sinks as a mask")),
+    "all_reduce": _float(RANKS),
+    "all_gather": _any(RANKS),
     "top_k": _float(Emit("which of equals comes first is TensorRT's choice")),
     "take": _any(Emit()),
     "gather_matmul": _float(_EXPERTS),
