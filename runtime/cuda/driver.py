@@ -146,6 +146,7 @@ class Device:
 
     def signal(self) -> Any:
         """An event that is used again and again, by `mark`; until then it has passed."""
+        self.use()
         made = check(cu.cuEventCreate(cu.CUevent_flags.CU_EVENT_DISABLE_TIMING))
         self._signals.append(made)
         return made
