@@ -16,7 +16,7 @@ from compiler.api import compile_with, prepare, weights_of
 from compiler.validate.reference import random_rows
 from runtime.bundle import Bundle
 from runtime.executable import LIKELIEST, Ahead
-from runtime.program import stage_of
+from runtime.program import Port, Program, stage_of
 from specs.errors import SpecRTError
 from tests.precision.models import MODELS
 from tests.runtime.cuda import emulated
@@ -90,6 +90,29 @@ def test_stages_do_what_one_gpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
     several.engine.step()
     several.close()
     assert not any(device.queue for device in executable.devices)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("eager", [0, 1])
+def test_what_arrives_stays_until_it_is_taken_out(eager: int) -> None:
+    """One GPU does all of its steps before the other does any, as far as the other lets it."""
+    from runtime.cuda.pipeline import _Inbox
+
+    first, second = emulated.Device(), emulated.Device()
+    program = Program((), (), {}, (), {}, None, {"x": Port("x", "i32", ("T", 2))}, received=("x",))
+    inbox = _Inbox(program, {"T": 8}, first, second)  # type: ignore[arg-type]
+    source, target = ({"x": device.allocate(64)} for device in (first, second))
+    given = [np.full((1 + number % 3, 2), number, np.int32) for number in range(7)]
+    found = [np.zeros_like(array) for array in given]
+    for number, (array, result) in enumerate(zip(given, found, strict=True)):
+        first.upload(source["x"], array)
+        inbox.send(number, source, {"T": len(array)})
+        inbox.receive(number, target, {"T": len(array)})
+        second.download(result, target["x"])
+    for device in (first, second)[:: -1 if eager else 1]:
+        device.wait()
+    for array, result in zip(given, found, strict=True):
+        assert np.array_equal(array, result)
 
 
 @pytest.mark.usefixtures("devices")
