@@ -211,6 +211,7 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
     """How the graph would be cut for a GPU; nothing where an operation keeps it from being."""
     if not prepared.request.on_gpu:
         return ()
+    from compiler.lower.pipeline import stage_text
     from compiler.lower.tensorrt.lowering import plan_of
 
     options = prepared.options()
@@ -232,7 +233,8 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
         f"{programs if calls['program'] else ''}{len(calls['kernel'])} attention kernels between them; "
         f"{len(plan.profiles)} profiles; weights are {options.weights}"
     )
-    return (Fact("engines", text),)
+    stages = (Fact("stages", stage_text(plan)),) if len(plan.stages) > 1 else ()
+    return (Fact("engines", text), *stages)
 
 
 def _place(where: object) -> str | None:

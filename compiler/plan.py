@@ -12,7 +12,8 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
     if prepared.request.on_gpu:
         from compiler.lower.tensorrt.lowering import plan_of as gpu_plan
 
-        return gpu_plan(prepared.graph, prepared.options(), prepared.request.architecture)[1].as_dict()
+        asked = prepared.request
+        return gpu_plan(prepared.graph, prepared.options(), asked.architecture, asked.pipeline_parallel)[1].as_dict()
     from compiler.lower import openvino as backend
     from compiler.lower.capability import check
     from compiler.lower.partition import partition

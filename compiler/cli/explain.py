@@ -12,10 +12,12 @@ from compiler.cli.options import (
     KvCache,
     MaxBatch,
     MaxSequence,
+    PipelineParallel,
     Precision,
     Size,
     Source,
     Target,
+    TensorParallel,
     Toolchain,
 )
 
@@ -38,6 +40,8 @@ def explain_command(
     kv_cache: KvCache = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     json: Json = False,
     debug: Debug = False,  # noqa: ARG001 (read by @command)
 ) -> None:
@@ -55,6 +59,8 @@ def explain_command(
         kv_cache=kv_cache,
         max_batch=max_batch,
         max_sequence=max_sequence,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
     )
     found = explain(prepared)
     if json:

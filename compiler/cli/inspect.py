@@ -15,10 +15,12 @@ from compiler.cli.options import (
     KvCache,
     MaxBatch,
     MaxSequence,
+    PipelineParallel,
     Precision,
     Size,
     SourceOrBundle,
     Target,
+    TensorParallel,
     Toolchain,
 )
 from specs.errors import SpecRTError
@@ -38,6 +40,8 @@ def inspect_command(
     kv_cache: KvCache = None,
     max_batch: MaxBatch = None,
     max_sequence: MaxSequence = None,
+    tensor_parallel: TensorParallel = None,
+    pipeline_parallel: PipelineParallel = None,
     stage: Annotated[
         str, typer.Option(help="Which graph: built, final, or a pass by number or name.", show_default=True)
     ] = "final",
@@ -58,10 +62,12 @@ def inspect_command(
             "--toolchain": toolchain,
             "--precision": precision,
             "--kv-cache": kv_cache,
+            "--max-batch": max_batch,
+            "--max-sequence": max_sequence,
+            "--tensor-parallel": tensor_parallel,
+            "--pipeline-parallel": pipeline_parallel,
         }
-        extra = [
-            name for name, value in {**given, "--max-batch": max_batch, "--max-sequence": max_sequence}.items() if value
-        ]
+        extra = [name for name, value in given.items() if value]
         if extra or stage != "final":
             wrong = ", ".join(f"`{name}`" for name in [*extra, *(["--stage"] if stage != "final" else [])])
             raise SpecRTError(
@@ -72,6 +78,7 @@ def inspect_command(
         options = {
             "checkpoint": checkpoint, "size": size, "target": target, "toolchain": toolchain, "precision": precision,
             "kv_cache": kv_cache, "max_batch": max_batch, "max_sequence": max_sequence,
+            "tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel,
         }  # fmt: skip
         found = _of_source(source, stage, plan, options)
     graph: Graph = found.pop("graph")
@@ -258,7 +265,10 @@ def _show_plan(plan: dict[str, Any]) -> None:
         for row in rows:
             table.add_row(escape(row["name"]), escape(f"{row['dtype']}[{','.join(str(dim) for dim in row['shape'])}]"))
         console.print(table)
+    stages = {first: number for number, first in enumerate(plan.get("stages", ())) if len(plan["stages"]) > 1}
     for number, step in enumerate(plan["steps"]):
+        if number in stages:
+            console.print(f"[bold underline]stage {stages[number]} of the pipeline[/]")
         what = escape(step["file"] or step["name"])
         console.print(
             f"[bold]step {number}[/] {escape(step['kind'])} on {escape(step['backend'])} {what}",

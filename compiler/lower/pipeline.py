@@ -31,6 +31,19 @@ def stages_of(plan: Plan, count: int) -> tuple[int, ...]:
     return _best(steps, count, lambda first, end, before: _within(before + crossing[first], held[first][end], limit))[1]
 
 
+def stage_text(plan: Plan) -> str:
+    """What each stage holds, for people."""
+    held = _held(plan, cache=False)
+    ends = (*plan.stages[1:], len(plan.steps))
+    each = []
+    for number, (first, end) in enumerate(zip(plan.stages, ends, strict=True)):
+        layers = sum("k_cache" in step.attrs for step in plan.steps[first:end])
+        each.append(
+            f"{number}: steps {first} to {end - 1}, weights of {held[first][end] / 1e6:,.1f} MB, {layers} caches"
+        )
+    return "; ".join(each)
+
+
 def _within(cost: float, size: float, limit: float) -> float:
     return cost if size <= limit else math.inf
 
@@ -48,10 +61,10 @@ def _best(steps: int, count: int, cost: Callable[[int, int, float], float]) -> t
     return best[steps]
 
 
-def _held(plan: Plan) -> list[list[float]]:
+def _held(plan: Plan, cache: bool = True) -> list[list[float]]:
     """Bytes of weights and cache that steps first to end hold, by both; what two of them read is held once."""
     sizes = {f"{WEIGHT}{name}": weight.bytes for name, weight in plan.weights.items()}
-    if plan.cache is not None:
+    if cache and plan.cache is not None:
         places = next(sym.hi for sym in plan.dims if sym.name == "P") * plan.cache.block_size
         for layer in plan.cache.layers:
             wide = DTYPES[layer.dtype] // 8 * places * layer.heads

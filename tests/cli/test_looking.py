@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_inspect_plan(cli: Cli) -> None:
 
 
 # -- explain --------------------------------------------------------------------------------------------------------
+
+
+def test_stages_of_a_pipeline(cli: Cli) -> None:
+    given = [SPEC, "--size", "demo", "--target", "sm90", "--toolchain", "tensorrt-8.6", "--precision", "bf16"]
+    given += ["--pipeline-parallel", 2]
+    done = cli("inspect", *given, "--plan", "--json")
+    first = done.json["plan"]["stages"][1]
+    assert 0 < first < len(done.json["plan"]["steps"]) - 1
+    shown = cli("inspect", *given, "--plan").out
+    assert shown.index(f"step {first - 1} ") < shown.index("stage 1 of the pipeline") < shown.index(f"step {first} ")
+    told = {fact["subject"]: fact["text"] for fact in cli("explain", *given, "--json").json["facts"]}
+    assert re.fullmatch(
+        rf"0: steps 0 to {first - 1}, .* attentions?; 1: steps {first} to \d+, .* attentions?", told["stages"]
+    )
 
 
 def test_explain_tells_hits_and_places(cli: Cli) -> None:
