@@ -39,7 +39,7 @@ def stage_text(plan: Plan) -> str:
     for number, (first, end) in enumerate(zip(plan.stages, ends, strict=True)):
         layers = sum("k_cache" in step.attrs for step in plan.steps[first:end])
         each.append(
-            f"{number}: steps {first} to {end - 1}, weights of {held[first][end] / 1e6:,.1f} MB, {layers} caches"
+            f"{number}: steps {first} to {end - 1}, weights of {held[first][end] / 1e6:,.1f} MB, {layers} attentions"
         )
     return "; ".join(each)
 
