@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,14 +98,14 @@ def test_beams_share_steps_with_others() -> None:
     early=st.sampled_from([True, False, "never"]),
     penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
     cancelled=st.integers(-1, 5),
-    device=st.sampled_from([FakeExecutable, Picking, Behind]),
+    device=st.sampled_from([FakeExecutable, Picking, Behind, partial(Behind, stages=2), partial(Behind, stages=4)]),
     seed=st.integers(0, 1 << 16),
 )
 def test_any_mix(
     lengths: list[int], kinds: list[int], new: int, blocks: int, early: Any, penalty: float, cancelled: int,
     device: Any, seed: int,
 ) -> None:  # fmt: skip
-    """Nothing leaks, and the fake cache sees that nothing shared is written."""
+    """Nothing leaks, and the fake cache sees that nothing shared is written; logits are wanted in between."""
     engine = Engine(device(blocks), max_batch=4, max_sequence=64, vocab=VOCAB, step_tokens=6)
     rows = prompts(seed, lengths)
     requests: list[Any] = []
@@ -112,6 +113,7 @@ def test_any_mix(
         beams = Beams(count, penalty, early)
         submit = engine.submit if count == 1 else lambda row, beams=beams, **how: engine.submit_beams(row, beams, **how)
         requests.append(submit(row, max_new_tokens=new, stop=STOP))
+    read = engine.submit_logits(rows[0])
     for _ in range(seed % 9):
         engine.step()
     if cancelled < len(requests) and cancelled >= 0:
@@ -119,6 +121,7 @@ def test_any_mix(
     finish(engine)
     assert engine.free_blocks == blocks
     assert not any(engine._schedule.allocator._users)
+    assert np.allclose(read.logits, dense_logits(rows[0]), atol=1e-4)
     for place, (row, count, request) in enumerate(zip(rows, kinds, requests, strict=False)):
         if request.finish == "cancelled":
             assert place == cancelled
