@@ -87,6 +87,12 @@ class Prepared:
     role: str
     precision: Chosen
     seconds: dict[str, float] = field(default_factory=dict)
+    ranks: tuple[Graph, ...] = ()  # where several GPUs share each product, the graph of each
+
+    @property
+    def lowered(self) -> Graph:
+        """What is cut and lowered: the graph, or that of the first of several ranks."""
+        return self.ranks[0] if self.ranks else self.graph
 
     def options(self) -> BuildOptions:
         """What a GPU's segments are built with: as asked, and what the precision says. Raises SpecRTError LOWER-033."""
@@ -337,7 +343,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(
             prepared.graph, weights, work, target=asked.target, precision=prepared.precision.base, build=options,
-            pipeline=asked.pipeline_parallel, progress=progress,
+            pipeline=asked.pipeline_parallel, ranks=prepared.ranks, progress=progress,
         )  # fmt: skip
         tokenizer = _copy_tokenizer(prepared.source, work)
         write_manifest(work, manifest_of(prepared, lowered.toolchain, tokenizer))

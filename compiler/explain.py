@@ -216,7 +216,7 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
 
     options = prepared.options()
     try:
-        plan = plan_of(prepared.graph, options, prepared.request.architecture, prepared.request.pipeline_parallel)[1]
+        plan = plan_of(prepared.lowered, options, prepared.request.architecture, prepared.request.pipeline_parallel)[1]
     except SpecRTError as error:
         return (Fact("engines", error.message, _place(error.where)),)
     if options.native:
@@ -248,7 +248,7 @@ def _judge(prepared: Prepared) -> Judge:
     if prepared.request.on_gpu:
         from compiler.lower.tensorrt.lowering import judge_of
 
-        return judge_of(prepared.graph, prepared.options(), prepared.request.architecture)
+        return judge_of(prepared.lowered, prepared.options(), prepared.request.architecture)
     from compiler.lower.openvino import verdict as on_cpu
 
     return on_cpu
@@ -261,7 +261,7 @@ def _operations(prepared: Prepared) -> tuple[OperationStory, ...]:
     judge = _judge(prepared)
 
     rows: dict[tuple[str, str, str], tuple[list[str], int, str | None]] = {}
-    for equation, times in counted(prepared.graph.equations):
+    for equation, times in counted(prepared.lowered.equations):
         verdict = judge(equation)
         if isinstance(verdict, Emit):
             answer, reason = "emit", verdict.note

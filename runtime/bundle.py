@@ -67,6 +67,9 @@ class Bundle:
                 raise SpecRTError("BUNDLE-008", f"`files` of the bundle does not list `{step.file}`, which a step runs",
                                   where=Where(str(folder / "plan.json")), hint=_REMAKE)  # fmt: skip
         try:
+            ranks = _count(manifest.get("parallel", {}).get("tensor", 1))
+            if missing := [name for name in map(plan_file, range(ranks)) if name not in files]:
+                raise _broken(folder, f"`files` does not list {missing[0]}, and {ranks} GPUs share each product")
             return cls(
                 path=folder,
                 manifest=manifest,
@@ -81,7 +84,7 @@ class Bundle:
                 tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
                 derive=read_rules(manifest.get("derive", {})),
                 beams=_beams(manifest["generation"]),
-                tensor=_count(manifest.get("parallel", {}).get("tensor", 1)),
+                tensor=ranks,
                 pipeline=_count(manifest.get("parallel", {}).get("pipeline", 1)),
                 bounds={str(name): _count(rows) for name, rows in manifest.get("bounds", {}).items()},
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +38,14 @@ def lower(
     precision: str = "fp32",
     build: BuildOptions | None = None,
     pipeline: int = 1,
+    ranks: Sequence[Graph] = (),
     progress: Progress | None = None,
 ) -> Lowered:
     """Write the engines and plan.json of a graph into `out`; weights are read one by one, by name.
 
     `target` is cpu, or a GPU's architecture as sm90, for which `build` says what engines are built from, and `pipeline`
-    how many stages there are; there, without `weights`, none are written. Raises SpecRTError LOWER-001 where the target
+    how many stages there are, `ranks` the graphs of those that share each product; there, without `weights`, none
+    are written. Raises SpecRTError LOWER-001 where the target
     can't run an operation, LOWER-041 where there are fewer steps than stages; OSError where the disk is full.
     """
     from compiler.lower import openvino as backend
@@ -51,7 +53,7 @@ def lower(
     if build is not None and target.startswith("sm"):
         from compiler.lower.tensorrt.lowering import write
 
-        return Lowered(*write(graph, weights, out, build, int(target[2:]), pipeline, progress))
+        return Lowered(*write(ranks or (graph,), weights, out, build, int(target[2:]), pipeline, progress))
     assert weights is not None  # they are in the engine
 
     if target != backend.TARGET:

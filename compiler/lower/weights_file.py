@@ -26,8 +26,9 @@ def write_weights(
     out: Path,
     progress: Callable[[str, int, int], None] | None = None,
     shard: int = SHARD,
+    prefix: str = "weights",
 ) -> dict[str, StoredWeight]:
-    """Write tensors in order into `weights-N-of-M.safetensors` of at most `shard` bytes, a larger tensor alone.
+    """Write tensors in order into `PREFIX-N-of-M.safetensors` of at most `shard` bytes, a larger tensor alone.
 
     Raises OSError where the disk is full.
     """
@@ -35,7 +36,7 @@ def write_weights(
     stored: dict[str, StoredWeight] = {}
     done = 0
     for number, group in enumerate(groups, 1):
-        name = f"weights-{number:05d}-of-{len(groups):05d}.safetensors"
+        name = f"{prefix}-{number:05d}-of-{len(groups):05d}.safetensors"
         with open(out / name, "wb") as stream:
             stream.write(_header(group))
             for tensor in group:

@@ -1,4 +1,4 @@
-"""Cuts a finished graph for a GPU: engine segments, attention kernels between them, and tensors to store.
+"""Cuts a finished graph for a GPU: engine segments, attention and exchanges between them, and tensors to store.
 
 A segment with a product that the toolchain leaves to kernels is a program of kernels as a whole, or, where it has
 something that those do not know, is cut again: each such product is a program, what is between them engines. So are
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from compiler.ir.core import Graph, Value
 from compiler.ir.formats import HALF_BYTES
 from compiler.lower.attention_step import BACKEND, AttentionStep, attention_steps
+from compiler.lower.exchange_step import EXCHANGES, exchange_step
 from compiler.lower.expert_steps import expert_owners
 from compiler.lower.layouts import PAIRS
 from compiler.lower.low_bit import KernelSteps, LowBitProduct, kernel_layouts, with_row_scales
@@ -53,12 +54,17 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
         for name, kernel in attention.items()
         for equation in (kernel.equation, *kernel.absorbed)
     }
+    exchanges = {eq.result.name: eq for eq in whole.equations if eq.op in EXCHANGES}
+    owner |= {name: name for name in exchanges}
     stored = {eq.result.name: str(eq.attr["name"]) for eq in whole.equations if eq.op == "weight"}
     states = {eq.result.name: str(eq.attr["name"]) for eq in whole.equations if eq.op == "state"}
     steps: list[Step] = []
     segments: dict[str, EngineSegment] = {}
     refusals: Refusals = {}
     for part in partition(whole, lambda equation: owner.get(equation.results[0].name)):
+        if part.kind == "step" and part.graph.equations[-1].op in EXCHANGES:
+            steps.append(exchange_step(part.graph.equations[-1]))
+            continue
         if part.kind == "step":
             steps.append(_kernel(part.graph, attention).step(stored, states))
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from compiler.lower.norm_steps import is_norm
 from compiler.lower.pipeline import stages_of
 from compiler.lower.plan import Plan, StoredWeight, cache_of
 from compiler.lower.random_weights import random_weights
+from compiler.lower.ranks import check_alike, plan_file, write_ranks
 from compiler.lower.stored_weights import decided_by_weights
 from compiler.lower.tensorrt.capabilities import verdict
 from compiler.lower.tensorrt.cut import Cut, cut
@@ -24,7 +25,6 @@ from compiler.lower.tensorrt.dialects import dialect
 from compiler.lower.tensorrt.native import check_products, native_profiles
 from compiler.lower.tensorrt.network import profiles
 from compiler.lower.tensorrt.options import BuildOptions
-from compiler.lower.weights_file import write_weights
 from compiler.passes.insert_kv_cache import METADATA
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def plan_of(graph: Graph, options: BuildOptions, architecture: int, pipeline: in
 
 
 def write(
-    graph: Graph,
+    graphs: Sequence[Graph],
     weights: Weights | None,
     out: Path,
     options: BuildOptions,
@@ -140,14 +140,19 @@ def write(
     pipeline: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Plan, dict[str, str]]:
-    """Write everything into `out`; gives the plan and the toolchain that the bundle is for.
+    """Write everything into `out`; gives the plan of the first rank and the toolchain that the bundle is for.
 
+    Ranks that share each product have a graph each, which is cut in the same way.
     Without `weights` none are written: the runtime makes random ones on the device. `architecture` 90 is sm_90.
     Raises SpecRTError LOWER-001 for what the toolchain can't run, LOWER-020 without Triton; OSError for a full disk.
     """
-    pieces, plan = plan_of(graph, options, architecture, pipeline)
+    each = [plan_of(graph, options, architecture, pipeline) for graph in graphs]
+    plans = [plan for _, plan in each]
+    check_alike(plans)
     if weights is not None:
-        plan = replace(plan, weights=write_weights(list(pieces.tensors.values()), weights, out, progress))
+        stored = write_ranks([list(pieces.tensors.values()) for pieces, _ in each], weights, out, progress)
+        plans = [replace(plan, weights=found) for plan, found in zip(plans, stored, strict=True)]
+    pieces, plan = each[0][0], plans[0]
     (out / "segments").mkdir(parents=True, exist_ok=True)
     for segment in pieces.segments.values():
         (out / segment.file).write_text(str(segment.graph), encoding="utf-8")
@@ -161,5 +166,6 @@ def write(
 
         done(0, 1)
         write_kernels(json.loads(json.dumps(plan.as_dict())), out, (architecture,), done)
-    plan.write(out / "plan.json")
+    for rank, own in enumerate(plans):
+        own.write(out / plan_file(rank))
     return plan, {"tensorrt": dialect(options.toolchain).version}
