@@ -85,7 +85,7 @@ TABLE: Mapping[str, Mapping[str, Verdict]] = {
     "paged_attention": {**_float(Emit()), "f16": NO_STATE},  # by its features: PAGED_NATIVE
     "update_cache": each(NO_LINEAR, *DTYPES),
     "cached_attention": _float(NO_LINEAR),
-    "all_reduce": each(NO_RANKS, *DTYPES),
+    "all_reduce": _float(NO_RANKS),
     "all_gather": each(NO_RANKS, *DTYPES),
     "weight": {**_any(_WEIGHT), **each(_WEIGHT, "f8e4m3", "i4", "u4", "f4e2m1", "f8e8m0")},
     "quantize": _float(_QUANTIZE),
