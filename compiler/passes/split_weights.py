@@ -1,0 +1,120 @@
+"""A rank's part of what it can compute without the others: weights, constants, and what is made of them row by row.
+
+Parts of weights are slices, which are stored computed: codes and scales stay those of the whole weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+
+from compiler.ir.core import Arg, AttrValue, Equation, Value
+from compiler.ir.types import TensorType
+from compiler.passes.rewrite import Names, emit
+
+# Each element of a result is made of those at its place, dims of 1 repeated.
+ELEMENTWISE = frozenset({
+    "add", "sub", "mul", "div", "maximum", "minimum", "compare", "and", "or", "where", "exp", "rsqrt", "cos", "sin",
+    "tanh", "erf", "sigmoid", "relu", "silu", "gelu", "cast", "quantize", "dequantize",
+})  # fmt: skip
+
+
+class Parts:
+    """Makes parts of values; `held` gives what a rank has of a value that is whole, None for others."""
+
+    def __init__(
+        self,
+        made: Mapping[str, Equation],
+        names: Names,
+        rank: int,
+        ranks: int,
+        held: Callable[[Value], Value | None],
+    ) -> None:
+        self.made, self.names, self.rank, self.ranks, self.held = made, names, rank, ranks, held
+        self.out: list[Equation] = []  # of the block in which parts are made
+        self.known: MutableMapping[tuple[str, int, int], Value] = {}
+
+    def of(self, value: Value, axis: int, parts: int) -> Value | str:
+        """The rank's part of a value in so many along an axis, or why it can't make it alone."""
+        key = value.name, axis, parts
+        if key not in self.known:
+            found = self._of(value, axis, parts)
+            if isinstance(found, str):
+                return found
+            self.known[key] = found
+        return self.known[key]
+
+    def bounds(self, size: int, parts: int) -> tuple[int, int]:
+        """Where the rank's part of so many elements begins and ends."""
+        first = self.rank * parts // self.ranks
+        return first * size // parts, (first + 1) * size // parts
+
+    def _of(self, value: Value, axis: int, parts: int) -> Value | str:
+        equation, size = self.made.get(value.name), value.type.shape[axis]
+        if equation is None:
+            return f"%{value.name} is not decided by weights"
+        if not isinstance(size, int) or size % parts:
+            return f"{size} of %{value.name} are no multiple of {parts}"
+        if equation.op == "weight":
+            return self._slice(value, axis, *self.bounds(size, parts))
+        if equation.op == "const":
+            return self._const(equation, axis, *self.bounds(size, parts))
+        if equation.op == "dequantize" and equation.attr.get("block"):
+            return self._blocks(equation, axis, parts)
+        if equation.op == "gather":
+            return self._rows(equation, axis, parts)
+        if equation.op in ELEMENTWISE:
+            return self._element_by_element(equation, axis, parts)
+        return f"%{value.name} is not decided by weights"
+
+    def _emit(self, like: Equation, op: str, *args: Arg, attrs: Mapping[str, AttrValue], **kind: TensorType) -> Value:
+        return emit(self.out, self.names, op, *args, to=f"{like.result.name}.part", where=like.where, attrs=attrs, **kind)
+
+    def _slice(self, value: Value, axis: int, start: int, stop: int) -> Value | str:
+        whole = self.held(value)
+        if whole is None:
+            return f"%{value.name} is not whole"
+        return self._emit(self.made[value.name], "slice", whole, attrs={"axis": axis, "start": start, "stop": stop})
+
+    def _const(self, equation: Equation, axis: int, start: int, stop: int) -> Value:
+        shape = equation.result.type.static_shape()
+        kept = tuple(stop - start if place - len(shape) == axis else size for place, size in enumerate(shape))
+        value = _cut(equation.attr["value"], len(shape) + axis, start, stop)
+        return self._emit(equation, "const", attrs={"value": value}, kind=TensorType(equation.result.type.dtype, kept))
+
+    def _blocks(self, equation: Equation, axis: int, parts: int) -> Value | str:
+        block = equation.attr["block"]
+        assert isinstance(block, tuple)
+        size, of = int(str(block[axis])) if -axis <= len(block) else 1, equation.result.type.shape[axis]
+        if int(str(of)) // parts % size:
+            return f"{of} in {parts} parts cut a block of {size} that shares a scale"
+        return self._element_by_element(equation, axis, parts)
+
+    def _rows(self, equation: Equation, axis: int, parts: int) -> Value | str:
+        table, index = equation.values
+        dims = equation.attr.get("dims", 1)
+        assert isinstance(dims, int)
+        if -axis > table.type.rank - dims:
+            return f"rows of %{table.name} are looked up"
+        return self._apply(equation, [self.of(table, axis, parts), self.held(index)])
+
+    def _element_by_element(self, equation: Equation, axis: int, parts: int) -> Value | str:
+        of = (self.of(value, axis, parts) if along(value, axis) else self.held(value) for value in equation.values)
+        return self._apply(equation, list(of))
+
+    def _apply(self, equation: Equation, values: list[Value | str | None]) -> Value | str:
+        for value, found in zip(equation.values, values, strict=True):
+            if not isinstance(found, Value):
+                return found or f"%{value.name} is not whole"
+        ready = iter(values)
+        args = tuple(next(ready) if isinstance(arg, Value) else arg for arg in equation.args)
+        return self._emit(equation, equation.op, *args, attrs=equation.attr)  # type: ignore[arg-type]
+
+
+def along(value: Value, axis: int) -> bool:
+    """Whether a value has more than one element along an axis, so that one rank's part is not all of it."""
+    return -axis <= value.type.rank and value.type.shape[axis] != 1
+
+
+def _cut(value: AttrValue, depth: int, start: int, stop: int) -> AttrValue:
+    assert isinstance(value, tuple)
+    return value[start:stop] if depth == 0 else tuple(_cut(item, depth - 1, start, stop) for item in value)
