@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from math import gcd
 from typing import TYPE_CHECKING
 
-from compiler.ir.core import AttrValue, Equation, Value
+from compiler.ir.core import Equation, Value
 from compiler.ir.types import DTYPES, Dim
 from compiler.passes.split_layouts import Held, Layout, MismatchError, Split, Sum
 from compiler.passes.split_weights import ELEMENTWISE, along
@@ -178,11 +178,12 @@ def attention(ranks: Splitter, equation: Equation) -> None:
     assert q is not None
     assert k is not None
     assert v is not None
-    splits = [held.layout for held in (q, k, v) if isinstance(held.layout, Split)]
-    if any(split.axis != -2 for split in splits) or k.layout != v.layout and _parts(k) != _parts(v):
-        parts = 1 if any(split.axis != -2 for split in splits) else gcd(_parts(k), _parts(v))
-        raise MismatchError([split for split in splits if split.axis != -2 or split.parts > parts],
-                            "heads are split, not what is in them", parts)  # fmt: skip
+    within = [held.layout for held in (q, k, v) if isinstance(held.layout, Split) and held.layout.axis != -2]
+    if within:
+        raise MismatchError(within, "heads are split, not what is in them")
+    if _parts(k) != _parts(v):
+        unlike = [held.layout for held in (k, v) if isinstance(held.layout, Split)]
+        raise MismatchError(unlike, "keys and values are split unlike each other", gcd(_parts(k), _parts(v)))
     heads, groups = (int(str(value.type.shape[-2])) for value in equation.values[:2])
     if _parts(q) != ranks.count or not _shared(heads, groups, ranks.count, _parts(k)):
         raise SpecRTError(
@@ -379,5 +380,3 @@ RULES: dict[str, Rule] = {
     "concat": concat,
     "slice": slice_,
 }
-
-Attrs = dict[str, AttrValue]

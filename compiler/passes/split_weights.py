@@ -67,7 +67,9 @@ class Parts:
         return f"%{value.name} is not decided by weights"
 
     def _emit(self, like: Equation, op: str, *args: Arg, attrs: Mapping[str, AttrValue], **kind: TensorType) -> Value:
-        return emit(self.out, self.names, op, *args, to=f"{like.result.name}.part", where=like.where, attrs=attrs, **kind)
+        return emit(
+            self.out, self.names, op, *args, to=f"{like.result.name}.part", where=like.where, attrs=attrs, **kind
+        )
 
     def _slice(self, value: Value, axis: int, start: int, stop: int) -> Value | str:
         whole = self.held(value)
