@@ -88,6 +88,7 @@ class Prepared:
     precision: Chosen
     seconds: dict[str, float] = field(default_factory=dict)
     ranks: tuple[Graph, ...] = ()  # where several GPUs share each product, the graph of each
+    split: PassReport | None = None  # and what was split how
 
     @property
     def lowered(self) -> Graph:
@@ -156,8 +157,6 @@ def _checked(request: Request) -> Request:
         number = getattr(request, name)
         if number is not None and number < 1:
             raise SpecRTError("CLI-011", f"`{name}` is {number}, expected 1 or more")
-    if request.tensor_parallel > 1:
-        raise SpecRTError("CLI-024", "no pass splits tensors yet", hint="leave `tensor` out")
     if request.on_gpu:
         _check_gpu(request)
     elif request.gpus > 1:
@@ -224,8 +223,21 @@ def prepare_request(asked: Request, dump: Path | None = None) -> Prepared:
 
         check_native(precision.recipe.kv_cache, precision.recipe.where)
     graph, reports = run_passes(built.graph, precision.passes(role), dump=dump)
+    ranks, split = _ranks(asked.tensor_parallel, built.graph, precision, role)
     lap("passes")
-    return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds)
+    return Prepared(asked, found, built, graph, reports, limits, role, precision, seconds, ranks, split)
+
+
+def _ranks(count: int, graph: Graph, precision: Chosen, role: str) -> tuple[tuple[Graph, ...], PassReport | None]:
+    """The graphs of GPUs that share each product, and how it was split; none for one GPU."""
+    from compiler.passes.runner import run_passes
+    from compiler.passes.split_tensors import NAME, split_tensors
+
+    if count == 1:
+        return (), None
+    each = [run_passes(graph, precision.passes(role, split_tensors(count, rank))) for rank in range(count)]
+    _, reports = each[0]
+    return tuple(ready for ready, _ in each), next(report for report in reports if report.name == NAME)
 
 
 def _experts(options: BuildOptions | None) -> Experts | None:

@@ -15,7 +15,7 @@ def why_not_joined(match: Match, weights: tuple[str, ...], biases: tuple[str, ..
     kinds: dict[str, str] = {}
     for name in (*weights, *biases):
         definition = match.scope.definition(match.values[name])
-        if definition is None or definition.op not in ("weight", "concat", "const", "dequantize"):
+        if definition is None or definition.op not in ("weight", "concat", "const", "dequantize", "slice"):
             what = "an input" if definition is None else f"computed by `{definition.op}`"
             return f"%{match.value(name).name} is no weight: it is {what}"
         rank = 2 if name in weights else 1

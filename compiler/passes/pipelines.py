@@ -30,18 +30,20 @@ def pipeline(
     target: str,
     quantize: tuple[Pass, ...] = (),
     codes: str | None = None,
+    split: tuple[Pass, ...] = (),
     *,
     native: bool = False,
 ) -> tuple[Pass, ...]:
     """The passes of a role (decoder, encoder) for a target; raises SpecRTError PASS-002 for an unknown precision.
 
-    `quantize` names weights one by one: products are joined behind it. `codes` are those of an 8-bit cache.
+    `quantize` names weights one by one: products are joined behind it, and behind `split`, which takes a rank's part
+    of each. `codes` are those of an 8-bit cache.
     """
     on_gpu = target != "cpu"
     serving = NATIVE if native else (insert_kv_cache(codes), *SERVING[1:])
     first = decoder(precision, on_gpu, serving) if role == "decoder" else encoder(precision)
     joined = (*JOIN_PRODUCTS, JOIN_CODES) if quantize else JOIN_PRODUCTS
-    return (*first, *quantize, *(joined if on_gpu else ()))
+    return (*first, *quantize, *split, *(joined if on_gpu else ()))
 
 
 def decoder(precision: str, peel: bool = False, serving: tuple[Pass, ...] = SERVING) -> tuple[Pass, ...]:

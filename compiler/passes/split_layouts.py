@@ -1,4 +1,4 @@
-"""How the ranks of tensor parallelism hold a value: whole, split along an axis, or as a sum that is not added up yet."""
+"""How the ranks of tensor parallelism hold a value: whole, split along an axis, or as a sum not added up yet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compiler.ir.core import Value
 class Split:
     """Rank r of R has part r * parts // R along `axis`, counted from the end; parts are equal and divide R.
 
-    `own`: instead, a dim of 1 that each rank has a number of its own for (the scale of its part of a row). `origins` are
+    `own`: instead, a dim of 1 that each rank has a number of its own for (a scale of its part). `origins` are
     the products whose output features were split for it.
     """
 

@@ -71,7 +71,7 @@ def _linear(ranks: Splitter, equation: Equation) -> bool:
     """Sums stay sums under what is linear in them; whether that was so."""
     helds = [ranks.held[value.name] for value in equation.values]
     sums = [held for held in helds if isinstance(held.layout, Sum)]
-    if not sums or len(helds) < len(equation.args) and equation.op == "add":
+    if not sums or (len(helds) < len(equation.args) and equation.op == "add"):
         return False
     if equation.op == "add":
         return _added(ranks, equation, helds)

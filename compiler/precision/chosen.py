@@ -51,9 +51,10 @@ class Chosen:
         """What was quantized and why not, where anything was asked for."""
         return self.plans[-1] if self.plans else None
 
-    def passes(self, role: str) -> tuple[Pass, ...]:
-        """The whole pipeline for a role. 16-bit floats of the IR are computed in; where only stored, they are cast.
+    def passes(self, role: str, *split: Pass) -> tuple[Pass, ...]:
+        """The whole pipeline for a role; `split` makes the graph of one of several ranks.
 
+        16-bit floats of the IR are computed in; where only stored, they are cast.
         Raises SpecRTError PREC-018 for a KV cache of an encoder.
         """
         if role == "encoder" and self.recipe.kv_cache is not None:
@@ -66,7 +67,7 @@ class Chosen:
         codes, emulated = self.cache
         base = "fp32" if stored_only else self.base
         kept = None if emulated else codes
-        pipeline = pipelines.pipeline(role, base, self.target, change, kept, native=self.native)
+        pipeline = pipelines.pipeline(role, base, self.target, change, kept, split, native=self.native)
         if codes is not None and emulated:
             pipeline = (*pipeline, round_kv_cache(codes))
         return (*pipeline, STORE_HALVES) if stored_only else pipeline
