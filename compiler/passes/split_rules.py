@@ -161,12 +161,21 @@ def _by_input(ranks: Splitter, equation: Equation, split: Split, axis: int, more
     if isinstance(part, str):
         raise SpecRTError(
             "PASS-004",
-            f"%{b.name} can't be split over {split.parts} GPUs: {part}",
+            f"{_stored_name(ranks, b)} can't be split over {split.parts} GPUs: {part}",
             where=equation.where,
             hint="take fewer GPUs for `tensor`, a precision with smaller groups, or stages of a pipeline instead",
         )
     ranks.emit(equation, [ranks.held[a.name].value, part, *more], Sum())
     ranks.log.hit("rows", equation.result.name, equation.where)
+
+
+def _stored_name(ranks: Splitter, value: Value) -> str:
+    """The name that a weight is stored under."""
+    equation = ranks.made.get(value.name)
+    while equation is not None and equation.op != "weight" and equation.values:
+        equation = ranks.made.get(equation.values[0].name)
+    name = None if equation is None else equation.attr.get("name")
+    return f"%{value.name}" if name is None else f"`{str(name).removesuffix('.codes')}`"
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
