@@ -21,6 +21,7 @@ from runtime.bundle import Bundle
 from runtime.program import Port, Program, Step
 from specs.errors import SpecRTError
 from tests.golden_errors import check_raises
+from tests.passes.test_split_tensors import TOLERANCE
 from tests.precision.models import MODELS
 from tests.runtime import fake
 from tests.runtime.cuda.emulated import Device
@@ -118,11 +119,11 @@ def test_what_passes_between_two_ranks() -> None:
     assert on_ranks(2, work) == [[0, 7, 0], [0, 7, 0]]
 
 
-def bundle_of(folder: Path, ranks: int, stages: int = 1) -> Path:
+def bundle_of(folder: Path, ranks: int) -> Path:
     """A tiny model whose ranks all compute everything: what is between ranks is tested, not how work is divided."""
     prepared = prepare(
         MODELS / "llama.yaml", size="tiny", weights="random", max_sequence=32, max_batch=2, precision="bf16",
-        target="sm90", toolchain="tensorrt-8.6", pipeline_parallel=stages, out=folder / "bundle",
+        target="sm90", toolchain="tensorrt-8.6", out=folder / "bundle",
     )  # fmt: skip
     path = Path(compile_with(prepared, weights_of(prepared)))
     manifest = json.loads((path / "bundle.json").read_text())
@@ -174,28 +175,36 @@ def test_all_that_the_engine_asks_for(tmp_path: Path, gpus: list[Worker], monkey
 
 
 def test_stages_whose_products_are_shared(tmp_path: Path, gpus: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks with two GPUs each: the first rank's are the first of each stage. A stage agrees on its own."""
+    """Two ranks with two GPUs each: the first rank's are the first of each stage. A stage exchanges on its own."""
     from runtime.cuda.executable import CUDAExecutable
 
-    started: list[tuple[int, ...]] = []
-    launch = CUDAExecutable._run
+    started: list[tuple[bool, int, int]] = []
+    run, here = CUDAExecutable._run, threading.get_ident()
 
-    def run(self: Any, *given: Any) -> Any:
-        started.append((threading.get_ident() != here, self.device.ordinal, self._group.size))
-        return launch(self, *given)
+    def told(self: Any, *given: Any) -> Any:
+        if self._group is not None:
+            started.append((threading.get_ident() != here, self.device.ordinal, self._group.size))
+        return run(self, *given)
 
-    here = threading.get_ident()
-    path = bundle_of(tmp_path, 2, 2)
-    alone = bundle_of(tmp_path / "alone", 1)
-    with runtime.load(alone) as model:
-        expected = model.generate(ROWS, max_new_tokens=3, stop=())
-        blocks, size = model.executable.blocks, model.executable.cache_bytes
-    monkeypatch.setattr(CUDAExecutable, "_run", run)
-    with runtime.load(path, devices=[4, 5, 6, 7]) as model:
-        assert (model.executable.blocks, model.executable.cache_bytes) == (blocks, 2 * size)
-        assert model.generate(ROWS, max_new_tokens=3, stop=()) == expected
-        assert model.executable.stages == 2  # type: ignore[attr-defined]
+    monkeypatch.setattr(CUDAExecutable, "_run", told)
+    results = []
+    for ranks, stages, devices in ((1, 1, None), (2, 2, [4, 5, 6, 7])):
+        prepared = prepare(
+            MODELS / "llama.yaml", size="tiny", weights="random", max_sequence=32, max_batch=2, precision="fp32",
+            target="sm90", toolchain="tensorrt-8.6", tensor_parallel=ranks, pipeline_parallel=stages,
+            out=tmp_path / f"{ranks}-{stages}",
+        )  # fmt: skip
+        with runtime.load(compile_with(prepared, weights_of(prepared)), devices=devices) as model:
+            executable: Any = model.executable
+            results.append(
+                (model.logits(ROWS), model.generate(ROWS, max_new_tokens=4, stop=()), executable.cache_bytes)
+            )
+    assert executable.stages == 2
     assert not gpus[0].is_alive()
+    (logits, ids, size), (found, found_ids, found_size) = results
+    for one, several in zip(logits, found, strict=True):
+        assert np.abs(several - one).max() <= TOLERANCE * np.abs(one).max()
+    assert (found_ids, found_size) == (ids, size)  # keys and values are shared, not copied
     steps = len(started) // 4
     assert sorted(started) == sorted([(False, 4, 2), (False, 6, 2), (True, 5, 2), (True, 7, 2)] * steps)
 
