@@ -58,6 +58,8 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
     owner |= {name: name for name in exchanges}
     stored = {eq.result.name: str(eq.attr["name"]) for eq in whole.equations if eq.op == "weight"}
     states = {eq.result.name: str(eq.attr["name"]) for eq in whole.equations if eq.op == "state"}
+    # one GPU has the head of a low-bit decoder in a program, behind the last layer's products: so have several
+    shared = bool(exchanges) and kernels is not None and not baked and bool(kernels.of(whole.equations))
     steps: list[Step] = []
     segments: dict[str, EngineSegment] = {}
     refusals: Refusals = {}
@@ -69,6 +71,8 @@ def cut(graph: Graph, *, baked: bool = False, kernels: KernelSteps | None = None
             steps.append(_kernel(part.graph, attention).step(stored, states))
             continue
         for kind, segment in _pieces(part, kernels, baked, refusals):
+            if shared and kernels is not None and _refusal(segment, kernels, refusals) is None:
+                kind = PROGRAM
             step = _engine_step(segment, segments.setdefault(segment.digest, segment))
             steps.append(replace(step, backend=BACKEND, kind=PROGRAM) if kind == PROGRAM else step)
     order = {name: index for index, name in enumerate(_weights_in_order(steps))}

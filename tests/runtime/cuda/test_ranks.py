@@ -17,12 +17,15 @@ import pytest
 
 import runtime
 from compiler.api import compile_with, prepare, weights_of
+from compiler.validate.metrics import agreement
+from compiler.validate.reference import outputs, random_rows
 from runtime.bundle import Bundle
 from runtime.program import Port, Program, Step
 from specs.errors import SpecRTError
+from specs.precision import load_recipe
 from tests.golden_errors import check_raises
 from tests.passes.test_split_tensors import TOLERANCE
-from tests.precision.models import MODELS
+from tests.precision.models import MODELS, quantized_graph
 from tests.runtime import fake
 from tests.runtime.cuda.emulated import Device
 from tests.runtime.cuda.ranks import Communicator, Exchange, Worker
@@ -300,6 +303,27 @@ def test_an_interrupt_of_the_first_rank(load: Callable[[Fails], Any], gpus: list
     executable.close()
     executable.close()  # a second time does nothing
     assert not gpus[0].is_alive()
+
+
+@pytest.mark.parametrize(("spec", "precision", "ranks"), [("gemma", "bf16", 2)])
+@pytest.mark.usefixtures("gpus")
+def test_a_model_that_ranks_share(spec: str, precision: str, ranks: int, tmp_path: Path) -> None:
+    """Compiled, loaded on all GPUs and run: what one graph says, in steps ahead and in graphs."""
+    prepared = prepare(
+        MODELS / f"{spec}.yaml", size="tiny", weights="random", max_sequence=64, max_batch=2, precision=precision,
+        target="sm90", toolchain="tensorrt-8.6", out=tmp_path / "bundle", tensor_parallel=ranks,
+    )  # fmt: skip
+    weights = weights_of(prepared)
+    rows = random_rows(prepared.source.config["vocab"], (1, 7))
+    expected = [row["logits"] for row in outputs(quantized_graph(prepared), weights, rows)]
+    with runtime.load(compile_with(prepared, weights)) as model:
+        assert agreement(model.logits(rows), expected).relative <= load_recipe(precision).bound.relative
+        made = model.generate(rows, max_new_tokens=3, stop=())
+        again = model.logits([[*row, *new] for row, new in zip(rows, made, strict=True)])
+    for row, new, logits in zip(rows, made, again, strict=True):
+        for at, token in enumerate(new):
+            best = logits[len(row) + at - 1]
+            assert best[token] >= np.max(best) - 0.05 * np.abs(best).max()  # other sums in another company
 
 
 @pytest.mark.usefixtures("gpus")
