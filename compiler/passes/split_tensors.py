@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from compiler.ir.core import Arg, AttrValue, Block, Equation, Graph, Value, used_values, walk
 from compiler.ir.ops import REGISTRY
-from compiler.ir.types import DTYPES
 from compiler.passes.rewrite import Names, beside, emit, remove_dead
 from compiler.passes.runner import Log, Pass
 from compiler.passes.split_layouts import Held, Layout, MismatchError, Split, Sum
 from compiler.passes.split_rules import RULES, whole
 from compiler.passes.split_weights import Parts
+from specs.errors import Where
 
 NAME = "split_tensors"
 
@@ -58,6 +58,7 @@ class Splitter:
         self.names, self.log = Names(graph), Log()
         self.made = {value.name: equation for equation in walk(graph.equations) for value in equation.results}
         self.states: set[str] = {eq.result.name for eq in walk(graph.equations) if eq.op == "state"}
+        self.emitted: dict[str, Equation] = {}
         self.held: dict[str, Held] = {value.name: Held(value) for value in graph.inputs}
         self.parts = Parts(self.made, self.names, rank, count, self._whole)
         self.out: list[Equation] = []
@@ -66,7 +67,7 @@ class Splitter:
     def run(self) -> Graph:
         """The rank's graph."""
         self.block(self.graph.equations)
-        outputs = tuple((name, self.output(value)) for name, value in self.graph.outputs)
+        outputs = tuple((name, self.gathered(value)) for name, value in self.graph.outputs)
         return replace(self.graph, equations=tuple(self.out), outputs=outputs)
 
     def block(self, equations: Sequence[Equation]) -> None:
@@ -114,7 +115,7 @@ class Splitter:
         """What is held of a value, a sum added up: once, whoever reads it."""
         held = self.held[value.name]
         if isinstance(held.layout, Sum):
-            total = self._exchange("all_reduce", held.value, beside(value.name, "sum"), {})
+            total = self._added_up(held.value, beside(value.name, "sum"))
             ready = sorted(held.layout.plus, key=lambda other: other.type.rank)
             for number, other in enumerate(ready, 1):
                 last = number == len(ready) and held.value.name != value.name
@@ -126,6 +127,13 @@ class Splitter:
                     total = equation.result
             held = self.held[value.name] = Held(total)
         return held
+
+    def _added_up(self, value: Value, to: str) -> Value:
+        """The sum of what the ranks have; a view is taken behind it, where it is part of what comes next."""
+        source = self.emitted.get(value.name)
+        if source is None or source.op != "reshape":
+            return self._exchange("all_reduce", value, to, {})
+        return self.another(source, [self._exchange("all_reduce", source.values[0], to, {})])
 
     def _whole(self, value: Value) -> Value | None:
         held = self.settled(value)
@@ -150,7 +158,8 @@ class Splitter:
         args = _with_values(equation, values)
         (kind,) = REGISTRY[equation.op].infer_types(args, given)
         result = replace(equation.result, type=kind)
-        self.out.append(replace(equation, args=args, results=(result,), attrs=tuple(given.items())))
+        self.emitted[result.name] = replace(equation, args=args, results=(result,), attrs=tuple(given.items()))
+        self.out.append(self.emitted[result.name])
         self.held[result.name] = Held(result, layout)
         if isinstance(layout, Split) and layout.origins == {result.name}:
             self.log.hit("columns", result.name, equation.where)
@@ -180,22 +189,13 @@ class Splitter:
             raise MismatchError(splits, f"no exchange gives all of %{value.name}")
         return self._exchange("all_gather", held.value, beside(value.name, "all"), {"axis": -1})
 
-    def output(self, value: Value) -> Value:
-        """All of an output of the graph; a wider type is cast to behind the exchange."""
-        equation = self.made.get(value.name)
-        if equation is not None and equation.op == "cast" and isinstance(self.settled(value).layout, Split):
-            source = equation.values[0]
-            if DTYPES[source.type.dtype] < DTYPES[value.type.dtype]:
-                return self.another(equation, [self.gathered(source)])
-        return self.gathered(value)
-
     def _exchange(self, op: str, value: Value, to: str, attrs: Mapping[str, AttrValue]) -> Value:
         where = self._where(value)
         found = emit(self.out, self.names, op, value, to=to, where=where, attrs={**attrs, "ranks": self.count})
         self.log.hit(op, found.name, where)
         return found
 
-    def _where(self, value: Value):  # type: ignore[no-untyped-def]
+    def _where(self, value: Value) -> Where | None:
         return self.made[value.name].where if value.name in self.made else None
 
 
