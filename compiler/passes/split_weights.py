@@ -6,6 +6,7 @@ Parts of weights are slices, which are stored computed: codes and scales stay th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
+from math import gcd
 
 from compiler.ir.core import Arg, AttrValue, Equation, Value
 from compiler.ir.types import TensorType
@@ -16,6 +17,8 @@ ELEMENTWISE = frozenset({
     "add", "sub", "mul", "div", "maximum", "minimum", "compare", "and", "or", "where", "exp", "rsqrt", "cos", "sin",
     "tanh", "erf", "sigmoid", "relu", "silu", "gelu", "cast", "quantize", "dequantize",
 })  # fmt: skip
+
+LEAST = 16  # elements that share a scale: no format has fewer, no kernel reads fewer
 
 
 class Parts:
@@ -84,12 +87,37 @@ class Parts:
         return self._emit(equation, "const", attrs={"value": value}, kind=TensorType(equation.result.type.dtype, kept))
 
     def _blocks(self, equation: Equation, axis: int, parts: int) -> Value | str:
+        """Codes and their scales. Blocks that two ranks would share become smaller ones of the same scale."""
         block = equation.attr["block"]
         assert isinstance(block, tuple)
-        size, of = int(str(block[axis])) if -axis <= len(block) else 1, equation.result.type.shape[axis]
-        if int(str(of)) // parts % size:
+        size, of = int(str(block[axis])) if -axis <= len(block) else 1, int(str(equation.result.type.shape[axis]))
+        smaller = gcd(size, of // parts)
+        if smaller == size:
+            return self._element_by_element(equation, axis, parts)
+        if smaller < LEAST:
             return f"{of} in {parts} parts cut a block of {size} that shares a scale"
-        return self._element_by_element(equation, axis, parts)
+        codes, *rest = equation.values
+        values: list[Value | str | None] = [self.of(codes, axis, parts)]
+        for value in rest:
+            held = self.held(value)
+            if held is not None and along(value, axis):
+                held = self._repeated(equation, held, axis, size // smaller)
+                first, stop = self.bounds(of // smaller, parts)
+                held = self._emit(equation, "slice", held, attrs={"axis": axis, "start": first, "stop": stop})
+            values.append(held)
+        blocks = [int(str(item)) for item in block]
+        blocks[axis] = smaller
+        return self._apply(equation, values, {**equation.attr, "block": tuple(blocks)})
+
+    def _repeated(self, like: Equation, value: Value, axis: int, times: int) -> Value:
+        """Each element along an axis several times, one behind the other."""
+        shape = value.type.static_shape()
+        place = len(shape) + axis
+        column = (*shape[: place + 1], 1, *shape[place + 1 :])
+        own = self._emit(like, "reshape", value, attrs={"shape": column})
+        wide = self._emit(like, "concat", *[own] * times, attrs={"axis": axis})
+        tall = (*shape[:place], shape[place] * times, *shape[place + 1 :])
+        return self._emit(like, "reshape", wide, attrs={"shape": tall})
 
     def _rows(self, equation: Equation, axis: int, parts: int) -> Value | str:
         table, index = equation.values
@@ -103,13 +131,16 @@ class Parts:
         of = (self.of(value, axis, parts) if along(value, axis) else self.held(value) for value in equation.values)
         return self._apply(equation, list(of))
 
-    def _apply(self, equation: Equation, values: list[Value | str | None]) -> Value | str:
+    def _apply(
+        self, equation: Equation, values: list[Value | str | None], attrs: Mapping[str, AttrValue] | None = None
+    ) -> Value | str:
         for value, found in zip(equation.values, values, strict=True):
             if not isinstance(found, Value):
                 return found or f"%{value.name} is not whole"
         ready = iter(values)
         args = tuple(next(ready) if isinstance(arg, Value) else arg for arg in equation.args)
-        return self._emit(equation, equation.op, *args, attrs=equation.attr)  # type: ignore[arg-type]
+        given = equation.attr if attrs is None else attrs
+        return self._emit(equation, equation.op, *args, attrs=given)  # type: ignore[arg-type]
 
 
 def along(value: Value, axis: int) -> bool:

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 import compiler
-from compiler.ir.core import Graph, walk
+from compiler.api import weights_of
+from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.interpreter import run
 from compiler.ir.ranks import run_ranks
 from compiler.passes.pipelines import JOIN_PRODUCTS, pipeline
 from compiler.passes.runner import PassReport, run_passes
 from compiler.passes.split_tensors import split_tensors
-from tests.golden_errors import check_raises
+from compiler.passes.unroll import unroll
+from tests.golden_errors import ROOT, check_raises
 from tests.passes.graphs import ROPE, Weights, model, paged_states, text_of
 from tests.tensorrt.models import SPECS, tiny
 
@@ -160,6 +162,35 @@ def test_heads_that_ranks_can_not_share() -> None:
 def test_blocks_that_share_a_scale_are_not_cut() -> None:
     llama = next(path for path in SPECS if path.stem == "llama")
     options = {"size": "tiny", "tensor_parallel": 2}
-    check_raises("PASS-004", compiler.prepare, llama, precision="w4a16", target="sm90", **options)
+    demo = {"precision": "w4a16", "target": "sm90", "tensor_parallel": 8}  # a part of 704 columns is no multiple of 16
+    check_raises("PASS-004", compiler.prepare, ROOT / "demo" / "tiny-llama", **demo)
     blackwell = {"target": "sm100", "toolchain": "tensorrt-10.8"}
     check_raises("PASS-004-input", compiler.prepare, llama, precision="mxfp8", **blackwell, **options)
+
+
+def test_blocks_that_two_ranks_share_become_smaller_ones() -> None:
+    """704 columns in blocks of 64 over two ranks: parts of 352 in blocks of 32, the same numbers to the last bit."""
+    options = {"precision": "w4a16", "target": "sm90"}
+    whole = compiler.prepare(ROOT / "demo" / "tiny-llama", **options)
+    weights, name = weights_of(whole), "mlp.down.weight"
+    found = [
+        run(_product_weight(graph, name), {}, weights)["out"]
+        for graph in (whole.graph, *compiler.prepare(ROOT / "demo" / "tiny-llama", tensor_parallel=2, **options).ranks)
+    ]
+    assert [tensor.shape[-1] for tensor in found] == [704, 352, 352]
+    assert torch.equal(torch.cat(found[1:], -1), found[0])
+
+
+def _product_weight(graph: Graph, name: str) -> Graph:
+    """The graph of the weight that the last product by `name` reads."""
+    made = {value.name: equation for equation in unroll(graph).equations for value in equation.results}
+    used = [eq for eq in made.values() if eq.op == "matmul" and f"{name}" in eq.values[1].name]
+    needed: dict[str, Equation] = {}
+
+    def visit(value: Value) -> None:
+        for operand in made[value.name].values:
+            visit(operand)
+        needed.setdefault(value.name, made[value.name])
+
+    visit(used[-1].values[1])
+    return Graph("weight", (), (), tuple(needed.values()), (("out", used[-1].values[1]),))
