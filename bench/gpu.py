@@ -25,11 +25,12 @@ from gpu_steps import steps
 
 PROMPTS = (1, 7, 40, 130, 300)  # tokens
 NEW = 48
+BEAMS = 4
 WORKLOADS = ("128x128x1", "128x128x64", "2048x128x64", "128x2048x64", "2048x2048x32")
 
 
 def reference(checkpoint: Path, out: Path) -> None:
-    """Logits in float32 and float16 and greedy ids of fixed prompts, by transformers on the CPU."""
+    """Logits in float32 and float16, greedy ids and what beams find for fixed prompts, by transformers on the CPU."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -47,8 +48,13 @@ def reference(checkpoint: Path, out: Path) -> None:
         with torch.no_grad():
             for bits, model in models.items():
                 arrays[f"l{bits}_{number}"] = model(given).logits[0].float().numpy()
-            ids = models[32].generate(given, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+            how: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            ids = models[32].generate(given, **how)
+            how |= {"output_scores": True, "return_dict_in_generate": True}
+            searched = models[32].generate(given, num_beams=BEAMS, num_return_sequences=BEAMS, **how)
         arrays[f"g{number}"] = ids[0, length:].numpy().astype(np.int32)
+        arrays[f"b{number}"] = searched.sequences[:, length:].numpy().astype(np.int32)
+        arrays[f"s{number}"] = searched.sequences_scores.numpy()
     np.savez_compressed(out, **arrays)
 
 
@@ -83,10 +89,23 @@ def check(bundle: Path, expected: Path, out: Path) -> None:
             prompts, max_new_tokens=NEW, stop=(), temperature=0.8, top_k=20, seed=1
         )
         result["arriving over time equal"] = arriving(model, prompts, together)
+        result["beams"] = searching(model, prompts, arrays)
         result["choices"] = model.executable.choices  # type: ignore[attr-defined]
     result["bytes not given back"] = not_given_back(bundle)
     out.write_text(json.dumps(result, indent=1))
     print(json.dumps({key: value for key, value in result.items() if key != "choices"}))
+
+
+def searching(model: Any, prompts: Sequence[list[int]], arrays: Any) -> dict[str, Any]:
+    """What beam search finds of all prompts together: ids against the reference's, the greatest error of a score."""
+    found = model.search(prompts, num_beams=BEAMS, num_return_sequences=BEAMS, max_new_tokens=NEW, stop=())
+    return {
+        "beams": BEAMS,
+        "ids equal": [[one.ids for one in best] == arrays[f"b{i}"].tolist() for i, best in enumerate(found)],
+        "error of scores": max(
+            abs(one.score - s) for i, best in enumerate(found) for one, s in zip(best, arrays[f"s{i}"], strict=True)
+        ),
+    }
 
 
 def arriving(model: Any, prompts: Sequence[list[int]], expected: Sequence[list[int]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +96,13 @@ class Prepared:
         """What is cut and lowered: the graph, or that of the first of several ranks."""
         return self.ranks[0] if self.ranks else self.graph
 
+    @cached_property
     def options(self) -> BuildOptions:
         """What a GPU's segments are built with: as asked, and what the precision says. Raises SpecRTError LOWER-033."""
-        from compiler.lower.tensorrt.options import for_base
+        from compiler.lower.tensorrt.lowering import settled
 
-        return for_base(self.request.options(), self.precision.base)
+        asked, chosen = self.request, self.precision
+        return settled(asked.options(), self.lowered, chosen.base, chosen.decision.how, asked.architecture)
 
 
 def request(source: str | Path, **options: Any) -> Request:
@@ -350,7 +353,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
 
     asked = prepared.request
     out = asked.out or default_out(prepared)
-    options = prepared.options() if asked.on_gpu else None
+    options = prepared.options if asked.on_gpu else None
     with new_bundle(out) as work:
         (work / "graph.ir").write_text(str(prepared.graph), encoding="utf-8")
         lowered = lower(

@@ -153,6 +153,8 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
         facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code not in skipped]
     if chosen.decision.alone:
         facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code == "base"]
+    if prepared.request.on_gpu and (preferred := chosen.decision.toolchain.prefer.get(str(base))) is not None:
+        facts.append(Fact("segments", f"{'kernels' if prepared.options.alone else 'engines'}: {preferred.note}"))
     if chosen.plan is not None:
         facts += [Fact("quantized", text) for text in _quantized(chosen.plan)]
     facts += [Fact("beware", lint.text) for lint in lints(prepared)]
@@ -214,7 +216,7 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
     from compiler.lower.pipeline import stage_text
     from compiler.lower.tensorrt.lowering import plan_of
 
-    options = prepared.options()
+    options = prepared.options
     try:
         plan = plan_of(prepared.lowered, options, prepared.request.architecture, prepared.request.pipeline_parallel)[1]
     except SpecRTError as error:
@@ -248,7 +250,7 @@ def _judge(prepared: Prepared) -> Judge:
     if prepared.request.on_gpu:
         from compiler.lower.tensorrt.lowering import judge_of
 
-        return judge_of(prepared.lowered, prepared.options(), prepared.request.architecture)
+        return judge_of(prepared.lowered, prepared.options, prepared.request.architecture)
     from compiler.lower.openvino import verdict as on_cpu
 
     return on_cpu

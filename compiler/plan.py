@@ -13,7 +13,7 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         from compiler.lower.tensorrt.lowering import plan_of as gpu_plan
 
         asked = prepared.request
-        return gpu_plan(prepared.lowered, prepared.options(), asked.architecture, asked.pipeline_parallel)[1].as_dict()
+        return gpu_plan(prepared.lowered, prepared.options, asked.architecture, asked.pipeline_parallel)[1].as_dict()
     from compiler.lower import openvino as backend
     from compiler.lower.capability import check
     from compiler.lower.partition import partition

@@ -66,7 +66,8 @@ class Build(Node):
     segments: Text | None = Field(
         None,
         description="what runs between attentions: engines, TensorRT's; kernels, ours in 16 bits, without any TensorRT "
-        "and slower for many tokens; left out: engines, where they have the precision",
+        "and slower for many tokens; left out: engines, where they have the precision, but for fp16 with tensorrt-8.6, "
+        "whose engines add in float16, kernels where they know the model",
     )
 
     def given(self) -> tuple[tuple[str, object], ...]:

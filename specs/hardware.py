@@ -109,7 +109,7 @@ class Held(Node):
 class Kernels(Node):
     """What engines of a toolchain are spared or can't do."""
 
-    title: ClassVar[str] = "`norms` or an entry of `segments`"
+    title: ClassVar[str] = "`norms`, or an entry of `segments` or `prefer`"
     how: Annotated[Literal["kernel"], Word] = Field(description="a kernel step of ours, between engines")
     note: Text = Field(description="why")
 
@@ -131,6 +131,10 @@ class Toolchain(Node):
     norms: Kernels | None = Field(None, description="norms of whole rows; left out: the engine's own")
     segments: dict[str, Kernels] = Field(
         default_factory=dict, description="base precisions that no engine of it has, by name"
+    )
+    prefer: dict[str, Kernels] = Field(
+        default_factory=dict,
+        description="base precisions whose segments are kernels where those know all of a model, by name",
     )
     products: Annotated[tuple[Product, ...], Sequence] = ()
 

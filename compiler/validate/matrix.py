@@ -161,7 +161,7 @@ def _lacking(subject: Subject, recipe: Recipe, gpu: str, toolchain: str) -> Reas
     options = {**subject.options(), "precision": recipe.name, "target": gpu, "toolchain": toolchain}
     try:
         prepared = prepare(subject.source, **options)
-        plan_of(prepared.lowered, prepared.options(), prepared.request.architecture, prepared.request.pipeline_parallel)
+        plan_of(prepared.lowered, prepared.options, prepared.request.architecture, prepared.request.pipeline_parallel)
     except SpecRTError as error:
         if error.code not in _LACKING:
             raise

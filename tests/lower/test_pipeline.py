@@ -81,7 +81,7 @@ def test_stages_of_a_model(spec: str, precision: str, count: int, tmp_path: Path
         target="sm90", toolchain="tensorrt-8.6", pipeline_parallel=count,
     )  # fmt: skip
     assert default_out(prepared).name == f"{spec}-tiny-sm90-{precision}-pp{count}"
-    plan_of(prepared.graph, prepared.options(), 90, count)[1].write(tmp_path / "plan.json")
+    plan_of(prepared.graph, prepared.options, 90, count)[1].write(tmp_path / "plan.json")
     _, whole = read_program(tmp_path / "plan.json")
     assert len(whole.stages) == count
     stages = [stage_of(whole, number) for number in range(count)]

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import compiler
+from compiler.api import compile_with, weights_of
 from compiler.explain import explain
 from compiler.ir.parser import parse
 from compiler.ir.types import Sym
@@ -38,12 +39,14 @@ ENGINES = 6  # of the demo model
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model for sm90 in float16, its kernels left out: tests/kernels has them."""
+    """The demo model for sm90 in float16, in engines; its kernels left out: tests/kernels has them."""
     patch = pytest.MonkeyPatch()
     patch.setattr(library, "write_kernels", lambda *_: None)
     patch.setattr(plans, "installed", lambda: None)
     out = tmp_path_factory.mktemp("gpu") / "bundle"
-    compiler.compile(ROOT / "demo" / "tiny-llama", target="sm90", toolchain="tensorrt-8.6", precision="fp16", out=out)
+    given: dict[str, Any] = {"target": "sm90", "toolchain": "tensorrt-8.6", "precision": "fp16", "out": out}
+    prepared = compiler.prepare(ROOT / "demo" / "tiny-llama", build=(("segments", "engines"),), **given)
+    compile_with(prepared, weights_of(prepared))
     patch.undo()
     return out
 
@@ -316,6 +319,25 @@ def test_a_cpu_bundle_needs_no_engines(tmp_path: Path) -> None:
     assert plans.build_bundle(tmp_path) == []
 
 
+def test_float16_has_kernels_where_engines_add_in_it() -> None:
+    """8.6 has no engine with sums in float32: kernels, unless engines are asked for or kernels lack something."""
+    found = {}
+    for spec, toolchain, precision, build in (
+        ("llama", "8.6", "fp16", ()),
+        ("llama", "8.6", "fp16", (("segments", "engines"),)),
+        ("llama", "8.6", "fp16", (("weights", "baked"),)),
+        ("llama", "8.6", "fp32", ()),
+        ("llama", "8.6", "w8a8_sq_static", ()),
+        ("llama", "10.8", "fp16", ()),
+        ("deepseek_v3", "8.6", "fp16", ()),  # no kernel has its router
+    ):
+        given: dict[str, Any] = {"toolchain": f"tensorrt-{toolchain}", "precision": precision, "build": build}
+        prepared = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size="tiny", target="sm90", **given)
+        engines = [step for step in plan_of(prepared)["steps"] if step["backend"] == "tensorrt"]
+        found[(spec, toolchain, precision, *build)] = bool(engines)
+    assert [key for key, engines in found.items() if not engines] == [("llama", "8.6", "fp16")]
+
+
 def test_requests_that_no_gpu_serves() -> None:
     demo = ROOT / "demo" / "tiny-llama"
     check_raises("CLI-023", compiler.prepare, demo, toolchain="tensorrt-8.6")
@@ -325,7 +347,7 @@ def test_requests_that_no_gpu_serves() -> None:
         check_raises(f"LOWER-033-{value}-pipeline", compiler.prepare, demo, target="sm90", pipeline_parallel=2, **given)
     bf16: dict[str, Any] = {"precision": "bf16", "toolchain": "tensorrt-8.6"}
     check_raises("PREC-010-sm75-bf16", compiler.prepare, demo, target="sm75", **bf16)
-    for name, given in (("baked", ("weights", "baked")), ("tf32", ("tf32", True))):
+    for name, given in (("baked", ("weights", "baked")), ("tf32", ("tf32", True)), ("bf16", ("segments", "engines"))):
         check_raises(f"LOWER-033-{name}", compiler.prepare, demo, target="sm90", build=(given,), **bf16)
     check_raises("PREC-010-sm120", compiler.prepare, demo, target="sm120", precision="fp16", toolchain="tensorrt-8.6")
     assert compiler.prepare(demo, target="sm90", precision="bf16", toolchain="tensorrt-10.8").request.on_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +25,17 @@ from compiler.lower.tensorrt.cut import Cut, cut
 from compiler.lower.tensorrt.dialects import dialect
 from compiler.lower.tensorrt.native import check_products, native_profiles
 from compiler.lower.tensorrt.network import profiles
-from compiler.lower.tensorrt.options import BuildOptions
+from compiler.lower.tensorrt.options import BuildOptions, for_base
 from compiler.passes.insert_kv_cache import METADATA
+from specs.errors import SpecRTError
+from specs.hardware import load_toolchain
 
 if TYPE_CHECKING:
     import torch
 
     Weights = Callable[[str], torch.Tensor]
 Progress = Callable[[str, int, int], None]
+_LOG = logging.getLogger("compiler.lower")
 
 
 STEP_TOKENS = 8192  # most tokens in a call: scratch memory grows with them, and products gain nothing beyond 2048
@@ -71,6 +75,28 @@ def kernel_steps(options: BuildOptions, architecture: int) -> KernelSteps:
         options.toolchain, architecture, lambda equation: verdict(equation, line), options.weights == "baked",
         options.alone,
     )  # fmt: skip
+
+
+def settled(asked: BuildOptions, graph: Graph, base: str, how: str | None, architecture: int) -> BuildOptions:
+    """Options that say engines or kernels: as asked, else kernels where the toolchain's file prefers them for the base.
+
+    Engines remain where they multiply codes (`how` is native), where they hold their weights, and for a model that
+    kernels do not know as a whole.
+    """
+    options = for_base(asked, base)
+    if options.segments is not None or options.weights == "baked" or how == "native":
+        return options
+    if base not in load_toolchain(options.toolchain).prefer:
+        return options
+    alone = replace(options, segments="kernels")
+    try:
+        cut(bounded(graph), kernels=kernel_steps(alone, architecture))
+    except SpecRTError as error:
+        if error.code != "LOWER-039":
+            raise
+        _LOG.info("%s has engines: %s", graph.name, error.message)
+        return replace(options, segments="engines")
+    return alone
 
 
 def judge_of(graph: Graph, options: BuildOptions, architecture: int) -> Judge:

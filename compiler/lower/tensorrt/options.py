@@ -28,7 +28,7 @@ class BuildOptions:
     weight_streaming: bool = False  # baked weights stay on the host; from 10.0
     weights: str = "inputs"  # one engine for all equal layers; baked: engines that stand alone
     attention: str = "kernels"  # our kernels between engines; native: TensorRT's layers, one engine for a decoder
-    segments: str = "engines"  # kernels: programs of ours for all of them; also where no engine has the precision
+    segments: str | None = None  # engines, or kernels: programs of ours for all; None: as the toolchain's file says
     tf32: bool = False  # engines may multiply float32 in TF32: set by the precision, no key of a deployment
 
     @property
@@ -66,7 +66,11 @@ def for_base(options: BuildOptions, base: str) -> BuildOptions:
 
     Raises SpecRTError LOWER-033 where the options want engines for it.
     """
-    segments = "kernels" if base in load_toolchain(options.toolchain).segments else options.segments
+    segments = options.segments
+    if base in load_toolchain(options.toolchain).segments:
+        if segments == "engines":
+            raise _wrong(f"no engine of {options.toolchain} has {base}", "leave out `segments`, or choose fp16 or fp32")
+        segments = "kernels"
     return _one_way(replace(options, tf32=base == "tf32", segments=segments))
 
 
@@ -87,7 +91,7 @@ def read_options(given: Mapping[str, Any]) -> BuildOptions:
         raise _wrong(f"`weights` of a build is `{options.weights}`", f"known: {', '.join(WEIGHTS)}")
     if options.attention not in ATTENTION:
         raise _wrong(f"`attention` of a build is `{options.attention}`", f"known: {', '.join(ATTENTION)}")
-    if options.segments not in SEGMENTS:
+    if options.segments is not None and options.segments not in SEGMENTS:
         raise _wrong(f"`segments` of a build is `{options.segments}`", f"known: {', '.join(SEGMENTS)}")
     if options.native and line.attention is None:
         raise _wrong(f"{line.toolchain} has no `attention: native`", "tensorrt-10.16 and later have its layers")
