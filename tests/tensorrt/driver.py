@@ -59,6 +59,9 @@ def interpreted(graph: Graph, inputs: Values) -> dict[str, torch.Tensor]:
     return run(graph, inputs, {}.__getitem__)
 
 
+RANKS = 2  # that run a plan with exchanges
+
+
 def run_plan(
     pieces: Cut, inputs: Values, weights: Values, states: Values, engine: Engine, program: Engine = interpreted
 ) -> dict[str, torch.Tensor]:
@@ -68,6 +71,10 @@ def run_plan(
         given = {port: _bound(name, values, weights) for port, name in step.inputs.items()}
         if step.kind == "kernel":
             values[step.outputs["out"]] = attend(step, given, states)
+            continue
+        if step.kind == "collective":
+            attrs = {"axis": step.attrs["axis"]} if step.name == "all_gather" else {}
+            values[step.outputs["out"]] = REGISTRY[step.name].body(given["x"], ranks=RANKS, **attrs)
             continue
         graph = pieces.segments[step.file.removeprefix("segments/").removesuffix(".ir")].graph
         for port, tensor in (program if step.kind == "program" else engine)(graph, given).items():

@@ -11,7 +11,7 @@ import torch
 from compiler.frontend import Built, Limits, build
 from compiler.ir import Graph
 from compiler.passes.pipelines import pipeline
-from compiler.passes.runner import run_passes
+from compiler.passes.runner import Pass, run_passes
 from specs.config import resolve_size
 from specs.schema import load_spec
 from specs.weight_map import WeightDecl
@@ -47,11 +47,13 @@ class Tiny:
 
 
 def tiny(
-    path: Path, precision: str = "fp32", *, native: bool = False, wide: bool = False, codes: str | None = None
-) -> Tiny:
+    path: Path, precision: str = "fp32", *split: Pass, native: bool = False, wide: bool = False,
+    codes: str | None = None,
+) -> Tiny:  # fmt: skip
     """The first size of a spec scaled down, after the passes for a GPU.
 
-    `native`: for TensorRT's attention and cache; `wide`: rows are whole blocks of 64; `codes`: of an 8-bit cache.
+    `split` makes the graph of a rank; `native`: for TensorRT's attention and cache; `wide`: rows are whole blocks of
+    64; `codes`: of an 8-bit cache.
     """
     spec = load_spec(path)
     name, size = next(iter(spec.sizes.items()))
@@ -62,7 +64,7 @@ def tiny(
     from compiler.source import Source
 
     role = role_of(Source(spec, config, None, spec.name, None))
-    graph, _ = run_passes(built.graph, pipeline(role, precision, "sm90", codes=codes, native=native))
+    graph, _ = run_passes(built.graph, pipeline(role, precision, "sm90", codes=codes, split=split, native=native))
     return Tiny(spec.name, role, built, graph, tuple(built.weights))
 
 

@@ -16,11 +16,13 @@ from compiler.ir import Graph
 from compiler.ir.cache_rows import CODES
 from compiler.ir.interpreter import run
 from compiler.ir.parser import parse
+from compiler.ir.ranks import at_once
 from compiler.ir.verify import verify
 from compiler.lower.tensorrt.cut import Cut, cut
 from compiler.lower.tensorrt.dialects import dialect
+from compiler.passes.split_tensors import split_tensors
 from tests.tensorrt import recorder
-from tests.tensorrt.driver import Values, packed, padded, recorded, run_plan, states_of
+from tests.tensorrt.driver import RANKS, Values, packed, padded, recorded, run_plan, states_of
 from tests.tensorrt.models import SPECS, Tiny, tiny
 
 # Some units in the last place of the precision: a segment has about eight roundings in a row, a model of three layers
@@ -99,6 +101,30 @@ def test_cut_computes_what_the_model_does(path: Path) -> None:
             close(tensor, expected[name], SEGMENT * UNIT["fp32"], name)
     for name, tensor in states.items():
         close(tensor.nan_to_num(7.0), expected_states[name].nan_to_num(7.0), SEGMENT * UNIT["fp32"], name)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("family", ["llama", "bloom", "gpt_neox", "gemma", "gpt_oss", "deepseek_v2", "bert"])
+def test_ranks(family: str, version: str) -> None:
+    """Two ranks' plans, their engines as emitted, give what the whole graph does."""
+    path = next(path for path in SPECS if path.stem == family)
+    whole = tiny(path)
+    each = [tiny(path, "fp32", split_tensors(RANKS, rank)) for rank in range(RANKS)]
+    pieces = [cut(model.graph) for model in each]
+    assert pieces[0].segments.keys() == pieces[1].segments.keys()
+    stored = [{name: tensor.make(whole.weights) for name, tensor in found.tensors.items()} for found in pieces]
+    record = recorded(recorder.module(version), dialect(version))
+    states, expected_states = [states_of(found.graph) for found in pieces], states_of(cut(whole.graph).graph)
+    for batch in batches(whole):
+
+        def one(rank: int, batch: Values = batch) -> dict[str, torch.Tensor]:
+            return run_plan(pieces[rank], batch, stored[rank], states[rank], record)
+
+        expected = run(whole.graph, batch, whole.weights, expected_states)
+        for got in at_once(RANKS, one):
+            for name, tensor in got.items():
+                rows = batch["positions"] >= 0 if whole.role == "encoder" and tensor.ndim == 3 else slice(None)
+                close(tensor[rows], expected[name][rows], MODEL * UNIT["fp32"], name)
 
 
 @pytest.mark.parametrize("codes", CODES)
