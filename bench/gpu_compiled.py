@@ -30,12 +30,12 @@ def compile_kernels(folder: Path, launches: Sequence[Any], document: dict[str, A
 class Compiled:
     """The kernels of a folder on a device."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ordinal: int = 0) -> None:
         from runtime.cuda.driver import Device
 
         self.folder = folder
         self.list = json.loads((folder / "list.json").read_text())
-        self.device = Device()
+        self.device = Device(ordinal)
         self._kernels: dict[int, Any] = {}
 
     def kernel(self, number: int) -> Any:

@@ -33,7 +33,7 @@ SHARED = {
     110: 232448, 120: 101376, 121: 101376,
 }  # fmt: skip
 ARCHITECTURES = tuple(SHARED)
-TYPES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i32": "*i32", "u8": "*u8", "i8": "*i8",
+TYPES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i32": "*i32", "i16": "*i16", "u8": "*u8", "i8": "*i8",
          "f8e4m3": "*fp8e4nv", "int": "i32"}  # fmt: skip
 
 

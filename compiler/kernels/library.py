@@ -4,7 +4,7 @@ kernels.json: `format` says what the runtime must be able to launch, `kernels` i
 {file, entry, threads, shared, overlap}, ...}, and all else names keys: `sets` is, for an architecture, a list of name
 -> key, one for each attention that differs; `attention` maps the index of a step to its set; `programs` maps an
 architecture and a segment to its kernels, by rows at most; `others` are by name: `choose` picks tokens, `carry` hands
-them to the next step, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
+them to the next step, `all_reduce.DTYPE` adds up values of ranks, `normal.DTYPE.MEAN` and `codes.AND.OR` make weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from compiler.kernels.row_source import RefusedError
 from compiler.kernels.rows import SIZES, Program, as_dict, program_of
 
 FOLDER = "kernels"
+REDUCE = "all_reduce."  # and a type
 FORMAT = 2  # as runtime/cuda/kernels.py reads it
 PROMPT = 64  # rows: a prompt is padded to these, or to more (runtime/cuda/batch.py)
 _LOG = logging.getLogger("compiler.kernels")
@@ -61,9 +63,44 @@ def carry() -> lib.Launch:
     return lib.Launch("carry", "choose.carry", arguments, {"tile": 128}, 4, 1)
 
 
+REDUCED = (256, 1)  # numbers in a block of `all_reduce` and its warps, measured (decision 62)
+REDUCED_BLOCKS = 4096  # of that size, for two ranks: about what an H100 holds at once
+MOST_RANKS = 8
+
+
+def all_reduce(
+    dtype: str, width: int, ranks: int, blocks: int, tile: int = REDUCED[0], warps: int = REDUCED[1]
+) -> lib.Launch:
+    """The kernel that adds up values of ranks, of any number of rows of `width` numbers, `blocks` tiles at most."""
+    word, vector = ("i32", 4) if dtype == "f32" else ("i16", 8)
+    unit = vector if width % vector == 0 else 1  # numbers of which `count` says how many there are
+    rooms = ((f"room_{rank}", word if rank < ranks else "") for rank in range(MOST_RANKS))
+    arguments = (
+        ("source", dtype), ("target", dtype), ("turns", "i32"), ("stop", "i32"), *rooms, ("own", word),
+        ("count", "int"), ("rank", "int"),
+    )  # fmt: skip
+    constants = {"unit": unit, "ranks": ranks, "size": blocks * tile, "tile": tile}
+    return lib.Launch("all_reduce", "all_reduce.all_reduce", arguments, constants, warps, 1)
+
+
+def reductions(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
+    """The kernels that add up values of a plan's ranks, by name; of more, which all send to all, fewer numbers."""
+    widths: dict[tuple[str, int], int] = {}
+    for step in plan["steps"]:
+        if step["kind"] == "collective" and step["name"] == "all_reduce":
+            value, ranks = plan["values"][step["inputs"]["x"]], step["attrs"]["ranks"]
+            key = (value["dtype"], ranks)
+            widths[key] = gcd(widths.get(key, 0), value["shape"][-1])
+    return {
+        f"{REDUCE}{dtype}": all_reduce(dtype, width, ranks, REDUCED_BLOCKS // (ranks - 1))
+        for (dtype, ranks), width in widths.items()
+        if ranks <= MOST_RANKS
+    }
+
+
 def other_launches(plan: Mapping[str, Any]) -> dict[str, lib.Launch]:
     """What a plan needs beside attention, by name."""
-    found: dict[str, lib.Launch] = {}
+    found = reductions(plan)
     logits = next((port for port in plan["output_types"] if port["name"] == "logits"), None)
     if logits is not None and logits["dtype"] in FLOATS and isinstance(logits["shape"][-1], int):
         found["choose"] = choose(logits["shape"][-1], logits["dtype"])

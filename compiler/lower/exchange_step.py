@@ -14,5 +14,6 @@ def exchange_step(equation: Equation) -> Step:
     """The plan's step of an exchange. Raises AssertionError for a gather along another axis than the last."""
     axis = equation.attr.get("axis", -1)
     assert axis == -1  # what runtimes know
+    attrs = {"axis": axis, "ranks": equation.attr["ranks"]}
     inputs, outputs = {"x": equation.values[0].name}, {"out": equation.result.name}
-    return Step(BACKEND, "", inputs, outputs, kind=KIND, name=equation.op, attrs={"axis": axis})
+    return Step(BACKEND, "", inputs, outputs, kind=KIND, name=equation.op, attrs=attrs)

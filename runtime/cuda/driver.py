@@ -30,6 +30,7 @@ def count() -> int:
     return int(check(cu.cuDeviceGetCount()))
 
 
+PIECE = 2 << 20  # bytes: what smaller allocations share, and a handle is of all of it
 OVERLAP = 90  # the first architecture whose launches can overlap
 
 
@@ -50,6 +51,7 @@ class Device:
     def __init__(self, ordinal: int = 0) -> None:
         """Raises SpecRTError RUN-041 where there is no such GPU."""
         check(cu.cuInit(0))
+        self.ordinal = ordinal
         self._device = check(cu.cuDeviceGet(ordinal))
         self._context = check(cu.cuDevicePrimaryCtxRetain(self._device))
         check(cu.cuCtxSetCurrent(self._context))
@@ -65,6 +67,7 @@ class Device:
         self.overlap = False  # whether kernels that can wait are launched so that they begin early
         self._memory: list[int] = []
         self._pinned: list[int] = []
+        self._opened: list[int] = []
         self._modules: dict[Path, Any] = {}
         self._graphs: list[Any] = []
         self._signals: list[Any] = []
@@ -179,6 +182,35 @@ class Device:
             check(cu.cuEventDestroy(event))
         return elapsed
 
+    def write(self, target: int, source: Array) -> None:
+        """Copy to the device at once, from any thread, also where what is in the stream waits for it."""
+        self.use()
+        stream = check(cu.cuStreamCreate(cu.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        check(cu.cuMemcpyHtoDAsync(target, source.ctypes.data, source.nbytes, stream))
+        check(cu.cuStreamSynchronize(stream))
+        check(cu.cuStreamDestroy(stream))
+
+    # -- memory of other processes ----------------------------------------------------------------------------------
+
+    def reaches(self, ordinal: int) -> bool:
+        """Whether kernels here can use the memory of a GPU."""
+        other = check(cu.cuDeviceGet(ordinal))
+        return ordinal == self.ordinal or bool(check(cu.cuDeviceCanAccessPeer(self._device, other)))
+
+    def share(self, size: int) -> tuple[int, bytes]:
+        """Device memory that other processes may use too: its address here, and what they open it by."""
+        address = self.allocate(-(-size // PIECE) * PIECE)
+        return address, bytes(check(cu.cuIpcGetMemHandle(address)).reserved)
+
+    def open(self, handle: bytes) -> int:
+        """The address here of memory that another process shares, until `close`."""
+        given = cu.CUipcMemHandle()
+        given.reserved = handle
+        flags = cu.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+        address = int(check(cu.cuIpcOpenMemHandle(given, flags)))
+        self._opened.append(address)
+        return address
+
     # -- kernels and graphs ---------------------------------------------------------------------------------------
 
     def function(self, file: Path, entry: str, shared: int) -> Any:
@@ -206,6 +238,11 @@ class Device:
         launch.gridDimX, launch.gridDimY, launch.gridDimZ = grid
         launch.blockDimX, launch.sharedMemBytes, launch.numAttrs = threads, shared, int(overlap and self.overlap)
         check(cu.cuLaunchKernelEx(launch, function, ctypes.addressof(places), 0))
+
+    def resident(self, function: Any, threads: int, shared: int) -> int:
+        """How many blocks of a kernel run at once."""
+        each = check(cu.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, threads, shared))
+        return int(each) * self.multiprocessors
 
     def capture(self, work: Callable[[], None]) -> Any:
         """A graph of what `work` puts into the stream; `work` must not wait for it."""
@@ -246,10 +283,13 @@ class Device:
             check(cu.cuEventDestroy(signal))
         for module in self._modules.values():
             check(cu.cuModuleUnload(module))
+        for address in self._opened:
+            check(cu.cuIpcCloseMemHandle(address))
         for address in self._memory:
             check(cu.cuMemFree(address))
         for address in self._pinned:
             check(cu.cuMemFreeHost(address))
         check(cu.cuStreamDestroy(self.stream))
         check(cu.cuDevicePrimaryCtxRelease(self._device))
-        self._modules, self._memory, self._pinned, self._signals, self._context = {}, [], [], [], None
+        self._modules, self._memory, self._pinned, self._context = {}, [], [], None
+        self._opened, self._signals = [], []

@@ -59,7 +59,7 @@ class CUDAExecutable(OnDevice):
         cache_tokens: int | None = None,
         graphs: bool = True,
         device: int = 0,
-        connect: Callable[[Device], Communicator] | None = None,
+        connect: Callable[[Device, Kernels], Communicator] | None = None,
         agree: Callable[[int], int] = lambda blocks: blocks,
     ) -> None:
         """Load engines, kernels and weights, and allocate all memory; `tokens` is the most in one call.
@@ -82,7 +82,7 @@ class CUDAExecutable(OnDevice):
             needed = random or any(step.backend == "cuda" for step in program.steps)
             self._kernels = Kernels(bundle.path, device_, needed)
             if connect is not None:  # before memory is counted: communicators take some
-                self._group = connect(device_)
+                self._group = connect(device_, self._kernels)
             self._agreement = None if self._group is None else Agreement(self._group, device_)
             self._load(bundle, tokens, cache_tokens, agree)
         except BaseException:

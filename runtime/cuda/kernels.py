@@ -34,6 +34,10 @@ class Kernel:
         given = [values[name] for name in self.arguments]
         self.device.launch(self.function, grid, self.threads, self.shared, [*given, *_SCRATCH], self.overlap)
 
+    def resident(self) -> int:
+        """How many of its blocks the GPU holds at once."""
+        return self.device.resident(self.function, self.threads, self.shared)
+
 
 def _program(entry: Mapping[str, Any], loaded: Mapping[str, Kernel]) -> RowProgram:
     calls = (

@@ -21,6 +21,7 @@ from runtime.cuda.batch import WORD
 from runtime.cuda.communicator import Communicator
 from runtime.cuda.driver import Device, count
 from runtime.cuda.executable import CUDAExecutable
+from runtime.cuda.kernels import Kernels
 from runtime.cuda.missing import too_few
 from runtime.cuda.turns import Turn
 from runtime.executable import LIKELIEST, Array, Ints
@@ -169,7 +170,7 @@ class Pipeline(Cached):
         cache_tokens: int | None = None,
         graphs: bool = True,
         meet: Callable[[], object] = lambda: None,
-        connect: Callable[[int, Device], Communicator] | None = None,
+        connect: Callable[[int, Device, Kernels], Communicator] | None = None,
     ) -> None:
         """Load all stages at once, one on each of `devices`; the rest as CUDAExecutable.
 
@@ -182,10 +183,10 @@ class Pipeline(Cached):
         meeting = _Meeting(self.stages)
 
         def load(index: int) -> _Stage:
-            def connected(device: Device) -> Communicator:
+            def connected(device: Device, kernels: Kernels) -> Communicator:
                 meeting(lambda _: meet())
                 assert connect is not None  # else this is not called
-                return connect(index, device)
+                return connect(index, device, kernels)
 
             try:
                 return _Stage(

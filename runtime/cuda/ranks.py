@@ -16,7 +16,9 @@ from runtime.bundle import Bundle
 from runtime.cuda.communicator import NCCL, Communicator, new_id
 from runtime.cuda.driver import Device, count
 from runtime.cuda.executable import CUDAExecutable
+from runtime.cuda.kernels import Kernels
 from runtime.cuda.missing import cut_off, too_few
+from runtime.cuda.peers import peers
 from runtime.cuda.pipeline import Pipeline
 from runtime.cuda.worker import follow
 from runtime.cuda.workers import Workers, start
@@ -43,21 +45,26 @@ def connect(job: Job, stage: int, device: Device) -> Communicator:
     return NCCL(device, job.keys[stage], job.rank, job.ranks)
 
 
-Connect = Callable[[Job, int, Device], Communicator]
+def join_ranks(job: Job, stage: int, device: Device, kernels: Kernels) -> Communicator:
+    """The same, with sums in one launch where they can be."""
+    return peers(connect(job, stage, device), device, kernels.others)
 
 
-def _load_rank(bundle: Bundle, job: Job, meet: Callable[[], object], join: Connect) -> CUDAExecutable | Pipeline:
+Join = Callable[[Job, int, Device, Kernels], Communicator]
+
+
+def _load_rank(bundle: Bundle, job: Job, meet: Callable[[], object], join: Join) -> CUDAExecutable | Pipeline:
     """A rank's executable; it calls `meet` when all its stages are ready, then `join` of each."""
     own = bundle.of_rank(job.rank)
     if len(job.devices) > 1:
         return Pipeline(
             own, devices=job.devices, tokens=job.tokens, cache_tokens=job.cache_tokens, meet=meet,
-            connect=lambda stage, device: join(job, stage, device),
+            connect=lambda stage, device, kernels: join(job, stage, device, kernels),
         )  # fmt: skip
 
-    def met(device: Device) -> Communicator:
+    def met(device: Device, kernels: Kernels) -> Communicator:
         meet()
-        return join(job, 0, device)
+        return join(job, 0, device, kernels)
 
     return CUDAExecutable(
         own, tokens=job.tokens, cache_tokens=job.cache_tokens, device=job.devices[0], connect=met
@@ -68,7 +75,7 @@ def run_rank(connection: Connection, job: Job) -> None:
     """All that the process of a rank does; its files are those that rank 0 has checked."""
     follow(
         connection,
-        lambda: _load_rank(Bundle.open(job.bundle, verify=False), job, lambda: connection.send(HERE), connect),
+        lambda: _load_rank(Bundle.open(job.bundle, verify=False), job, lambda: connection.send(HERE), join_ranks),
     )
 
 
@@ -106,10 +113,12 @@ class RankedExecutable:
             self.close()
             raise
 
-    def _connect(self, job: Job, stage: int, device: Device) -> Communicator:
+    def _connect(self, job: Job, stage: int, device: Device, kernels: Kernels) -> Communicator:
         group = connect(job, stage, device)
         self._groups.append(group)
         self._workers.check()  # one that failed before there was something to abort
+        group = peers(group, device, kernels.others)
+        self._groups.append(group)
         return group
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------

@@ -155,6 +155,9 @@ class Device:
     def push(self, other: Device, target: int, source: int, size: int) -> None:
         self.later(lambda: other._write(target, self.bytes[source : source + size].copy()))
 
+    def reaches(self, ordinal: int) -> bool:
+        return ordinal == self.ordinal  # the interpreter runs one kernel at a time: none can wait for another
+
     def nothing(self, *_: Any) -> None:
         """Nothing is held."""
 

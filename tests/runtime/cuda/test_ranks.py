@@ -220,7 +220,7 @@ class Executable:
 
     def __init__(self, bundle: Any, *, device: int, connect: Callable[[Any], Any], **_: int) -> None:
         self.device, self.rank, self.bundle = Device(device), device, bundle
-        self.group: Any = connect(self.device)
+        self.group: Any = connect(self.device, SimpleNamespace(others={}))
         self.address = self.device.allocate(256)
         try:
             self.step("load")
