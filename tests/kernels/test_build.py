@@ -82,6 +82,30 @@ def test_a_plan_gets_the_kernels_of_its_steps(tmp_path: Path, monkeypatch: pytes
     ]
 
 
+def test_a_plan_gets_the_sums_of_its_ranks() -> None:
+    """One kernel a type, whose counts are whole vectors where all widths are; none for more ranks than it takes."""
+
+    def reductions(ranks: int) -> dict[str, lib.Launch]:
+        values = {"x": {"dtype": "f16", "shape": ["T", 64]}, "y": {"dtype": "f16", "shape": ["T", 20]},
+                  "z": {"dtype": "f32", "shape": ["T", 20]}}  # fmt: skip
+        steps = [
+            {"kind": "collective", "name": "all_reduce", "inputs": {"x": name}, "attrs": {"axis": -1, "ranks": ranks}}
+            for name in values
+        ]
+        gather = {"kind": "collective", "name": "all_gather", "inputs": {"x": "x"}, "attrs": {"axis": -1}}
+        return library.reductions({"values": values, "steps": [*steps, gather]})
+
+    found = reductions(3)
+    assert {name: launch.constants["unit"] for name, launch in found.items()} == {
+        "all_reduce.f16": 1, "all_reduce.f32": 4
+    }  # fmt: skip
+    assert not reductions(9)
+    wide = library.all_reduce("bf16", 4096, 8, 64)
+    for architecture in (80, 90, 120):
+        for made in build([*found.values(), wide], architecture):
+            assert made.overlap == (architecture >= 90)
+
+
 @pytest.mark.parametrize(
     ("dims", "sizes"),
     [
