@@ -84,10 +84,11 @@ def settled(asked: BuildOptions, graph: Graph, base: str, how: str | None, archi
     kernels do not know as a whole.
     """
     options = for_base(asked, base)
-    if options.segments is not None or options.weights == "baked" or how == "native":
+    if options.segments is not None:
         return options
-    if base not in load_toolchain(options.toolchain).prefer:
-        return options
+    engines = replace(options, segments="engines")
+    if options.weights == "baked" or how == "native" or base not in load_toolchain(options.toolchain).prefer:
+        return engines
     alone = replace(options, segments="kernels")
     try:
         cut(bounded(graph), kernels=kernel_steps(alone, architecture))
@@ -95,7 +96,7 @@ def settled(asked: BuildOptions, graph: Graph, base: str, how: str | None, archi
         if error.code != "LOWER-039":
             raise
         _LOG.info("%s has engines: %s", graph.name, error.message)
-        return replace(options, segments="engines")
+        return engines
     return alone
 
 
