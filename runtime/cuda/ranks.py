@@ -114,11 +114,12 @@ class RankedExecutable:
             raise
 
     def _connect(self, job: Job, stage: int, device: Device, kernels: Kernels) -> Communicator:
-        group = connect(job, stage, device)
+        group = self._watch(connect(job, stage, device))
+        return self._watch(peers(group, device, kernels.others))
+
+    def _watch(self, group: Communicator) -> Communicator:
         self._groups.append(group)
         self._workers.check()  # one that failed before there was something to abort
-        group = peers(group, device, kernels.others)
-        self._groups.append(group)
         return group
 
     # -- what the scheduler uses ----------------------------------------------------------------------------------
