@@ -5,6 +5,8 @@ Everything is data, for `specrt explain` and for reports; no weight is read and 
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from compiler.api import Prepared
 from compiler.passes.quantization_plan import QuantizationPlan
 from compiler.precision.lints import lints
-from compiler.sizes import counted, sizes
+from compiler.sizes import cache_bytes_per_token, counted, sizes
 from specs.errors import SpecRTError
 
 if TYPE_CHECKING:
     from compiler.lower.capability import Judge
+    from compiler.lower.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def explain(prepared: Prepared) -> Explanation:
                 report.equations_before,
                 report.equations_after,
             )
-            for report in prepared.reports
+            for report in (*prepared.reports, *(() if prepared.split is None else (prepared.split,)))
         ),
         _operations(prepared),
     )
@@ -236,7 +239,43 @@ def _engine_facts(prepared: Prepared) -> tuple[Fact, ...]:
         f"{len(plan.profiles)} profiles; weights are {options.weights}"
     )
     stages = (Fact("stages", stage_text(plan)),) if len(plan.stages) > 1 else ()
-    return (Fact("engines", text), *stages)
+    return (Fact("engines", text), *_rank_facts(prepared, plan), *stages)
+
+
+def _rank_facts(prepared: Prepared, plan: Plan) -> tuple[Fact, ...]:
+    """What GPUs that share each product have of it, and what they exchange; nothing where there is one."""
+    report, count = prepared.split, prepared.request.tensor_parallel
+    if report is None:
+        return ()
+    told = {rule: ", ".join(dict.fromkeys(_leaf(hit.at) for hit in report.hits if hit.rule == rule)) for rule in _SPLIT}
+    split = "; ".join(f"{_SPLIT[rule]}: {names}" for rule, names in told.items() if names)
+    reasons: dict[str, list[str]] = {}
+    for refusal in report.refusals:
+        reasons.setdefault(_leaf(refusal.reason), []).append(_leaf(refusal.at))
+    facts = [Fact("tensor", f"{count} GPUs share each product; {split}")]
+    facts += [Fact("whole", f"{', '.join(dict.fromkeys(names))}: {why}") for why, names in reasons.items()]
+    held, size = sum(weight.bytes for weight in plan.weights.values()), sizes(prepared)
+    steps = Counter(step.name for step in plan.steps if step.kind == "collective")
+    exchanged = " and ".join(f"{number} {name}" for name, number in steps.items())
+    cache = cache_bytes_per_token(prepared.ranks[0])
+    text = (
+        f"{held / 1e6:,.1f} MB of {size.weight_bytes / 1e6:,.1f} MB of weights and {cache:,} of "
+        f"{size.cache_bytes_per_token:,} bytes of cache a token are a rank's; a step has {exchanged}"
+    )
+    return (*facts, Fact("ranks", text))
+
+
+_SPLIT = {  # the rules of split_tensors
+    "columns": "by outputs",
+    "rows": "by inputs, then added up",
+    "heads": "by heads",
+    "heads_with_copies": "by heads, those of keys and values in copies",
+}
+
+
+def _leaf(text: str) -> str:
+    """A value's name, or a text that has one, without layer and number: `layers.5.attn.q.2` is `attn.q`."""
+    return re.sub(r"\blayers\.\d+\.|(?<=\w)\.\d+\b", "", text)
 
 
 def _place(where: object) -> str | None:
