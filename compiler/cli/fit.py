@@ -15,6 +15,8 @@ from specs.errors import SpecRTError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from compiler.api import Prepared
+    from compiler.ir import Graph
     from compiler.validate.fit import Part
     from compiler.validate.load import Sizes
 
@@ -34,6 +36,7 @@ def fit_command(
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens in each sequence.", show_default="the model's context")
     ] = None,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs that share each product, with commas.")] = "1,2,4,8",
     prices: Annotated[
         Path | None,
         typer.Option(show_default="GB of memory", help="A YAML file of `part: price`, to rank by in place of memory."),
@@ -54,22 +57,25 @@ def fit_command(
     tokens = context or prepared.limits.sequence
     ranked = _prices(prices)
     rows: list[dict[str, Any]] = []
+    ranks = _ranks(prepared, gpus)
     for part, sm, memory_gb in _parts(gpu):
         for name in names_of("--precisions", precisions, recipe_names()):
-            sizes = _sizes(prepared, name, kv_cache, sm, toolchain)
-            if sizes is None:
-                continue
-            largest = fit(part, sizes.load, tokens)
-            price = ranked.get(part.name) if ranked is not None else float(memory_gb)
-            held = holds(part, sizes.load, batch, tokens)
-            rows.append(
-                {
-                    "part": part.name, "gpu": sm, "precision": name, "price": price, "holds": held,
-                    "weight_bytes": sizes.weight_bytes, "kv_bytes": batch * tokens * sizes.kv_bytes_per_token,
-                    "tokens_per_second": decode(part, sizes.load, batch, tokens) if held else None,
-                    "largest": asdict(largest),
-                }
-            )  # fmt: skip
+            for count, rank in ranks.items():
+                sizes = _sizes(prepared, rank, name, kv_cache, sm, toolchain)
+                if sizes is None:
+                    continue
+                largest = fit(part, sizes.load, tokens)
+                price = ranked.get(part.name) if ranked is not None else float(memory_gb)
+                held = holds(part, sizes.load, batch, tokens)
+                rows.append(
+                    {
+                        "part": part.name, "gpus": count, "gpu": sm, "precision": name,
+                        "price": None if price is None else count * price, "holds": held,
+                        "weight_bytes": sizes.weight_bytes, "kv_bytes": batch * tokens * sizes.kv_bytes_per_token,
+                        "tokens_per_second": decode(part, sizes.load, batch, tokens) if held else None,
+                        "largest": asdict(largest),
+                    }
+                )  # fmt: skip
     rows = [row for row in rows if row["price"] is not None]
     rows.sort(key=lambda row: (not row["holds"], row["price"], -(row["tokens_per_second"] or 0), row["weight_bytes"]))
     if json:
@@ -92,10 +98,30 @@ def _parts(gpu: str | None) -> list[tuple[Part, str, int]]:
     ]
 
 
-def _sizes(prepared: Any, precision: str, kv_cache: str | None, sm: str, toolchain: str) -> Sizes | None:
-    """Sizes where the recipe runs on the chip with the toolchain, or None."""
+def _ranks(prepared: Prepared, gpus: str) -> dict[int, Graph]:
+    """The graph of one of so many GPUs, by their number; without those that can't share the model's heads."""
+    from compiler.passes.runner import run_passes
+    from compiler.passes.split_tensors import split_tensors
+
+    found = {}
+    for text in gpus.split(","):
+        if not text.strip().isdecimal() or int(text) < 1:
+            raise SpecRTError("CLI-011", f"`--gpus` is `{gpus}`, expected numbers from 1 up, with commas")
+        try:
+            count = int(text)
+            found[count] = prepared.graph if count == 1 else run_passes(prepared.graph, (split_tensors(count, 0),))[0]
+        except SpecRTError as error:
+            if error.code != "PASS-005":
+                raise
+    return found
+
+
+def _sizes(
+    prepared: Prepared, rank: Graph, precision: str, kv_cache: str | None, sm: str, toolchain: str
+) -> Sizes | None:
+    """Sizes on each GPU where the recipe runs on the chip with the toolchain, or None."""
     from compiler.precision import decide
-    from compiler.validate.load import sizes_of
+    from compiler.validate.load import cuts_groups, shares_in, sizes_of
     from specs.hardware import load_gpu, load_toolchain
     from specs.precision import load_recipe, with_cache
 
@@ -103,7 +129,10 @@ def _sizes(prepared: Any, precision: str, kv_cache: str | None, sm: str, toolcha
     decision = decide(recipe, load_toolchain(toolchain), load_gpu(sm))
     if not decision.works or decision.base is None:
         return None
-    return sizes_of(prepared.built.graph, prepared.graph, recipe, decision.base)
+    shares = {} if rank is prepared.graph else shares_in(rank)
+    if cuts_groups(prepared.built.graph, recipe, shares):
+        return None
+    return sizes_of(prepared.built.graph, rank, recipe, decision.base, shares)
 
 
 def _prices(path: Path | None) -> Mapping[str, float] | None:
@@ -129,10 +158,21 @@ def _show(label: str, batch: int, context: int, rows: list[dict[str, Any]], unit
 
     console = stdout()
     console.print(
-        f"{label}, {batch:,} sequences of {context:,} tokens; speeds are the roofline's, at best", soft_wrap=True
+        f"{label}, {batch:,} sequences of {context:,} tokens; weights and cache are of each GPU, "
+        "speeds the roofline's, at best, without exchanges",
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("part", "precision", unit, "weights", "KV cache", "decode tokens/s", "largest batch × context"):
+    for name in (
+        "part",
+        "GPUs",
+        "precision",
+        unit,
+        "weights",
+        "KV cache",
+        "decode tokens/s",
+        "largest batch × context",
+    ):
         table.add_column(name, justify="left" if name in ("part", "precision") else "right")
     best = _best(rows)
     for row in best:
@@ -140,7 +180,7 @@ def _show(label: str, batch: int, context: int, rows: list[dict[str, Any]], unit
         told = f"{largest['batch']:,} × {largest['context']:,}" if largest["batch"] else "does not fit"
         speed = f"{row['tokens_per_second']:,.0f}" if row["holds"] else "–"
         table.add_row(
-            row["part"], row["precision"], f"{row['price']:,g}", bytes_text(row["weight_bytes"]),
+            row["part"], str(row["gpus"]), row["precision"], f"{row['price']:,g}", bytes_text(row["weight_bytes"]),
             bytes_text(row["kv_bytes"]), speed, told, style="" if row["holds"] else "dim",
         )  # fmt: skip
     console.print(table)

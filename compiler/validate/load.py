@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 
 from compiler.ir.cache_rows import HEAD
 from compiler.ir.core import Equation, Graph, Value, walk
@@ -65,12 +66,45 @@ def weights_in(graph: Graph) -> Iterator[Weight]:
         yield Weight(name, value.type.static_shape(), count, multiplied, active(value), value.type.dtype)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several ranks has of a weight: in all, and of what products read; and its parts along inputs."""
+
+    stored: float = 1.0  # more where it has a part beside the whole: tied embeddings
+    read: float = 1.0
+    parts: int = 1
+
+
+WHOLE = Share()
+
+
+def shares_in(graph: Graph) -> dict[str, Share]:
+    """What a rank has of each weight of its graph that is split, by the name without the layer."""
+    slices: dict[str, list[Equation]] = {}
+    wholes: set[str] = set()
+    for equation in walk(graph.equations):
+        for value in equation.values:
+            if equation.op == "slice":
+                slices.setdefault(value.name, []).append(equation)
+            else:
+                wholes.add(value.name)
+    found = {}
+    for equation in walk(graph.equations):
+        if equation.op != "weight" or equation.result.name not in slices:
+            continue
+        size = prod(equation.result.type.static_shape())
+        part = sum(prod(cut.result.type.static_shape()) / size for cut in slices[equation.result.name])
+        inputs = int(str(equation.result.type.shape[-1]))
+        parts = inputs // min(int(str(cut.result.type.shape[-1])) for cut in slices[equation.result.name])
+        name = leaf_of(str(equation.attr["name"]))
+        found[name] = Share(part + (equation.result.name in wholes), part, parts)
+    return found
+
+
 def bits(weight: Weight, recipe: Recipe, base: str) -> float:
     """Bits that a number of a weight takes, its share of scales and zero points included."""
     plain, store = 8.0 * BASE_BYTES[base], recipe.weights
-    excluded = any(matches(weight.name, item.linears) for item in recipe.exclude)
-    kept = weight.active < 1.0 and experts_kept(recipe) is not None
-    if store is None or not weight.multiplied or excluded or kept:
+    if store is None or not _low(weight, recipe):
         return plain
     inputs, outputs = weight.shape[-1], prod(weight.shape[:-1])
     scale = float(DTYPES[store.scale])
@@ -78,13 +112,36 @@ def bits(weight: Weight, recipe: Recipe, base: str) -> float:
     extra = code if not store.symmetric else 0.0  # a zero point is stored as a code
     if store.per == "tensor":
         return code + (scale + extra) / (inputs * outputs)
-    group = next((size for size in store.group if inputs % size == 0), None)
-    if store.per in ("group", "square") and group is not None:
+    group = _group(weight, recipe)
+    if group is not None:
         share = group if store.per == "group" else group * group
         return code + (scale + extra) / share
     if store.per in ("group", "square") and store.otherwise == "keep":
         return plain
     return code + (scale + extra) / inputs
+
+
+def _low(weight: Weight, recipe: Recipe) -> bool:
+    """Whether a recipe stores a weight in low bits."""
+    excluded = any(matches(weight.name, item.linears) for item in recipe.exclude)
+    kept = weight.active < 1.0 and experts_kept(recipe) is not None
+    return recipe.weights is not None and weight.multiplied and not excluded and not kept
+
+
+def _group(weight: Weight, recipe: Recipe) -> int | None:
+    """How many inputs share a scale, None where all of an output or of a weight do."""
+    if recipe.weights is None or recipe.weights.per not in ("group", "square"):
+        return None
+    return next((size for size in recipe.weights.group if weight.shape[-1] % size == 0), None)
+
+
+def cuts_groups(built: Graph, recipe: Recipe, shares: Mapping[str, Share]) -> bool:
+    """Whether a rank's part of the inputs of a weight would be no whole number of groups."""
+    for weight in (weight for weight in weights_in(built) if _low(weight, recipe)):
+        group, inputs = _group(weight, recipe), weight.shape[-1] // shares.get(weight.name, WHOLE).parts
+        if group is not None and inputs % group:
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -97,15 +154,21 @@ class Sizes:
     load: Load
 
 
-def sizes_of(built: Graph, served: Graph, recipe: Recipe, base: str) -> Sizes:
-    """Sizes from the plain graph (weights) and the one with a float32 cache (`served`; without one there is none)."""
+def sizes_of(
+    built: Graph, served: Graph, recipe: Recipe, base: str, shares: Mapping[str, Share] = MappingProxyType({})
+) -> Sizes:
+    """Sizes from the plain graph (weights) and the one with a float32 cache (`served`; without one there is none).
+
+    With the `shares` of a rank and its graph as `served`, those of the rank.
+    """
     total = numbers = read = operations = 0.0
     for weight in weights_in(built):
+        share = shares.get(weight.name, WHOLE)
         size = weight.numbers * bits(weight, recipe, base) / 8
-        total, numbers = total + size, numbers + weight.numbers
+        total, numbers = total + size * share.stored, numbers + weight.numbers * share.stored
         if weight.multiplied:
-            read += size * weight.active
-            operations += 2.0 * weight.numbers * weight.active
+            read += size * weight.active * share.read
+            operations += 2.0 * weight.numbers * weight.active * share.read
     numbers_cached = cache_bytes_per_token(served) / 4
     coded = numbers_cached + HEAD * cache_rows_per_token(served)
     kv = numbers_cached * BASE_BYTES[base] if recipe.kv_cache is None else coded

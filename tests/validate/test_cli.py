@@ -91,11 +91,26 @@ def test_fit_ranks_what_holds_the_load(cli: Cli, tmp_path: Path) -> None:  # noq
 
 
 def test_fit_knows_a_cache_of_codes(cli: Cli) -> None:  # noqa: F811
-    asked = ("fit", SPEC, "--size", "70b", "--gpu", "h200", "--precisions", "fp16", "--context", 4096, "--json")
+    asked = ("fit", SPEC, "--size", "70b", "--gpu", "h200", "--gpus", "1", "--precisions", "fp16", "--context", 4096,
+             "--json")  # fmt: skip
     (wide,), (coded,) = (cli(*asked, *more).json["fits"] for more in ((), ("--kv-cache", "int8")))
     assert wide["kv_bytes"] == 4096 * 80 * 2 * 8 * 128 * 2
     assert coded["kv_bytes"] == 4096 * 80 * 2 * 8 * (128 + 8)
     assert "unknown kv_cache `int3`" in cli(*asked[:-1], "--kv-cache", "int3").err
+
+
+def test_fit_knows_what_each_of_several_gpus_has(cli: Cli) -> None:  # noqa: F811
+    asked = ("fit", SPEC, "--size", "7b", "--gpu", "h200", "--precisions", "fp16,w4a16", "--context", 4096, "--json")
+    rows = {(row["gpus"], row["precision"]): row for row in cli(*asked, "--gpus", "1,2,4,3").json["fits"]}
+    # 3 GPUs can't share 32 heads; a fourth of 11008 inputs is no number of groups of 128
+    assert sorted(rows) == [(1, "fp16"), (1, "w4a16"), (2, "fp16"), (2, "w4a16"), (4, "fp16")]
+    whole = 2 * 32000 * 4096 + 2 * 4096 * 65  # the embedding, and the gains of norms
+    one, two, four = (rows[count, "fp16"] for count in (1, 2, 4))
+    assert one["weight_bytes"] == 2 * 6_738_415_616
+    assert two["weight_bytes"] == whole + (one["weight_bytes"] - whole) / 2
+    assert four["kv_bytes"] == one["kv_bytes"] / 4
+    assert two["price"] == 2 * one["price"]
+    assert "`--gpus` is `none`" in cli(*asked[:-1], "--gpus", "none").err
 
 
 @pytest.mark.ray
