@@ -114,6 +114,22 @@ def test_stages_of_a_pipeline(cli: Cli) -> None:
     )
 
 
+def test_what_several_gpus_share(cli: Cli) -> None:
+    given = [SPEC, "--size", "demo", "--target", "sm90", "--toolchain", "tensorrt-8.6", "--precision", "bf16"]
+    done = cli("explain", *given, "--tensor-parallel", 2, "--json").json
+    told = {fact["subject"]: fact["text"] for fact in done["facts"]}
+    assert told["tensor"] == (
+        "2 GPUs share each product; by outputs: attn.q, attn.k, attn.v, mlp.gate, mlp.up, head; "
+        "by inputs, then added up: attn.o, mlp.down; by heads: attn.attention"
+    )
+    assert told["ranks"].endswith("bytes of cache a token are a rank's; a step has 12 all_reduce and 1 all_gather")
+    assert done["passes"][-1]["name"] == "split_tensors"
+    moe = ROOT / "specs" / "models" / "mixtral.yaml"
+    kept = cli("explain", moe, "--size", "tiny", "--target", "sm90", "--precision", "fp16", "--tensor-parallel", 4)
+    assert "whole moe.router: `softmax` needs all of %moe.router" in kept.out
+    assert "by heads, those of keys and values in copies: attn.attention" in kept.out
+
+
 def test_explain_tells_hits_and_places(cli: Cli) -> None:
     done = cli("explain", DEMO)
     assert done.code == 0
