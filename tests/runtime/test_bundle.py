@@ -66,6 +66,7 @@ def test_no_bundle(tmp_path: Path) -> None:
         ("BUNDLE-002-outside", lambda manifest: manifest["files"].update({"../x": {"size": 1, "sha256": ""}})),
         ("BUNDLE-002-entry", lambda manifest: manifest["files"].update({"plan.json": {"size": "big"}})),
         ("BUNDLE-002-plan", lambda manifest: manifest["files"].pop("plan.json")),
+        ("BUNDLE-002-ranks", lambda manifest: manifest.update(parallel={"tensor": 2, "pipeline": 1})),
         ("BUNDLE-002-derive", lambda manifest: manifest.update(derive={"prefix": {"last": 3}})),
         ("BUNDLE-002-beams", lambda manifest: manifest["generation"].update(num_beams=True)),
         ("BUNDLE-002-role", lambda manifest: manifest.update(role="speaker")),

@@ -125,8 +125,9 @@ def test_a_cache_of_codes(cache: str, models: tuple[runtime.Model, runtime.Model
         assert small.generate(rows, max_new_tokens=NEW, stop=()) == alone
 
 
-def test_stages_on_two_gpus(models: tuple[runtime.Model, runtime.Model], tmp_path: Path) -> None:
-    """Engines and kernels of each stage on a GPU of its own: ids of each alone, in pieces and together."""
+@pytest.mark.parametrize("way", ["pipeline", "tensor"])
+def test_two_gpus(way: str, models: tuple[runtime.Model, runtime.Model], tmp_path: Path) -> None:
+    """Stages on a GPU each, or products that both share: ids of each alone, in pieces and together."""
     from compiler.lower.tensorrt.plans import build_bundle
     from runtime.cuda.driver import count
 
@@ -134,9 +135,9 @@ def test_stages_on_two_gpus(models: tuple[runtime.Model, runtime.Model], tmp_pat
         pytest.skip("one GPU")
     cpu, gpu = models
     target = gpu.bundle.manifest["target"]
-    options = {"precision": "fp32", "max_sequence": 512, "pipeline_parallel": 2}
-    out = compiler.compile(ROOT / "demo" / "tiny-llama", target=target, out=tmp_path / "stages", **options)
+    options = {"precision": "fp32", "max_sequence": 512, f"{way}_parallel": 2}
+    out = compiler.compile(ROOT / "demo" / "tiny-llama", target=target, out=tmp_path / way, **options)
     build_bundle(out)
     rows = prompts(cpu.vocab)
-    with runtime.load(out, step_tokens=64) as stages:
-        assert stages.generate(rows, max_new_tokens=NEW, stop=()) == cpu.generate(rows, max_new_tokens=NEW, stop=())
+    with runtime.load(out, step_tokens=64) as both:
+        assert both.generate(rows, max_new_tokens=NEW, stop=()) == cpu.generate(rows, max_new_tokens=NEW, stop=())
