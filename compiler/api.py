@@ -350,6 +350,7 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
     from compiler.lower import lower
     from compiler.manifest import manifest_of
     from compiler.quantization.model import forget_calibration
+    from compiler.text import copy_text
 
     asked = prepared.request
     out = asked.out or default_out(prepared)
@@ -360,8 +361,8 @@ def compile_with(prepared: Prepared, weights: Weights | None, progress: Progress
             prepared.graph, weights, work, target=asked.target, precision=prepared.precision.base, build=options,
             pipeline=asked.pipeline_parallel, ranks=prepared.ranks, progress=progress,
         )  # fmt: skip
-        tokenizer = _copy_tokenizer(prepared.source, work)
-        write_manifest(work, manifest_of(prepared, lowered.toolchain, tokenizer))
+        text = copy_text(prepared.source.checkpoint, work)
+        write_manifest(work, manifest_of(prepared, lowered.toolchain, text))
     forget_calibration(out)
     if asked.on_gpu:
         from compiler.lower.tensorrt.plans import build_here
@@ -391,10 +392,3 @@ def float_weights(prepared: Prepared) -> Weights:
         message = f"no checkpoint to take the weights of `{source.label}` from"
         raise SpecRTError("CKPT-020", message, hint="name a checkpoint folder, or give `--weights random`")
     return checkpoint_weights(_sources(source, prepared.built))
-
-
-def _copy_tokenizer(source: Source, work: Path) -> bool:
-    if source.checkpoint is None or not (path := Path(source.checkpoint.dir) / "tokenizer.json").is_file():
-        return False
-    (work / "tokenizer.json").write_bytes(path.read_bytes())
-    return True

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from compiler.source import Source
 
 
-def manifest_of(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) -> dict[str, Any]:
-    """The keys of bundle.json; `tokenizer`: whether one is in the bundle."""
+def manifest_of(prepared: Prepared, toolchain: dict[str, str], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of bundle.json; `text`: what `compiler.text` copied into the bundle."""
     import specs
 
     asked, source = prepared.request, prepared.source
@@ -43,7 +43,7 @@ def manifest_of(prepared: Prepared, toolchain: dict[str, str], tokenizer: bool) 
         "generation": _generation(source),
         "derive": derive_of(prepared),
         "bounds": _bounds(prepared.graph),
-        "tokenizer": "tokenizer.json" if tokenizer else None,
+        **text,
         "toolchain": toolchain,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "source": {

@@ -28,6 +28,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """How a conversation becomes a prompt: a Jinja template, and the special tokens that it may name."""
+
+    template: Path
+    tokens: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A directory that passed every check; `manifest` and `plan` are the JSON as it stands in the files."""
 
@@ -42,6 +50,7 @@ class Bundle:
     stop: tuple[int, ...]
     toolchain: Mapping[str, str]
     tokenizer: Path | None
+    chat: Chat | None = None
     derive: Rules = field(default_factory=dict)
     bounds: Mapping[str, int] = field(default_factory=dict)
     beams: Beams = field(default_factory=Beams)
@@ -82,6 +91,7 @@ class Bundle:
                 stop=tuple(int(token) for token in manifest["generation"]["stop"]),
                 toolchain={str(key): str(value) for key, value in manifest["toolchain"].items()},
                 tokenizer=_tokenizer(folder, manifest["tokenizer"], files),
+                chat=_chat(folder, manifest.get("chat"), files),
                 derive=read_rules(manifest.get("derive", {})),
                 beams=_beams(manifest["generation"]),
                 tensor=ranks,
@@ -208,11 +218,20 @@ def _beams(generation: Mapping[str, Any]) -> Beams:
 
 
 def _tokenizer(folder: Path, name: object, files: Mapping[str, object]) -> Path | None:
-    if name is None:
-        return None
+    return None if name is None else _listed(folder, "tokenizer", name, files)
+
+
+def _listed(folder: Path, what: str, name: object, files: Mapping[str, object]) -> Path:
     if name not in files:
-        raise ValueError(f"tokenizer `{name}` is not in `files`")
+        raise ValueError(f"{what} `{name}` is not in `files`")
     return folder / str(name)
+
+
+def _chat(folder: Path, entry: Mapping[str, Any] | None, files: Mapping[str, object]) -> Chat | None:
+    if entry is None:  # the checkpoint has no template, or an earlier version compiled the bundle
+        return None
+    template = _listed(folder, "chat template", entry["template"], files)
+    return Chat(template, {str(name): str(token) for name, token in entry["tokens"].items()})
 
 
 def _role(value: object) -> str:

@@ -179,6 +179,21 @@ class Engine:
         """Cache blocks that nobody has."""
         return self._schedule.allocator.free
 
+    @property
+    def blocks(self) -> int:
+        """Cache blocks in all."""
+        return self._schedule.allocator.total
+
+    @property
+    def running(self) -> int:
+        """Sequences that have blocks and take part in steps."""
+        return len(self._schedule.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a place."""
+        return len(self._schedule.waiting)
+
     # -- one step -------------------------------------------------------------------------------------------------
 
     def _start(self, work: list[tuple[Request, int]]) -> _Started:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from runtime.beam_request import BeamRequest
 from runtime.beam_search import Beams, Hypothesis
 from runtime.bundle import Bundle, Limits
+from runtime.chat import ChatTemplate
 from runtime.checks import as_array, check_inputs
 from runtime.encoder import Encoder
 from runtime.engine import Engine
@@ -45,6 +46,7 @@ class Model:
         self.role, self.vocab, self.stop = bundle.role, bundle.vocab, bundle.stop
         self.limits: Limits = bundle.limits
         self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
         self._engine: Engine | None = None
         self._encoder: Encoder | None = None
         if bundle.role == "decoder":
@@ -199,6 +201,21 @@ class Model:
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
         """The text that `ids` add after other ids."""
         return self.tokenizer.decode(ids, after)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Ids of a conversation, `role` and `content` of each message, up to where the model answers.
+
+        Rendered by the checkpoint's chat template as transformers' `apply_chat_template` does; `variables` are the
+        template's own. Raises SpecRTError RUN-009, RUN-050 without a template, RUN-051, RUN-052.
+        """
+        if self._template is None:
+            if self.bundle.chat is None:
+                hint = (
+                    "compile from a checkpoint with a chat_template, or give the prompt as text as the model expects it"
+                )
+                raise SpecRTError("RUN-050", f"the bundle `{self.bundle.name}` has no chat template", hint=hint)
+            self._template = ChatTemplate(self.bundle.chat)
+        return self.tokenizer.encode(self._template.render(messages, **variables), special=False)
 
     # -- how ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,9 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with the special tokens that the model's tokenizer adds."""
-        ids: list[int] = self._backend.encode(text).ids
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text, with the special tokens that the model's tokenizer adds, unless `special` is off."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=special).ids
         return ids
 
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
@@ -44,23 +44,46 @@ class Tokenizer:
 
     def stream(self, ids: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
         """The same piece by piece; an id whose bytes end within a character waits for the next ones."""
-        known = list(after[-_CONTEXT:])
-        shown = self._text(known)
-        waiting = 0
+        pieces = self.pieces(after)
         for token in ids:
-            known.append(token)
-            waiting += 1
-            text = self._text(known)
-            if text.endswith(_UNFINISHED) and waiting < _LONGEST:
-                continue
-            if len(text) > len(shown):
-                yield text[len(shown) :]
-            known = known[-max(_CONTEXT, waiting) :]
-            shown = self._text(known)
-            waiting = 0
-        if waiting and len(text := self._text(known)) > len(shown):
-            yield text[len(shown) :]
+            if piece := pieces.push(token):
+                yield piece
+        if piece := pieces.end():
+            yield piece
+
+    def pieces(self, after: Sequence[int] = ()) -> Pieces:
+        """The same for who gets the ids one by one."""
+        return Pieces(self._text, after)
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+class Pieces:
+    """The text of ids that come one by one; an id whose bytes end within a character waits for the next ones."""
+
+    def __init__(self, text: Callable[[Sequence[int]], str], after: Sequence[int]) -> None:
+        self._text = text
+        self._known = list(after[-_CONTEXT:])
+        self._shown = len(text(self._known))
+        self._waiting = 0
+
+    def push(self, token: int) -> str:
+        """What can be shown now that this id has come; often nothing."""
+        self._known.append(token)
+        self._waiting += 1
+        text = self._text(self._known)
+        if text.endswith(_UNFINISHED) and self._waiting < _LONGEST:
+            return ""
+        piece = text[self._shown :]
+        self._known = self._known[-max(_CONTEXT, self._waiting) :]
+        self._shown = len(self._text(self._known))
+        self._waiting = 0
+        return piece
+
+    def end(self) -> str:
+        """What was held back, now that no further id comes."""
+        piece = self._text(self._known)[self._shown :] if self._waiting else ""
+        self._waiting = 0
+        return piece

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "errors.md"
 GOLDENS = ROOT / "tests" / "golden" / "errors"
-CODE = re.compile(r"(SPEC|CKPT|IR|PASS|PREC|LOWER|BUNDLE|RUN|CLI|VAL)-\d{3}")
+CODE = re.compile(r"(SPEC|CKPT|IR|PASS|PREC|LOWER|BUNDLE|RUN|SERVE|CLI|VAL)-\d{3}")
 TITLES = {
     "SPEC": "The text of a spec",
     "CKPT": "Checkpoints and weights",
@@ -25,6 +25,7 @@ TITLES = {
     "LOWER": "Targets",
     "BUNDLE": "Bundles",
     "RUN": "Running a bundle",
+    "SERVE": "The server",
     "CLI": "The command line",
     "VAL": "Validation",
 }
@@ -39,7 +40,7 @@ and a hint follow it. With `--json` the same comes as an object.
 def codes_in_source() -> dict[str, set[str]]:
     """Each code that appears as a string in the packages -> the files that name it."""
     found: dict[str, set[str]] = {}
-    for package in ("specs", "compiler", "runtime"):
+    for package in ("specs", "compiler", "runtime", "serve"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):

@@ -18,6 +18,7 @@ from compiler.cli.infer import infer_command
 from compiler.cli.inspect import inspect_command
 from compiler.cli.models import models_command
 from compiler.cli.run import run_command
+from compiler.cli.serve import serve_command
 from compiler.cli.validate import validate_command
 
 _HELP = "A language model is a YAML file: compile it to a bundle, look inside, run it."
@@ -57,6 +58,7 @@ def _specrt(
 app.command("compile", epilog=_EPILOG)(compile_command)
 app.command("build", epilog=_EPILOG)(build_command)
 app.command("run", epilog=_EPILOG)(run_command)
+app.command("serve", epilog=_EPILOG)(serve_command)
 app.command("bench", epilog=_EPILOG)(bench_command)
 app.command("inspect", epilog=_EPILOG)(inspect_command)
 app.command("explain", epilog=_EPILOG)(explain_command)

@@ -30,6 +30,9 @@ def run_command(
     tokens: Annotated[
         str | None, typer.Option(show_default=False, help="Token ids instead of text: 1,2,3. Prints ids.")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is what a user says: put it into the model's chat template.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Stop after so many.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, show_default="greedy", help="Sample; 0 is greedy, 1 the model's own odds.")
@@ -68,6 +71,8 @@ def run_command(
 
     if prompt is not None and tokens is not None:
         raise SpecRTError("CLI-013", "`--prompt` and `--tokens` are both given", hint="give one of them")
+    if chat and tokens is not None:
+        raise SpecRTError("CLI-013", "`--chat` and `--tokens` are both given", hint="a chat template takes text")
     ids = None if tokens is None else ids_of("--tokens", tokens)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
@@ -78,11 +83,11 @@ def run_command(
         "num_return_sequences": num_return_sequences,
     }  # fmt: skip
     began = time.perf_counter()
-    _build(bundle)
+    build_here(bundle)
     with runtime.load(bundle) as model:
         if ids is None:
             prompt = sys.stdin.read() if prompt is None else prompt
-            ids = model.encode(prompt)
+            ids = model.chat([{"role": "user", "content": prompt}]) if chat else model.encode(prompt)
         found = Run(len(ids), load=time.perf_counter() - began)
         if (model.bundle.beams.num_beams if num_beams is None else num_beams) > 1:
             pieces = _search(model, ids, found, text=tokens is None, options=options | beams)
@@ -187,7 +192,7 @@ def _report(run: Run, ids: list[int], model: Model, text: str | None) -> dict[st
     }
 
 
-def _build(bundle: Path) -> None:
+def build_here(bundle: Path) -> None:
     """Build what a GPU bundle lacks for this machine; a bundle for the CPU lacks nothing."""
     if (bundle / "segments").is_dir():
         from compiler.lower.tensorrt.plans import build_bundle

@@ -62,7 +62,12 @@ def test_sampling_is_repeatable_and_stops(cli: Cli, bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("golden", "arguments"),
-    [("CLI-013", ["--tokens", "1,x"]), ("CLI-013-both", ["--tokens", "1", "--prompt", "x"])],
+    [
+        ("CLI-013", ["--tokens", "1,x"]),
+        ("CLI-013-both", ["--tokens", "1", "--prompt", "x"]),
+        ("CLI-013-chat", ["--tokens", "1", "--chat"]),
+        ("RUN-050", ["--chat", "--prompt", "x"]),
+    ],
 )
 def test_mistakes(cli: Cli, bundle: Path, golden: str, arguments: list[str]) -> None:
     done = cli("run", bundle, *arguments)
