@@ -156,7 +156,8 @@ def _precision_facts(prepared: Prepared) -> tuple[Fact, ...]:
         facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code not in skipped]
     if chosen.decision.alone:
         facts += [Fact(reason.code, reason.text) for reason in chosen.decision.reasons if reason.code == "base"]
-    if prepared.request.on_gpu and (preferred := chosen.decision.toolchain.prefer.get(str(base))) is not None:
+    gpu, toolchain = chosen.decision.gpu, chosen.decision.toolchain
+    if gpu is not None and (preferred := toolchain.preferred(base, gpu.sm)) is not None:
         facts.append(Fact("segments", f"{'kernels' if prepared.options.alone else 'engines'}: {preferred.note}"))
     if chosen.plan is not None:
         facts += [Fact("quantized", text) for text in _quantized(chosen.plan)]

@@ -111,6 +111,7 @@ class Kernels(Node):
 
     title: ClassVar[str] = "`norms`, or an entry of `segments` or `prefer`"
     how: Annotated[Literal["kernel"], Word] = Field(description="a kernel step of ours, between engines")
+    sm: Numbers = Field((), description="compute capabilities that it is said of; left out: all")
     note: Text = Field(description="why")
 
 
@@ -137,6 +138,11 @@ class Toolchain(Node):
         description="base precisions whose segments are kernels where those know all of a model, by name",
     )
     products: Annotated[tuple[Product, ...], Sequence] = ()
+
+    def preferred(self, base: str | None, sm: int) -> Kernels | None:
+        """What says that segments in a base precision are rather kernels on a compute capability, if anything does."""
+        found = self.prefer.get(str(base))
+        return found if found is not None and (not found.sm or sm in found.sm) else None
 
 
 @dataclass(frozen=True)

@@ -322,20 +322,21 @@ def test_a_cpu_bundle_needs_no_engines(tmp_path: Path) -> None:
 def test_float16_has_kernels_where_engines_add_in_it() -> None:
     """8.6 has no engine with sums in float32: kernels, unless engines are asked for or kernels lack something."""
     found = {}
-    for spec, toolchain, precision, build in (
-        ("llama", "8.6", "fp16", ()),
-        ("llama", "8.6", "fp16", (("segments", "engines"),)),
-        ("llama", "8.6", "fp16", (("weights", "baked"),)),
-        ("llama", "8.6", "fp32", ()),
-        ("llama", "8.6", "w8a8_sq_static", ()),
-        ("llama", "10.8", "fp16", ()),
-        ("deepseek_v3", "8.6", "fp16", ()),  # no kernel has its router
+    for spec, toolchain, precision, target, build in (
+        ("llama", "8.6", "fp16", "sm90", ()),
+        ("llama", "8.6", "fp16", "sm75", ()),  # where our compiler of kernels has no tensor cores
+        ("llama", "8.6", "fp16", "sm90", (("segments", "engines"),)),
+        ("llama", "8.6", "fp16", "sm90", (("weights", "baked"),)),
+        ("llama", "8.6", "fp32", "sm90", ()),
+        ("llama", "8.6", "w8a8_sq_static", "sm90", ()),
+        ("llama", "10.8", "fp16", "sm90", ()),
+        ("deepseek_v3", "8.6", "fp16", "sm90", ()),  # no kernel has its router
     ):
         given: dict[str, Any] = {"toolchain": f"tensorrt-{toolchain}", "precision": precision, "build": build}
-        prepared = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size="tiny", target="sm90", **given)
+        prepared = compiler.prepare(ROOT / "specs" / "models" / f"{spec}.yaml", size="tiny", target=target, **given)
         engines = [step for step in plan_of(prepared)["steps"] if step["backend"] == "tensorrt"]
-        found[(spec, toolchain, precision, *build)] = bool(engines)
-    assert [key for key, engines in found.items() if not engines] == [("llama", "8.6", "fp16")]
+        found[(spec, toolchain, precision, target, *build)] = bool(engines)
+    assert [key for key, engines in found.items() if not engines] == [("llama", "8.6", "fp16", "sm90")]
 
 
 def test_requests_that_no_gpu_serves() -> None:

@@ -87,7 +87,8 @@ def settled(asked: BuildOptions, graph: Graph, base: str, how: str | None, archi
     if options.segments is not None:
         return options
     engines = replace(options, segments="engines")
-    if options.weights == "baked" or how == "native" or base not in load_toolchain(options.toolchain).prefer:
+    preferred = load_toolchain(options.toolchain).preferred(base, architecture)
+    if options.weights == "baked" or how == "native" or preferred is None:
         return engines
     alone = replace(options, segments="kernels")
     try:
