@@ -23,11 +23,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "w4a16": {"x": "f16", "w": "i4", "scale": "f16", "group": 128},
     "w4a16 zero": {"x": "f16", "w": "u4", "scale": "f16", "group": 128, "zero": True},
     "w4a16 bf16": {"x": "bf16", "w": "i4", "scale": "bf16", "group": 128, "out": "bf16"},
+    "mxfp4 bf16": {"x": "bf16", "w": "f4e2m1", "scale": "f8e8m0", "group": 32, "out": "bf16"},
 }
-COUNTS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 # of norms: float16's rounding of the result is 2e-4 (bfloat16's 8 times that), and of each weight as much again; that
 # of E4M3's sums in the tensor cores 3e-3 at 11008 terms
-BOUND = {"fp8": 4e-3, "w4a16 bf16": 8e-3}
+BOUND = {"fp8": 4e-3, "w4a16 bf16": 8e-3, "mxfp4 bf16": 8e-3}
 
 
 SIZES_OF = ("rows", "tile", "depth", "parts", "splits")  # constants that say which tiles a kernel has

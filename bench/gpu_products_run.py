@@ -58,12 +58,15 @@ class Bench(Compiled):
         torch, p, count = self.torch, case["product"], case["count"]
         outs, ins, group = p["outs"], p["ins"], p["group"]
         size = outs * ins * BITS[p["w"]] / 8
-        scale_type = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "": torch.float32}[p["scale"]]
+        scale_type = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "": torch.float32,
+                      "f8e8m0": torch.float8_e8m0fnu}[p["scale"]]  # fmt: skip
         weights, first = [], None
         for number in range(max(2, round(SPREAD / size)) if count <= 128 else 2):
             stored, wide = (self.words(p["w"], outs, ins, case["span"]) if case["span"]
                             else self.operand(p["w"], outs, ins))  # fmt: skip
-            scale = torch.rand(ins // group if group else 1, outs, device="cuda").to(scale_type)
+            scale = torch.rand(ins // group if group else 1, outs, device="cuda")
+            scale = torch.exp2(torch.floor(scale * 4 - 4)) if p["scale"] == "f8e8m0" else scale  # of which it has all
+            scale = scale.to(scale_type)
             zero = torch.randint(0, 16, scale.shape, device="cuda").to(torch.uint8)
             weights.append((stored, scale, zero))
             if not number:

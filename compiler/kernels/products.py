@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compiler.ir.formats import codes, from_codes
-from compiler.kernels.attention import Launch, power
+from compiler.kernels.attention import HOPPER, Launch, power
 from compiler.kernels.row_source import RefusedError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ MANY = 8192  # rows that no call exceeds (decision 27)
 SPAN = 128  # columns of a weight that are packed together, in words of 16 bits
 NIBBLES = ("i4", "u4", "f4e2m1")
 FLOATS = ("f16", "bf16")
-IN_WORDS = ("packed", "widened")  # kernels that read what `pack` gives
+IN_WORDS = ("packed", "widened", "words")  # kernels that read what `pack` gives
 WEIGHTS = {
     "f16": ("f16", "i8", "f8e4m3", *NIBBLES), "bf16": ("bf16", "i8", "f8e4m3", *NIBBLES), "i8": ("i8", "i4", "u4"),
     "f8e4m3": ("f8e4m3",),
@@ -122,7 +122,8 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     added = [("bias", p.bias), ("residual", p.residual)]
     first = [("x", p.x), ("w", "u8" if words or by_bits else p.w), ("scale", SCALES[p.scale]), *zero]
     constants: dict[str, Any] = {"outs": p.outs, "ins": p.ins, "group": p.group}
-    tiles, warps, stages = _tiles(p, rows, architecture)
+    name = "words" if architecture == HOPPER and _suits_hopper(p, rows) else "widened"
+    tiles, warps, stages = _words_tiles(p, rows) if name == "words" else _tiles(p, rows, architecture)
     tiles["once"] = rows <= tiles["rows"]
     # as many blocks on each multiprocessor: of launches that overlap a free one would get more (decision 53)
     blocks = -(-p.outs // tiles["tile"]) * tiles.get("splits", 1)
@@ -132,8 +133,8 @@ def product(p: Product, rows: int, architecture: int) -> Launch:
     if "splits" in tiles:
         split = tiles["splits"] > 1
         arguments = (*first, *([("bias", ""), ("residual", ""), ("y", "f32")] if split else [*added, ("y", p.out)]))
-        return Launch("widened", "widened.widened", (*arguments, ("count", "int")), constants | tiles, warps, stages,
-                      resident=resident)  # fmt: skip
+        source = "words_hopper.words" if name == "words" else "widened.widened"
+        return Launch(name, source, (*arguments, ("count", "int")), constants | tiles, warps, stages, resident=resident)
     arguments = (*first, *x_scale, *added, ("y", p.out), ("count", "int"))
     constants |= {"x_kind": p.x_scale, "x_block": p.x_block}
     if words:
@@ -213,6 +214,27 @@ def _packed_tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
     if rows <= 64:
         return {"rows": 64, "tile": 64, "parts": 1, "chunk": 1, "band": 1}, 4, 4
     return {"rows": 128, "tile": 128, "parts": 1, "chunk": 1, "band": 8}, 8, 3
+
+
+def _suits_hopper(p: Product, rows: int) -> bool:
+    """Whether compiler/kernels/words_hopper.py has it and is the faster: of what was measured (decision 67)."""
+    paired = p.scale == p.x or (p.w == "f4e2m1" and (p.x, p.scale) == ("bf16", "f8e8m0"))
+    whole = p.outs % 128 == 0 and p.ins % SPAN == 0
+    few = 1 < rows <= 64 or (rows == 128 and _plain(p) and p.outs > 128 * BLOCKS)
+    return few and p.w in NIBBLES and p.x in FLOATS and p.group >= 32 and not p.x_scale and paired and whole
+
+
+def _plain(p: Product) -> bool:
+    return p.x == "f16" and p.w != "f4e2m1" and not p.zero
+
+
+def _words_tiles(p: Product, rows: int) -> tuple[dict[str, Any], int, int]:
+    """Tiles and splits on sm_90; several blocks share a multiprocessor, and each split has four spans or more."""
+    tile = 64 if rows <= 32 and _plain(p) else 128
+    most, each = (4, 3) if tile == 64 else (8, 4 if rows <= 32 else 2)
+    room = min(most, each * BLOCKS // -(-p.outs // tile), p.ins // SPAN // 4)
+    tiles = {"rows": rows, "tile": tile, "band": 1, "splits": max(power(room + 1) // 2, 1)}
+    return tiles, 4, 2 if rows == 128 else 4
 
 
 def _widened_tiles(p: Product, rows: int, architecture: int) -> tuple[dict[str, Any], int, int]:

@@ -8,12 +8,12 @@ import torch
 
 from compiler.ir.core import Graph
 from compiler.ir.interpreter import torch_dtype
-from compiler.kernels.build import load
 from compiler.kernels.row_source import rows_of
 from compiler.kernels.rows import program_of
 from compiler.lower.layouts import bytes_of
 from compiler.lower.low_bit import kernel_layouts
 from compiler.lower.stored_weights import Tensor
+from tests.kernels.interpreted import kernel
 
 
 def execute(
@@ -44,7 +44,7 @@ def execute(
         tiles = -(-count // call.tile)
         grid = (tiles, 1, call.depth) if call.blocks == call.tile == 1 else (call.blocks, tiles, call.depth)
         arguments = [values[name] if kind else None for name, kind in call.launch.arguments]
-        load(call.launch)[grid](*arguments, **call.launch.constants)
+        kernel(call.launch)[grid](*arguments, **call.launch.constants)
     return {port: memory[port] for port, _ in graph.outputs}
 
 

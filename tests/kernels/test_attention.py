@@ -13,15 +13,12 @@ from compiler.kernels import attention as lib
 from compiler.kernels.build import load
 from tests.conformance.tolerances import tolerance
 from tests.kernels.cases import FEATURES, SEQUENCES, Case, attention
+from tests.kernels.interpreted import kernel
 
 
 def run(launch: lib.Launch, grid: tuple[int, int, int], values: dict[str, Any]) -> None:
     """Launch a kernel in the interpreter."""
-    import importlib
-
-    module, name = launch.source.split(".")
-    kernel = getattr(importlib.import_module(f"compiler.kernels.{module}"), name)
-    kernel[grid](*(values[name] if kind else None for name, kind in launch.arguments), **launch.constants)
+    kernel(launch)[grid](*(values[name] if kind else None for name, kind in launch.arguments), **launch.constants)
 
 
 def check(a: lib.Attention, sequences: list[tuple[int, int]] = SEQUENCES, splits: int = 1) -> None:

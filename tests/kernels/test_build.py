@@ -210,6 +210,21 @@ def test_prompts_on_hopper() -> None:
         assert "tiles" in made.arguments
 
 
+def test_codes_of_4_bits_on_hopper() -> None:
+    """Nor this one (bench/gpu_products.py); that no weight is moved between threads it asserts when it is compiled."""
+    wide = {"outs": 384, "ins": 2304, "scale": "f16", "group": 32}
+    kinds: list[dict[str, Any]] = [
+        wide | {"x": "f16", "w": "u4", "zero": True, "bias": "f16", "residual": "f16"},
+        wide | {"x": "bf16", "w": "f4e2m1", "scale": "f8e8m0"},
+        wide | {"x": "f16", "w": "i4", "group": 256},
+    ]
+    launches = [product(Product(out=one["x"], **one), rows, 90) for one in kinds for rows in (16, 64)]
+    assert {launch.source for launch in launches} == {"words_hopper.words"}
+    for made in build(launches, 90):
+        assert made.overlap
+        assert made.shared <= SHARED[90]
+
+
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [

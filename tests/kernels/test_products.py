@@ -67,7 +67,7 @@ def inputs(p: Product, count: int) -> tuple[dict[str, torch.Tensor | int], torch
 
 def grid_of(launch: Launch, p: Product, count: int) -> tuple[int, int, int]:
     constants = launch.constants
-    splits = constants["splits"] if launch.name == "widened" else 1
+    splits = constants["splits"] if launch.name in ("widened", "words") else 1
     return -(-p.outs // constants["tile"]), -(-count // constants["rows"]), splits
 
 
@@ -85,7 +85,9 @@ def check(p: Product, rows: int = 16, count: int = COUNT) -> None:
     # is half a unit in the last place, 2^-11 in f16; for bf16 the interpreter cuts off: a whole unit, 2^-7
     last = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-7}[p.out]
     bound = (p.ins + 4) * 2.0**-24 * (size + exact.abs()) + last * exact.abs()
-    if launch.name == "widened" and p.group:  # `dequantize` rounds each weight to the type of x, and so does the kernel
+    if (
+        launch.name in ("widened", "words") and p.group
+    ):  # `dequantize` rounds each weight to the type of x, and so does the kernel
         bound += {"f16": 2.0**-11, "bf16": 2.0**-7}[p.x] * size
     assert ((y.double() - exact).abs() <= bound).all()
 
@@ -125,6 +127,8 @@ KINDS = {
     "w4a8": replace(W4, x="i8", x_scale="block", x_block=32),
     "w4a8 zero": replace(W4, x="i8", w="u4", zero=True, x_scale="row"),
 }  # fmt: skip
+HOPPERS = ("w4a16", "w4a16 bf16", "w4a16 32", "w4a16 256", "w4a16 zero", "w4a16 signed zero", "w4a16 unsigned",
+           "mxfp4 bf16")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -146,8 +150,49 @@ def test_a_scale_of_the_whole_weight_at_many_rows() -> None:
 
 def test_columns_are_split_where_blocks_would_be_few() -> None:
     splits = {rows: product(replace(W4, outs=4096, ins=4096), rows, 90).constants["splits"] for rows in (16, 64, MANY)}
-    assert splits == {16: 4, 64: 4, MANY: 1}
+    assert splits == {16: 4, 64: 8, MANY: 1}
     assert product(W4, 64, 90).constants["splits"] == 2  # as many as there are spans
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_codes_of_4_bits_have_a_kernel_on_hopper(name: str) -> None:
+    """At 2 to 64 rows, where scales are of the type of x and tiles are whole; elsewhere the portable one."""
+    p, hopper = replace(KINDS[name], outs=256), "words_hopper.words"
+    suits = name in HOPPERS
+    assert [product(p, rows, 90).source == hopper for rows in (1, 16, 64, 128, 256)] == [
+        False,
+        suits,
+        suits,
+        False,
+        False,
+    ]
+    assert product(p, 16, 100).source != hopper
+    assert product(replace(p, outs=200), 16, 90).source != hopper
+
+
+@pytest.mark.parametrize("name", HOPPERS)
+@pytest.mark.parametrize(("rows", "count"), [(16, 3), (64, 50)])
+def test_its_arguments_and_constants_are_those_of_the_portable_kernel(name: str, rows: int, count: int) -> None:
+    """Which the interpreter runs in its place: tiles, splits, and what joins them."""
+    check(replace(KINDS[name], outs=256, ins=1280), rows, count)
+
+
+def test_tiles_on_hopper() -> None:
+    """Of the measured shapes of a layer: tile and splits."""
+    shapes = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
+    asked = [replace(W4, outs=outs, ins=ins) for outs, ins in shapes]
+
+    def tiles(**changes: object) -> list[tuple[int, int]]:
+        made = [product(replace(p, **changes), rows, 90).constants for p in asked]  # type: ignore[arg-type]
+        return [(one["tile"], one["splits"]) for one in made]
+
+    rows = 16
+    assert tiles() == [(64, 2), (64, 4), (64, 1), (64, 4)]
+    assert tiles(w="u4", zero=True) == [(128, 4), (128, 8), (128, 2), (128, 8)]
+    rows = 64
+    assert tiles() == [(128, 2), (128, 8), (128, 1), (128, 8)]
+    wide = [product(p, 128, 90).source for p in asked]
+    assert wide == ["widened.widened", "widened.widened", "words_hopper.words", "widened.widened"]
 
 
 @pytest.mark.parametrize("name", ["f16", "fp8", "w4a16"])

@@ -22,7 +22,8 @@ from compiler.ir.interpreter import run, torch_dtype
 from compiler.ir.parser import parse
 from compiler.kernels import library
 from compiler.kernels.attention import Launch
-from compiler.kernels.build import Compiled, load
+from compiler.kernels.build import Compiled
+from tests.kernels.interpreted import kernel
 
 BYTES = 5 << 20  # the interpreter copies all of it at each launch
 START = 4096  # no address is 0
@@ -186,7 +187,7 @@ class Device:
         ]
         key = library._key(launch)
         if key not in KERNELS:
-            KERNELS[key] = load(launch)
+            KERNELS[key] = kernel(launch)
 
         def compute() -> None:
             with INTERPRETER:
