@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -305,25 +306,31 @@ def test_an_interrupt_of_the_first_rank(load: Callable[[Fails], Any], gpus: list
     assert not gpus[0].is_alive()
 
 
-@pytest.mark.parametrize(("spec", "precision", "ranks"), [("gemma", "bf16", 2)])
+# Key and value heads that are fewer than the ranks. SPECRT_ALL_PAIRS=1: experts, latent attention, codes, four ranks.
+PAIRS = [("gemma", "bf16", 2)]
+OTHERS = [("mixtral", "bf16", 2), ("deepseek_v2", "bf16", 2), ("gpt_neox", "w8a16", 2), ("chatglm2", "bf16", 4)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "precision", "ranks"), PAIRS + OTHERS if os.environ.get("SPECRT_ALL_PAIRS") else PAIRS
+)
 @pytest.mark.usefixtures("gpus")
 def test_a_model_that_ranks_share(spec: str, precision: str, ranks: int, tmp_path: Path) -> None:
     """Compiled, loaded on all GPUs and run: what one graph says, in steps ahead and in graphs."""
     prepared = prepare(
-        MODELS / f"{spec}.yaml", size="tiny", weights="random", max_sequence=64, max_batch=2, precision=precision,
+        MODELS / f"{spec}.yaml", size="tiny", weights="random", max_sequence=64, max_batch=1, precision=precision,
         target="sm90", toolchain="tensorrt-8.6", out=tmp_path / "bundle", tensor_parallel=ranks,
     )  # fmt: skip
     weights = weights_of(prepared)
-    rows = random_rows(prepared.source.config["vocab"], (1, 7))
+    rows = random_rows(prepared.source.config["vocab"], (7,))
     expected = [row["logits"] for row in outputs(quantized_graph(prepared), weights, rows)]
     with runtime.load(compile_with(prepared, weights)) as model:
         assert agreement(model.logits(rows), expected).relative <= load_recipe(precision).bound.relative
-        made = model.generate(rows, max_new_tokens=3, stop=())
-        again = model.logits([[*row, *new] for row, new in zip(rows, made, strict=True)])
-    for row, new, logits in zip(rows, made, again, strict=True):
-        for at, token in enumerate(new):
-            best = logits[len(row) + at - 1]
-            assert best[token] >= np.max(best) - 0.05 * np.abs(best).max()  # other sums in another company
+        (new,) = model.generate(rows, max_new_tokens=3, stop=())
+        (again,) = model.logits([[*rows[0], *new]])
+    for at, token in enumerate(new):
+        best = again[len(rows[0]) + at - 1]
+        assert best[token] >= np.max(best) - 0.05 * np.abs(best).max()  # other sums in another company
 
 
 @pytest.mark.usefixtures("gpus")
