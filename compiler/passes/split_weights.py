@@ -60,7 +60,7 @@ class Parts:
         if equation.op == "weight":
             return self._slice(value, axis, *self.bounds(size, parts))
         if equation.op == "const":
-            return self._const(equation, axis, *self.bounds(size, parts))
+            return self._const(equation, axis, size // parts)
         if equation.op == "dequantize" and equation.attr.get("block"):
             return self._blocks(equation, axis, parts)
         if equation.op == "gather":
@@ -80,11 +80,16 @@ class Parts:
             return f"%{value.name} is not whole"
         return self._emit(self.made[value.name], "slice", whole, attrs={"axis": axis, "start": start, "stop": stop})
 
-    def _const(self, equation: Equation, axis: int, start: int, stop: int) -> Value:
+    def _const(self, equation: Equation, axis: int, part: int) -> Value | str:
+        """The same of all ranks: it stands in a segment, which they share."""
         shape = equation.result.type.static_shape()
-        kept = tuple(stop - start if place - len(shape) == axis else size for place, size in enumerate(shape))
-        value = _cut(equation.attr["value"], len(shape) + axis, start, stop)
-        return self._emit(equation, "const", attrs={"value": value}, kind=TensorType(equation.result.type.dtype, kept))
+        depth = len(shape) + axis
+        own = {_cut(equation.attr["value"], depth, start, start + part) for start in range(0, shape[axis], part)}
+        if len(own) > 1:
+            return f"numbers of %{equation.result.name} would differ by GPU"
+        kept = (*shape[:depth], part, *shape[depth + 1 :])
+        kind = TensorType(equation.result.type.dtype, kept)
+        return self._emit(equation, "const", attrs={"value": own.pop()}, kind=kind)
 
     def _blocks(self, equation: Equation, axis: int, parts: int) -> Value | str:
         """Codes and their scales. Blocks that two ranks would share become smaller ones of the same scale."""

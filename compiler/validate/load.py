@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from types import MappingProxyType
 
 from compiler.ir.cache_rows import HEAD
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.types import DTYPES
 from compiler.passes.quantization_plan import experts_kept, leaf_of, matches
+from compiler.passes.split_weights import LEAST
 from compiler.sizes import cache_bytes_per_token, cache_rows_per_token, counted
 from compiler.validate.fit import Load
 from specs.precision import Recipe
@@ -101,8 +102,8 @@ def shares_in(graph: Graph) -> dict[str, Share]:
     return found
 
 
-def bits(weight: Weight, recipe: Recipe, base: str) -> float:
-    """Bits that a number of a weight takes, its share of scales and zero points included."""
+def bits(weight: Weight, recipe: Recipe, base: str, parts: int = 1) -> float:
+    """Bits that a number of a weight takes, its share of scales and zero points included; `parts`: of its inputs."""
     plain, store = 8.0 * BASE_BYTES[base], recipe.weights
     if store is None or not _low(weight, recipe):
         return plain
@@ -112,7 +113,7 @@ def bits(weight: Weight, recipe: Recipe, base: str) -> float:
     extra = code if not store.symmetric else 0.0  # a zero point is stored as a code
     if store.per == "tensor":
         return code + (scale + extra) / (inputs * outputs)
-    group = _group(weight, recipe)
+    group = _group(weight, recipe, parts)
     if group is not None:
         share = group if store.per == "group" else group * group
         return code + (scale + extra) / share
@@ -128,20 +129,22 @@ def _low(weight: Weight, recipe: Recipe) -> bool:
     return recipe.weights is not None and weight.multiplied and not excluded and not kept
 
 
-def _group(weight: Weight, recipe: Recipe) -> int | None:
-    """How many inputs share a scale, None where all of an output or of a weight do."""
+def _group(weight: Weight, recipe: Recipe, parts: int) -> int | None:
+    """How many inputs share a scale in so many parts of them, None where all of an output or of a weight do."""
     if recipe.weights is None or recipe.weights.per not in ("group", "square"):
         return None
-    return next((size for size in recipe.weights.group if weight.shape[-1] % size == 0), None)
+    inputs = weight.shape[-1]
+    return next((gcd(size, inputs // parts) for size in recipe.weights.group if inputs % size == 0), None)
 
 
 def cuts_groups(built: Graph, recipe: Recipe, shares: Mapping[str, Share]) -> bool:
-    """Whether a rank's part of the inputs of a weight would be no whole number of groups."""
-    for weight in (weight for weight in weights_in(built) if _low(weight, recipe)):
-        group, inputs = _group(weight, recipe), weight.shape[-1] // shares.get(weight.name, WHOLE).parts
-        if group is not None and inputs % group:
-            return True
-    return False
+    """Whether groups of a rank's part of a weight would be smaller than any kernel reads."""
+    groups = (
+        _group(weight, recipe, shares.get(weight.name, WHOLE).parts)
+        for weight in weights_in(built)
+        if _low(weight, recipe)
+    )
+    return any(group is not None and group < LEAST for group in groups)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def sizes_of(
     total = numbers = read = operations = 0.0
     for weight in weights_in(built):
         share = shares.get(weight.name, WHOLE)
-        size = weight.numbers * bits(weight, recipe, base) / 8
+        size = weight.numbers * bits(weight, recipe, base, share.parts) / 8
         total, numbers = total + size * share.stored, numbers + weight.numbers * share.stored
         if weight.multiplied:
             read += size * weight.active * share.read

@@ -18,6 +18,7 @@ import compiler
 from compiler.api import weights_of
 from compiler.ir.core import Equation, Graph, Value, walk
 from compiler.ir.interpreter import run
+from compiler.ir.parser import parse
 from compiler.ir.ranks import run_ranks
 from compiler.passes.pipelines import JOIN_PRODUCTS, pipeline
 from compiler.passes.runner import PassReport, run_passes
@@ -194,3 +195,36 @@ def _product_weight(graph: Graph, name: str) -> Graph:
 
     visit(used[-1].values[1])
     return Graph("weight", (), (), tuple(needed.values()), (("out", used[-1].values[1]),))
+
+
+def test_heads_behind_what_needs_whole_rows() -> None:
+    """A norm of all heads' numbers together, which no shipped model has: each rank would need the others'."""
+    text = """graph g(%x: f32[T,16], %at: i32[1,T]) {
+      dim T in 1..4..8
+      %w: f32[16,16] = weight() {name = "q"}
+      %gain: f32[16] = weight() {name = "gain"}
+      %q0: f32[T,16] = matmul(%x, %w) {transpose_b = true} @ model.yaml:7:3
+      %q1: f32[T,16] = rms_norm(%q0, %gain) {eps = 0.00001} @ model.yaml:8:3
+      %q: f32[1,T,2,8] = reshape(%q1) {shape = (1, "T", 2, 8)}
+      %y: f32[1,T,2,8] = attention(%q, %q, %q, %at) {scale = 1.0, causal = true} @ model.yaml:9:3
+      return out = %y
+    }"""
+    check_raises("PASS-005-norm", run_passes, parse(text), (split_tensors(2, 0),))
+
+
+def test_constants_stand_in_segments_that_all_share() -> None:
+    """Numbers that would differ by rank keep the product whole that meets them; equal ones are cut."""
+    text = """graph g(%x: f32[T,16]) {{
+      dim T in 1..4..8
+      %w: f32[4,16] = weight() {{name = "w"}}
+      %y: f32[T,4] = matmul(%x, %w) {{transpose_b = true}}
+      %c: f32[4] = const() {{value = {numbers}}}
+      %z: f32[T,4] = mul(%y, %c)
+      %o.weight: f32[16,4] = weight() {{name = "o"}}
+      %o: f32[T,16] = matmul(%z, %o.weight) {{transpose_b = true}}
+      return out = %o
+    }}"""
+    for numbers, exchanges in (("(2.0, 2.0, 2.0, 2.0)", ["all_reduce"]), ("(1.0, 2.0, 3.0, 4.0)", ["all_gather"])):
+        done, report = run_passes(parse(text.format(numbers=numbers)), (split_tensors(2, 0),))
+        assert [eq.op for eq in walk(done.equations) if eq.op.startswith("all_")] == exchanges
+    assert "would differ by GPU" in report[0].refusals[0].reason

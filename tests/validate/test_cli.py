@@ -102,14 +102,19 @@ def test_fit_knows_a_cache_of_codes(cli: Cli) -> None:  # noqa: F811
 def test_fit_knows_what_each_of_several_gpus_has(cli: Cli) -> None:  # noqa: F811
     asked = ("fit", SPEC, "--size", "7b", "--gpu", "h200", "--precisions", "fp16,w4a16", "--context", 4096, "--json")
     rows = {(row["gpus"], row["precision"]): row for row in cli(*asked, "--gpus", "1,2,4,3").json["fits"]}
-    # 3 GPUs can't share 32 heads; a fourth of 11008 inputs is no number of groups of 128
-    assert sorted(rows) == [(1, "fp16"), (1, "w4a16"), (2, "fp16"), (2, "w4a16"), (4, "fp16")]
+    assert sorted(rows) == [
+        (count, name) for count in (1, 2, 4) for name in ("fp16", "w4a16")
+    ]  # 3 don't divide 32 heads
     whole = 2 * 32000 * 4096 + 2 * 4096 * 65  # the embedding, and the gains of norms
     one, two, four = (rows[count, "fp16"] for count in (1, 2, 4))
     assert one["weight_bytes"] == 2 * 6_738_415_616
     assert two["weight_bytes"] == whole + (one["weight_bytes"] - whole) / 2
     assert four["kv_bytes"] == one["kv_bytes"] / 4
     assert two["price"] == 2 * one["price"]
+    # a fourth of 11008 inputs is no number of groups of 128: groups of 64, twice as many scales of 16 bits
+    low, parts = rows[1, "w4a16"]["weight_bytes"], rows[4, "w4a16"]["weight_bytes"]
+    down = 32 * 4096 * 11008
+    assert parts == whole + (low - whole + down * (2 / 64 - 2 / 128)) / 4
     assert "`--gpus` is `none`" in cli(*asked[:-1], "--gpus", "none").err
 
 
