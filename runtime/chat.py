@@ -34,7 +34,7 @@ class ChatTemplate:
             hint = "correct the checkpoint's chat template, then compile again"
             raise SpecRTError("RUN-051", message, where=Where(self._file, line), hint=hint) from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The prompt of a conversation, up to where the model answers.
 
         Raises SpecRTError RUN-052 where the template refuses the messages, or fails on them.
@@ -42,7 +42,7 @@ class ChatTemplate:
         given = {"tools": None, "documents": None, "add_generation_prompt": True, **self._tokens, **variables}
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
-            return self._template.render(messages=plain, **given)
+            return self._template.render({**given, "messages": plain})
         except Exception as error:  # a template can raise anything, and says in its error what it expects
             message = f"the chat template refuses these messages: {error}"
             hint = "templates may limit which roles there are and in which order; this one is chat_template.jinja"

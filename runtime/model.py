@@ -202,7 +202,7 @@ class Model:
         """The text that `ids` add after other ids."""
         return self.tokenizer.decode(ids, after)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> list[int]:
         """Ids of a conversation, `role` and `content` of each message, up to where the model answers.
 
         Rendered by the checkpoint's chat template as transformers' `apply_chat_template` does; `variables` are the

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.model import Model
 from serve.answers import Shape
 from serve.engine import EngineThread
-from serve.errors import RequestError, body_of, status_of
+from serve.errors import RequestError, body_of, status_of, told
 from serve.generation import Generation, jobs_of
 from serve.metrics import CONTENT_TYPE, Metrics
 from serve.protocol import Asked, read_json, read_request
@@ -75,8 +75,10 @@ class Server:
                 if path.startswith("/v1/"):
                     self._check_key(request)
                 answer = await call(request)
-            except SpecRTError as error:
-                answer = _failure(error)
+            except ClientDisconnect:
+                answer = Gone()
+            except Exception as error:  # noqa: BLE001 (bugs are answers too, in the shape that clients read)
+                answer = _failure(told(error))
             if not isinstance(answer, EventStream):  # which counts itself at its end
                 gone = isinstance(answer, Gone)
                 self.metrics.answered(path, "gone" if gone else str(answer.status_code))
@@ -217,9 +219,10 @@ class EventStream(Response):
         try:
             async for event in self._events():
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-        except SpecRTError as error:
-            status = str(status_of(error))
-            await send({"type": "http.response.body", "body": _event(body_of(error)), "more_body": True})
+        except Exception as error:  # noqa: BLE001 (as around whole answers)
+            mistake = told(error)
+            status = str(status_of(mistake))
+            await send({"type": "http.response.body", "body": _event(body_of(mistake)), "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
         return status
 

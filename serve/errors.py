@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ from specs.errors import SpecRTError
 
 _STATUS = {  # 400 where nothing is said
     "SERVE-006": 404, "SERVE-007": 429, "SERVE-008": 401, "SERVE-009": 404, "SERVE-010": 413, "SERVE-011": 503,
-    "SERVE-012": 405, "RUN-030": 500,
+    "SERVE-012": 405, "SERVE-014": 500, "RUN-030": 500,
 }  # fmt: skip
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
@@ -28,6 +30,15 @@ class RequestError(SpecRTError):
     ) -> None:
         super().__init__(code, message, hint=hint)
         self.param, self.headers = param, dict(headers or {})
+
+
+def told(error: Exception) -> SpecRTError:
+    """What a client hears of it; a bug is in the log with its traceback."""
+    if isinstance(error, SpecRTError):
+        return error
+    traceback.print_exception(error, file=sys.stderr)
+    message = f"a bug in the server: {type(error).__name__}: {error}"
+    return RequestError("SERVE-014", message, hint="its log has the traceback, please report it")
 
 
 def status_of(error: SpecRTError) -> int:

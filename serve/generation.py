@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from runtime.checks import check_prompt
 from runtime.model import Model
 from serve.engine import EngineThread, Job, Running
 from serve.metrics import Metrics
@@ -26,7 +27,7 @@ class Piece:
 def jobs_of(model: Model, asked: Asked) -> list[Job]:
     """A job for each choice, those of one prompt beside each other; encodes texts, which may take a while.
 
-    Raises SpecRTError RUN-002, RUN-021, RUN-050 to RUN-052.
+    Raises SpecRTError RUN-001 to RUN-003, RUN-021, RUN-050 to RUN-052.
     """
     ends = frozenset(asked.stop_ids) | (frozenset() if asked.ignore_eos else frozenset(model.stop))
     for token in asked.stop_ids:
@@ -39,6 +40,7 @@ def jobs_of(model: Model, asked: Asked) -> list[Job]:
             ids = model.chat(prompt, **asked.variables)
         else:
             ids = model.encode(prompt) if isinstance(prompt, str) else prompt
+        check_prompt(ids, model.limits.max_sequence, model.vocab)  # the engine does too, but texts come before it
         most = asked.max_tokens or max(1, model.limits.max_sequence - len(ids))
         jobs += [Job(ids, asked.how(choice), most, ends) for choice in range(asked.n)]
     return jobs

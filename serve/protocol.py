@@ -45,15 +45,26 @@ class Asked:
 def read_json(body: bytes) -> dict[str, Any]:
     """The object of a request. Raises RequestError SERVE-001."""
     try:
-        content = json.loads(body)
+        content = json.loads(body.decode())
+        if b"\\u" in body:  # escapes can write halves of characters, which are no text
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-        reason = "nested too deeply" if isinstance(error, RecursionError) else reason
+        reason = _reason(error)
         hint = "send one object with the header `Content-Type: application/json`"
         raise RequestError("SERVE-001", f"the body is not JSON: {reason}", hint=hint) from error
     if not isinstance(content, dict):
         raise RequestError("SERVE-001", f"the body is {_found(content)}, expected an object")
     return content
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}"
+    if isinstance(error, UnicodeEncodeError):
+        return "an escape is half of a character"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def read_request(content: Mapping[str, Any], *, chat: bool, model: str) -> Asked:

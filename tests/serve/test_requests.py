@@ -60,6 +60,8 @@ def test_mistakes(golden: str, body: dict[str, Any], param: str) -> None:
         ("SERVE-001-list", b"[1]"),
         ("SERVE-001-deep", b"[" * 100_000),
         ("SERVE-001-bytes", b"\xff"),
+        ("SERVE-001-half", b'{"prompt": "\\ud800"}'),
+        ("SERVE-001-number", b'{"seed": ' + b"1" * 5000 + b"}"),
     ],
 )
 def test_bodies_that_are_no_object(golden: str, body: bytes) -> None:
@@ -110,6 +112,8 @@ def test_values_that_change_nothing_are_taken() -> None:
         ({"prompt": "word " * 300}, "RUN-002"),
         ({"prompt": "x", "max_tokens": 300}, "RUN-006"),
         ({"prompt": [4096]}, "RUN-003"),
+        ({"prompt": [-1]}, "RUN-003"),
+        ({"prompt": [2**70]}, "RUN-003"),
         ({"prompt": "x", "stop_token_ids": [-1]}, "RUN-021"),
     ],
     ids=str,
@@ -140,6 +144,11 @@ def test_other_answers(client: httpx2.Client) -> None:
     assert error(client.post("/v1/chat/completions", json=chat)) == (400, "RUN-052")
 
 
+def test_names_of_a_template_are_not_those_of_functions(client: httpx2.Client) -> None:
+    body = {"messages": [HI], "chat_template_kwargs": {"self": 1, "special": 2, "messages_": []}, "max_tokens": 1}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
 def test_goldens_of_the_server(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(model, api_key="secret", queue=0)
     with served(server) as client:
@@ -151,6 +160,11 @@ def test_goldens_of_the_server(model: Model, monkeypatch: pytest.MonkeyPatch) ->
         }
         server.open = 4
         found["SERVE-007"] = client.post("/v1/completions", json=PROMPT, headers=KEY)
+        server.open = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(server.thread, "open", lambda _: 1 / 0)
+            found["SERVE-014"] = client.post("/v1/completions", json=PROMPT, headers=KEY)
+        assert (found["SERVE-014"].status_code, server.open) == (500, 0)
         monkeypatch.setattr(server.thread, "failed", True)
         found["SERVE-011"] = client.post("/v1/completions", json=PROMPT, headers=KEY)
     for golden, answer in found.items():
