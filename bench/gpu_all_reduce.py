@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import queue
 import random
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -68,24 +67,9 @@ class Rank(Compiled):
             for number, name in enumerate(self.list["checked"])
         }
 
-    def graph_time(self, work: Callable[[], None], rounds: int = 9) -> float:
-        """Microseconds of a captured call, the median of replays of REPEAT of them."""
-
-        def all_() -> None:
-            for _ in range(REPEAT):
-                work()
-
-        work()
-        self.device.wait()
-        graph = self.device.capture(all_)
-        self.device.replay(graph)
-        found = []
-        for _ in range(rounds):
-            start = self.device.event()
-            self.device.replay(graph)
-            found.append(self.device.milliseconds(start, self.device.event()))
-        self.device.drop(graph)
-        return statistics.median(found) / REPEAT * 1e3
+    def graph_time(self, work: Callable[[], None]) -> float:
+        """Microseconds of a captured call."""
+        return self.time([work], rounds=9, repeat=REPEAT) * 1e3
 
     def times(self) -> dict[str, dict[str, float]]:
         """Microseconds by size and way; with launches that overlap, and one behind the other."""

@@ -49,9 +49,9 @@ class Compiled:
                                            tuple(made["arguments"]), made["constants"], made["overlap"])  # fmt: skip
         return self._kernels[number]
 
-    def time(self, calls: Sequence[Callable[[], None]], rounds: int = 5) -> float:
-        """Milliseconds of one call, the median of `rounds` replays of a graph of all."""
-        repeat = max(1, 20 // len(calls))
+    def time(self, calls: Sequence[Callable[[], None]], rounds: int = 5, repeat: int | None = None) -> float:
+        """Milliseconds of one call, the median of `rounds` replays of a graph of all, each `repeat` times."""
+        repeat = repeat or max(1, 20 // len(calls))
 
         def work() -> None:
             for _ in range(repeat):

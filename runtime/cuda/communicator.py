@@ -36,15 +36,6 @@ class Communicator(Protocol):
     def all_gather(self, source: int, target: int, count: int, dtype: str) -> None:
         """The `count` elements of each rank, in the order of ranks."""
 
-    def broadcast(self, address: int, count: int, dtype: str, root: int) -> None:
-        """The elements of one rank to all others."""
-
-    def send(self, source: int, count: int, dtype: str, rank: int) -> None:
-        """Elements for another rank, which must `receive` them."""
-
-    def receive(self, target: int, count: int, dtype: str, rank: int) -> None:
-        """Elements that another rank must `send`."""
-
     def abort(self) -> None:
         """From any thread: let what waits in the stream for other ranks go on, with any result; nothing works after."""
 
@@ -122,20 +113,8 @@ class NCCL:
         """See Communicator."""
         self._put("ncclAllGather", source, target, count, dtype)
 
-    def broadcast(self, address: int, count: int, dtype: str, root: int) -> None:
-        """See Communicator."""
-        self._put("ncclBroadcast", address, address, count, dtype, ctypes.c_int(root))
-
-    def send(self, source: int, count: int, dtype: str, rank: int) -> None:
-        """See Communicator."""
-        self._put("ncclSend", source, None, count, dtype, ctypes.c_int(rank))
-
-    def receive(self, target: int, count: int, dtype: str, rank: int) -> None:
-        """See Communicator."""
-        self._put("ncclRecv", target, None, count, dtype, ctypes.c_int(rank))
-
-    def _put(self, name: str, first: int, second: int | None, count: int, dtype: str, *more: ctypes.c_int) -> None:
-        places = [ctypes.c_void_p(place) for place in (first, second) if place is not None]
+    def _put(self, name: str, source: int, target: int, count: int, dtype: str, *more: ctypes.c_int) -> None:
+        places = ctypes.c_void_p(source), ctypes.c_void_p(target)
         with self._lock:
             if self._handle is None:
                 raise nccl_failed(name, "the communicator was aborted", "")

@@ -75,12 +75,14 @@ def other_devices(bundle: str, needed: int, devices: Sequence[int]) -> SpecRTErr
     return SpecRTError("RUN-043", message, hint=hint)
 
 
-def too_few(bundle: str, devices: Sequence[int], there: int) -> SpecRTError:
-    """A machine that has not the GPUs of a bundle of several ranks."""
+def check_there(bundle: str, devices: Sequence[int], there: int) -> None:
+    """Raises SpecRTError RUN-044 for a machine that has not the GPUs of a bundle of several."""
+    if all(device < there for device in devices):
+        return
     asked = f"GPU{'s' if len(devices) > 1 else ''} {', '.join(map(str, devices))}"
     message = f"`{bundle}` is to run on {asked}, this machine shows {there}"
     hint = "compile with fewer `--tensor-parallel` or `--pipeline-parallel`; CUDA_VISIBLE_DEVICES may hide some"
-    return SpecRTError("RUN-044", message, hint=hint)
+    raise SpecRTError("RUN-044", message, hint=hint)
 
 
 def no_nccl(reason: str) -> SpecRTError:

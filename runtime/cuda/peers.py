@@ -78,18 +78,6 @@ class Peers:
         """See Communicator."""
         self._group.all_gather(source, target, count, dtype)
 
-    def broadcast(self, address: int, count: int, dtype: str, root: int) -> None:
-        """See Communicator."""
-        self._group.broadcast(address, count, dtype, root)
-
-    def send(self, source: int, count: int, dtype: str, rank: int) -> None:
-        """See Communicator."""
-        self._group.send(source, count, dtype, rank)
-
-    def receive(self, target: int, count: int, dtype: str, rank: int) -> None:
-        """See Communicator."""
-        self._group.receive(target, count, dtype, rank)
-
     def abort(self) -> None:
         """See Communicator."""
         if not self._closed:

@@ -22,7 +22,7 @@ from runtime.cuda.communicator import Communicator
 from runtime.cuda.driver import Device, count
 from runtime.cuda.executable import CUDAExecutable
 from runtime.cuda.kernels import Kernels
-from runtime.cuda.missing import too_few
+from runtime.cuda.missing import check_there
 from runtime.cuda.turns import Turn
 from runtime.executable import LIKELIEST, Array, Ints
 from runtime.program import Program
@@ -177,8 +177,7 @@ class Pipeline(Cached):
         As one of several ranks it calls `meet` when all stages are ready, then `connect` of each, in a thread each.
         Raises SpecRTError RUN-044 where the machine has fewer GPUs, and what CUDAExecutable raises, for any stage.
         """
-        if not all(device < (there := count()) for device in devices):
-            raise too_few(bundle.name, devices, there)
+        check_there(bundle.name, devices, count())
         self.stages = len(devices)
         meeting = _Meeting(self.stages)
 

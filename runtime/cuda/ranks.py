@@ -17,7 +17,7 @@ from runtime.cuda.communicator import NCCL, Communicator, new_id
 from runtime.cuda.driver import Device, count
 from runtime.cuda.executable import CUDAExecutable
 from runtime.cuda.kernels import Kernels
-from runtime.cuda.missing import cut_off, too_few
+from runtime.cuda.missing import check_there, cut_off
 from runtime.cuda.peers import peers
 from runtime.cuda.pipeline import Pipeline
 from runtime.cuda.worker import follow
@@ -90,8 +90,7 @@ class RankedExecutable:
 
         Raises SpecRTError as CUDAExecutable does, for any rank; RUN-044 to RUN-047.
         """
-        if not all(device < (there := count()) for device in devices):
-            raise too_few(bundle.name, devices, there)
+        check_there(bundle.name, devices, count())
         keys = tuple(new_id() for _ in range(bundle.pipeline))
         ranks = bundle.tensor
         jobs = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import queue
 import socket
 import sys
 import threading
@@ -31,7 +30,6 @@ class Exchange:
         self.size = size
         self.barrier = threading.Barrier(size)
         self.given: list[Any] = [None] * size
-        self.sent = {(a, b): queue.Queue[torch.Tensor]() for a in range(size) for b in range(size)}
 
     def swap(self, rank: int, value: Any) -> list[Any]:
         """Each rank's value, once all have given theirs."""
@@ -81,21 +79,6 @@ class Communicator:
             self._at(target, count * self.size, dtype).copy_(torch.cat(each))
 
         self._later("all_gather", count, work)
-
-    def broadcast(self, address: int, count: int, dtype: str, root: int) -> None:
-        def work() -> None:
-            here = self._at(address, count, dtype)
-            here.copy_(self.exchange.swap(self.rank, here.clone())[root])
-
-        self._later("broadcast", count, work)
-
-    def send(self, source: int, count: int, dtype: str, rank: int) -> None:
-        place = self.exchange.sent[self.rank, rank]
-        self._later("send", count, lambda: place.put(self._at(source, count, dtype).clone()))
-
-    def receive(self, target: int, count: int, dtype: str, rank: int) -> None:
-        place = self.exchange.sent[rank, self.rank]
-        self._later("receive", count, lambda: self._at(target, count, dtype).copy_(place.get(timeout=PATIENCE)))
 
     def abort(self) -> None:
         self.aborted = True
